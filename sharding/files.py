@@ -1,0 +1,253 @@
+"""The files of one claimed shard: names, directories, reads and removals. Every method blocks.
+
+The shard's directories are opened once and everything is reached through them, so that a disk
+unmounted under the node never leads to its empty mount point; no link is ever followed.
+``staging`` writes the files.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from uuid import UUID
+
+from sharding.disk_errors import LOOKING, MEDIUM_ERRNOS, READING, WRITING, shard_error, translated
+from sharding.errors import ReplicaCorrupt, ReplicaMissing, ShardFull, ShardRefused, ShardUnavailable
+from sharding.identity import OPEN_DIRECTORY, ShardClaim, make_layout
+from sharding.model import BlobName, ShardId
+from sharding.shard import ShardSpace
+
+FAN_OUT_HEX_DIGITS = 2
+"""Hex digits of the sha256 that name a blob's directory under ``blobs/``."""
+
+BLOBS = "."
+"""How ``blobs/`` itself is called among the directories to be synced."""
+
+SPACE_SAMPLE_SECONDS = 1.0
+SHA256_BYTES = 32
+OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
+OPEN_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+
+
+class ShardFiles:
+    """What can be done in the directories of one shard.
+
+    ``shard`` only signs the errors. An absent fan-out directory means that none of its blobs is
+    there, unless ``blobs/`` itself was taken away.
+    """
+
+    def __init__(self, shard: ShardId, claim: ShardClaim, reserve_bytes: int) -> None:
+        self.shard = shard
+        self.path = claim.path
+        self._claim = claim
+        self._reserve_bytes = reserve_bytes
+        self._lock = threading.Lock()
+        self._undurable: dict[str, object] = {}
+        self._space = ShardSpace(0, 0)
+        self._space_until = float("-inf")
+        make_layout(claim.directory)
+        self.tmp = os.open("tmp", OPEN_DIRECTORY, dir_fd=claim.directory)
+        try:
+            self._blobs = os.open("blobs", OPEN_DIRECTORY, dir_fd=claim.directory)
+        except OSError:
+            os.close(self.tmp)
+            raise
+
+    def close(self) -> None:
+        """Close the directories and give up the claim; no call may be under way. May be called twice."""
+        if self.tmp >= 0:
+            os.close(self.tmp)
+            os.close(self._blobs)
+            self.tmp = self._blobs = -1
+        self._claim.close()
+
+    def recover(self) -> None:
+        """Empty ``tmp/``, and make durable the fan-out directories a killed owner may have left unsynced."""
+        for name in os.listdir(self.tmp):
+            if stat.S_ISDIR(os.lstat(name, dir_fd=self.tmp).st_mode):
+                shutil.rmtree(name, dir_fd=self.tmp)
+            else:
+                os.unlink(name, dir_fd=self.tmp)
+        os.fsync(self._blobs)
+
+    def name(self, blob: BlobName) -> str:
+        """Return the file name of ``blob``: 64 hex digits, a dot and a uuid, and nothing else."""
+        if len(blob.sha256) != SHA256_BYTES or not isinstance(blob.generation, UUID):
+            raise ShardRefused(self.shard, "a blob is named by 32 bytes of sha256 and a uuid")
+        return str(blob)
+
+    def read(self, blob: BlobName, size: int, offset: int, length: int) -> bytes:
+        """See ``Shard.read``."""
+        if offset < 0 or length < 0 or offset + length > size:
+            raise ShardRefused(self.shard, f"{length} bytes from {offset} are not within {size}")
+        name = self.name(blob)
+        with self._fan_out(name) as directory:
+            if directory is None:
+                raise ReplicaMissing(self.shard, f"reading {name}: its directory is not there")
+            try:
+                return self._read(name, directory, size, offset, length)
+            except OSError as error:
+                raise self._reading_failed(name, error) from error
+
+    def sizes(self, blobs: Sequence[BlobName]) -> list[int | None]:
+        """See ``Shard.sizes``. Each file is opened: a dead file system still answers ``stat`` from memory."""
+        return [self._size(self.name(blob)) for blob in blobs]
+
+    def remove(self, blob: BlobName) -> tuple[str, ...]:
+        """Unlink a blob and return the directories to sync.
+
+        They are synced also when the file was gone: an earlier removal may not be durable yet.
+        """
+        name = self.name(blob)
+        with self._fan_out(name) as directory:
+            if directory is None:
+                return ()
+            with translated(self.shard, WRITING, f"removing {name}"), suppress(FileNotFoundError):
+                os.unlink(name, dir_fd=directory)
+        return (_fan_out_of(name),)
+
+    def place(self, staged: str, name: str) -> tuple[str, ...]:
+        """Rename ``tmp/<staged>`` to its final ``name`` and return the directories to sync."""
+        fan_out = _fan_out_of(name)
+        with translated(self.shard, WRITING, f"renaming tmp/{staged} to {name}"):
+            directory = self._open_or_make(fan_out)
+            try:
+                with suppress(FileNotFoundError):
+                    os.lstat(name, dir_fd=directory)
+                    raise ShardRefused(self.shard, f"{name} is there already, and no name is used twice")
+                os.rename(staged, name, src_dir_fd=self.tmp, dst_dir_fd=directory)
+            finally:
+                os.close(directory)
+        with self._lock:
+            return (fan_out, BLOBS) if fan_out in self._undurable else (fan_out,)
+
+    def sync_all(self, directories: Sequence[str]) -> Mapping[str, OSError]:
+        """Fsync each of ``directories`` and return the errors of those that failed."""
+        failures = {}
+        with self._lock:
+            made = dict(self._undurable)
+        for directory in directories:
+            try:
+                self._sync(directory)
+            except OSError as error:
+                failures[directory] = error
+        if BLOBS in directories and BLOBS not in failures:
+            self._note_durable(made)
+        return failures
+
+    def space(self) -> ShardSpace:
+        """Return the space, sampled at most once a second."""
+        now = time.monotonic()
+        if now >= self._space_until:
+            with translated(self.shard, LOOKING, f"asking for the free space of {self.path}"):
+                found = os.fstatvfs(self._blobs)
+            free = found.f_bavail * found.f_frsize
+            self._space = ShardSpace(found.f_blocks * found.f_frsize, max(0, free - self._reserve_bytes))
+            self._space_until = now + SPACE_SAMPLE_SECONDS
+        return self._space
+
+    def check_space(self) -> None:
+        """Raise ``ShardFull`` when the free space is down to the reserve."""
+        if self.space().free_bytes == 0:
+            raise ShardFull(self.shard, f"no more than the reserve of {self._reserve_bytes} bytes is free")
+
+    def _read(self, name: str, directory: int, size: int, offset: int, length: int) -> bytes:
+        file = os.open(name, OPEN_FILE, dir_fd=directory)
+        try:
+            found = os.fstat(file)
+            if not stat.S_ISREG(found.st_mode) or found.st_size != size:
+                raise ReplicaCorrupt(self.shard, f"{name} should be a file of {size} bytes and has {found.st_size}")
+            data = read_up_to(file, offset, length)
+        finally:
+            os.close(file)
+        if len(data) != length:
+            raise ReplicaCorrupt(self.shard, f"{name} ended at {offset + len(data)} of {size} bytes")
+        return data
+
+    def _reading_failed(self, name: str, error: OSError) -> Exception:
+        # A dead disk answers EIO to everything. That is no reason to suspect each of its replicas.
+        dead = error.errno in MEDIUM_ERRNOS and not self._accepts_files()
+        return shard_error(self.shard, LOOKING if dead else READING, f"reading {name}", error)
+
+    def _accepts_files(self) -> bool:
+        probe = f"probe-{threading.get_ident()}"
+        try:
+            os.close(os.open(probe, OPEN_NEW, 0o600, dir_fd=self.tmp))
+            os.unlink(probe, dir_fd=self.tmp)
+        except OSError as error:
+            return error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return True
+
+    def _size(self, name: str) -> int | None:
+        with self._fan_out(name) as directory, translated(self.shard, LOOKING, f"looking for {name}"):
+            if directory is None:
+                return None
+            try:
+                file = os.open(name, OPEN_FILE, dir_fd=directory)
+            except FileNotFoundError:
+                return None
+            try:
+                found = os.fstat(file)
+            finally:
+                os.close(file)
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
+
+    @contextmanager
+    def _fan_out(self, name: str) -> Iterator[int | None]:
+        fan_out = _fan_out_of(name)
+        with translated(self.shard, LOOKING, f"opening blobs/{fan_out}"):
+            try:
+                directory = os.open(fan_out, OPEN_DIRECTORY, dir_fd=self._blobs)
+            except FileNotFoundError:
+                directory = -1
+                if not os.fstat(self._blobs).st_nlink:
+                    raise ShardUnavailable(self.shard, f"{self.path}/blobs was removed; restart the node") from None
+        try:
+            yield None if directory < 0 else directory
+        finally:
+            if directory >= 0:
+                os.close(directory)
+
+    def _open_or_make(self, fan_out: str) -> int:
+        with suppress(FileNotFoundError):
+            return os.open(fan_out, OPEN_DIRECTORY, dir_fd=self._blobs)
+        with self._lock, suppress(FileExistsError):  # whoever finds it, finds it noted as not yet durable
+            os.mkdir(fan_out, 0o700, dir_fd=self._blobs)
+            self._undurable[fan_out] = object()
+        return os.open(fan_out, OPEN_DIRECTORY, dir_fd=self._blobs)
+
+    def _sync(self, directory: str) -> None:
+        opened = os.open(directory, OPEN_DIRECTORY, dir_fd=self._blobs)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
+
+    def _note_durable(self, made: Mapping[str, object]) -> None:
+        with self._lock:
+            for fan_out, token in made.items():
+                if self._undurable.get(fan_out) is token:
+                    del self._undurable[fan_out]
+
+
+def read_up_to(file: int, offset: int, length: int) -> bytes:
+    """Return ``length`` bytes from ``offset``, fewer only where the file ends."""
+    data = os.pread(file, length, offset)
+    if len(data) == length or not data:
+        return data
+    parts = [data]
+    taken = len(data)
+    while taken < length and (data := os.pread(file, length - taken, offset + taken)):
+        parts.append(data)
+        taken += len(data)
+    return b"".join(parts)
+
+
+def _fan_out_of(name: str) -> str:
+    return name[:FAN_OUT_HEX_DIGITS]

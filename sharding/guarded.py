@@ -1,0 +1,245 @@
+"""Any shard, bounded: so many calls at once, so long each, and none while it is known to fail."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol, TypeVar
+
+from sharding.circuit import Circuit
+from sharding.errors import (
+    ReplicaCorrupt,
+    ReplicaMissing,
+    ShardError,
+    ShardFull,
+    ShardRefused,
+    ShardUnavailable,
+)
+from sharding.model import BlobName, Buffer, Generation, ShardId
+from sharding.shard import Shard, StagedBlob
+
+T = TypeVar("T")
+
+
+class Operation(StrEnum):
+    """What was asked of a shard; ``write`` to ``abort`` concern a staged blob."""
+
+    PUT = "put"
+    STAGE = "stage"
+    READ = "read"
+    SIZES = "sizes"
+    DELETE = "delete"
+    WRITE = "write"
+    READ_STAGED = "read_staged"
+    COMMIT = "commit"
+    ABORT = "abort"
+
+
+class Outcome(StrEnum):
+    """How it ended."""
+
+    OK = "ok"
+    UNAVAILABLE = "unavailable"
+    FULL = "full"
+    REFUSED = "refused"
+    MISSING = "missing"
+    CORRUPT = "corrupt"
+    CANCELLED = "cancelled"
+
+
+OUTCOMES: dict[type[ShardError], Outcome] = {
+    ShardFull: Outcome.FULL,
+    ShardRefused: Outcome.REFUSED,
+    ReplicaMissing: Outcome.MISSING,
+    ReplicaCorrupt: Outcome.CORRUPT,
+}
+
+
+class ShardObserver(Protocol):
+    """Whoever counts the calls."""
+
+    def observe(self, shard: ShardId, operation: Operation, seconds: float, outcome: Outcome) -> None:
+        """Note one call and how long it took, waiting included. Must not raise or block."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class GuardLimits:
+    """What one shard may cost its callers.
+
+    ``calls_max`` at once, others wait ``queue_seconds``; a call on a whole blob takes
+    ``call_seconds``, one on a staged blob ``stall_seconds``, its commit ``commit_seconds``. After
+    ``failures_to_open`` failures in a row nothing is asked for ``open_seconds``.
+    """
+
+    calls_max: int = 64
+    queue_seconds: float = 5.0
+    call_seconds: float = 10.0
+    stall_seconds: float = 15.0
+    commit_seconds: float = 60.0
+    failures_to_open: int = 5
+    open_seconds: float = 2.0
+
+
+class Guarded:
+    """A ``Shard`` that answers ``ShardUnavailable`` in bounded time whatever the shard inside does."""
+
+    def __init__(
+        self,
+        shard: Shard,
+        *,
+        limits: GuardLimits,
+        observer: ShardObserver | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._shard = shard
+        self.limits = limits
+        self._observer = observer
+        self._clock = clock
+        self._slots = asyncio.Semaphore(limits.calls_max)
+        self._circuit = Circuit(limits.failures_to_open, limits.open_seconds, clock)
+
+    @property
+    def id(self) -> ShardId:
+        return self._shard.id
+
+    @property
+    def available(self) -> bool:
+        """Whether a new upload should choose this shard: true also when a trial is due."""
+        return self._circuit.admits
+
+    async def put(self, name: BlobName, data: Buffer) -> None:
+        await self.call(Operation.PUT, self.limits.call_seconds, lambda: self._shard.put(name, data))
+
+    async def stage(self, generation: Generation) -> StagedBlob:
+        staged = await self.call(Operation.STAGE, self.limits.call_seconds, lambda: self._shard.stage(generation))
+        return GuardedStaged(self, staged)
+
+    async def read(self, name: BlobName, *, size: int, offset: int, length: int) -> Buffer:
+        return await self.call(
+            Operation.READ,
+            self.limits.call_seconds,
+            lambda: self._shard.read(name, size=size, offset=offset, length=length),
+        )
+
+    async def sizes(self, names: Sequence[BlobName]) -> list[int | None]:
+        return await self.call(Operation.SIZES, self.limits.call_seconds, lambda: self._shard.sizes(names))
+
+    async def delete(self, name: BlobName) -> None:
+        await self.call(Operation.DELETE, self.limits.call_seconds, lambda: self._shard.delete(name))
+
+    async def call(self, operation: Operation, seconds: float, begin: Callable[[], Awaitable[T]]) -> T:
+        """Return what ``begin`` returns, within every limit; ``seconds`` is for the call itself."""
+        began = self._clock()
+        outcome = Outcome.UNAVAILABLE
+        try:
+            result = await self._admitted(operation, seconds, begin)
+            outcome = Outcome.OK
+            return result
+        except ShardError as error:
+            outcome = OUTCOMES.get(type(error), Outcome.UNAVAILABLE)
+            raise
+        except asyncio.CancelledError:
+            outcome = Outcome.CANCELLED
+            raise
+        finally:
+            self.observe(operation, began, outcome)
+
+    def observe(self, operation: Operation, began: float, outcome: Outcome) -> None:
+        """Tell the observer of a call that began at ``began`` by this guard's clock."""
+        if self._observer is not None:
+            self._observer.observe(self.id, operation, self._clock() - began, outcome)
+
+    def now(self) -> float:
+        """Return the time by this guard's clock, in seconds."""
+        return self._clock()
+
+    async def _admitted(self, operation: Operation, seconds: float, begin: Callable[[], Awaitable[T]]) -> T:
+        if not self._circuit.admits:
+            raise ShardUnavailable(self.id, "it failed repeatedly and is given a rest")
+        await self._take_slot()
+        try:
+            return await self._judged(operation, seconds, begin)
+        finally:
+            self._slots.release()
+
+    async def _take_slot(self) -> None:
+        if not self._slots.locked():
+            await self._slots.acquire()
+            return
+        try:
+            async with asyncio.timeout(self.limits.queue_seconds):
+                await self._slots.acquire()
+        except TimeoutError:
+            raise ShardUnavailable(
+                self.id, f"{self.limits.calls_max} calls are under way, and none ended in {self.limits.queue_seconds} s"
+            ) from None
+
+    async def _judged(self, operation: Operation, seconds: float, begin: Callable[[], Awaitable[T]]) -> T:
+        leave = self._circuit.enter()
+        if leave is None:  # it opened while this call waited for its slot
+            raise ShardUnavailable(self.id, "it failed repeatedly and is given a rest")
+        try:
+            result = await self._timed(operation, seconds, begin)
+        except (ReplicaMissing, ReplicaCorrupt, ShardFull, ShardRefused):
+            self._circuit.succeed(leave)
+            raise
+        except Exception:
+            self._circuit.fail(leave)
+            raise
+        except BaseException:
+            self._circuit.forget(leave)
+            raise
+        self._circuit.succeed(leave)
+        return result
+
+    async def _timed(self, operation: Operation, seconds: float, begin: Callable[[], Awaitable[T]]) -> T:
+        try:
+            async with asyncio.timeout(seconds):
+                return await begin()
+        except TimeoutError:
+            raise ShardUnavailable(self.id, f"{operation} did not end in {seconds} s") from None
+
+
+class GuardedStaged:
+    """A ``StagedBlob`` whose every call obeys the limits of its shard's guard."""
+
+    def __init__(self, guard: Guarded, staged: StagedBlob) -> None:
+        self._guard = guard
+        self._staged = staged
+
+    @property
+    def written(self) -> int:
+        return self._staged.written
+
+    async def write(self, data: Buffer) -> None:
+        await self._guard.call(Operation.WRITE, self._guard.limits.stall_seconds, lambda: self._staged.write(data))
+
+    async def read(self, offset: int, length: int) -> Buffer:
+        return await self._guard.call(
+            Operation.READ_STAGED, self._guard.limits.stall_seconds, lambda: self._staged.read(offset, length)
+        )
+
+    async def commit(self, sha256: bytes, blocks: bytes) -> None:
+        await self._guard.call(
+            Operation.COMMIT, self._guard.limits.commit_seconds, lambda: self._staged.commit(sha256, blocks)
+        )
+
+    async def abort(self) -> None:
+        """See ``StagedBlob.abort``. Needs no slot and no closed circuit, and waits no longer than a small call."""
+        began = self._guard.now()
+        outcome = Outcome.UNAVAILABLE
+        try:
+            async with asyncio.timeout(self._guard.limits.call_seconds):
+                await self._staged.abort()
+            outcome = Outcome.OK
+        except TimeoutError:
+            return
+        except asyncio.CancelledError:
+            outcome = Outcome.CANCELLED
+            raise
+        finally:
+            self._guard.observe(Operation.ABORT, began, outcome)

@@ -1,0 +1,210 @@
+"""A shard on a disk of this node.
+
+The work is done by ``files`` and ``staging`` on the disk's own threads, one hop per call; the
+fsyncs of directories are shared by concurrent calls. Cancelling a call gives its file up at once,
+though a thread may still hang in it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from concurrent.futures import Future
+from contextlib import asynccontextmanager, contextmanager, suppress
+from pathlib import Path
+from typing import ParamSpec, TypeVar
+
+from sharding.directory_sync import DirectorySync
+from sharding.disk import DiskBusy, DiskExecutor
+from sharding.disk_errors import WRITING, shard_error
+from sharding.errors import ShardRefused, ShardUnavailable
+from sharding.files import ShardFiles
+from sharding.identity import ShardIdentity, claim
+from sharding.model import BLOCK_BYTES, BLOCK_DIGEST_BYTES, BlobName, Buffer, Generation, ShardId, block_count
+from sharding.self_test import check_disk
+from sharding.shard import ShardSpace, StagedBlob
+from sharding.staging import StagedFile
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+SIZES_PER_HOP = 256
+CLOSE_SECONDS = 10.0
+
+
+class LocalShard:
+    """A ``Shard`` and ``Measurable`` over one claimed directory. Made by ``open_local_shard``."""
+
+    def __init__(self, files: ShardFiles, executor: DiskExecutor) -> None:
+        self._files = files
+        self._executor = executor
+        self._directories = DirectorySync(executor, files.sync_all)
+
+    @property
+    def id(self) -> ShardId:
+        return self._files.shard
+
+    async def put(self, name: BlobName, data: Buffer) -> None:
+        if memoryview(data).nbytes > BLOCK_BYTES:
+            raise ShardRefused(self.id, f"a blob of more than {BLOCK_BYTES} bytes must be staged")
+        file = StagedFile(self._files, name.generation)
+        with self.discarded_on_failure(file):
+            await self.sync(await self.run(file.store, name.sha256, data))
+
+    async def stage(self, generation: Generation) -> StagedBlob:
+        file = StagedFile(self._files, generation)
+        with self.discarded_on_failure(file):
+            await self.run(file.create)
+        return LocalStaged(self, file)
+
+    async def read(self, name: BlobName, *, size: int, offset: int, length: int) -> Buffer:
+        return await self.run(self._files.read, name, size, offset, length)
+
+    async def sizes(self, names: Sequence[BlobName]) -> list[int | None]:
+        found: list[int | None] = []
+        for start in range(0, len(names), SIZES_PER_HOP):
+            found += await self.run(self._files.sizes, names[start : start + SIZES_PER_HOP])
+        return found
+
+    async def delete(self, name: BlobName) -> None:
+        await self.sync(await self.run(self._files.remove, name))
+
+    async def space(self) -> ShardSpace:
+        return await self.run(self._files.space)
+
+    async def close(self, timeout_seconds: float = CLOSE_SECONDS) -> None:
+        """Finish what is queued, then give the directory up.
+
+        Where a thread still hangs after ``timeout_seconds``, its descriptors and the claim stay until
+        the process ends: closing a descriptor under it could make it write into another file.
+        """
+        if await self._executor.close(timeout_seconds):
+            self._files.close()
+
+    async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Return the result of one blocking call, made on the threads of this disk."""
+        try:
+            return await self._executor.run(function, *args, **kwargs)
+        except DiskBusy as error:
+            raise ShardUnavailable(self.id, str(error)) from None
+
+    async def sync(self, directories: Sequence[str]) -> None:
+        """Return when the changes made in ``directories`` are durable."""
+        try:
+            await self._directories.sync(directories)
+        except OSError as error:
+            raise shard_error(self.id, WRITING, "syncing a directory", error) from error
+
+    @contextmanager
+    def discarded_on_failure(self, file: StagedFile) -> Iterator[None]:
+        """Give ``file`` up when the body fails or is cancelled."""
+        try:
+            yield
+        except BaseException:
+            self.discard(file)
+            raise
+
+    def discard(self, file: StagedFile) -> Future[None] | None:
+        """Give ``file`` up now, and remove it as soon as a thread is free; None if the shard is closed."""
+        file.abandon()
+        with suppress(DiskBusy):
+            return self._executor.submit(file.discard)
+        return None
+
+
+class LocalStaged:
+    """A ``StagedBlob`` in the ``tmp/`` of a local shard, written one hop per call."""
+
+    def __init__(self, shard: LocalShard, file: StagedFile) -> None:
+        self._shard = shard
+        self._file = file
+        self._committed = False
+
+    @property
+    def written(self) -> int:
+        return self._file.written
+
+    async def write(self, data: Buffer) -> None:
+        with self._given_up_on_failure():
+            await self._shard.run(self._file.append, data)
+
+    async def read(self, offset: int, length: int) -> Buffer:
+        return await self._shard.run(self._file.read, offset, length)
+
+    async def commit(self, sha256: bytes, blocks: bytes) -> None:
+        """See ``StagedBlob.commit``.
+
+        ``blocks`` are not compared: the same process computed them from the very buffers it wrote, and
+        there was no wire between. Their number must fit what was written.
+        """
+        with self._shard.discarded_on_failure(self._file):
+            if len(blocks) != BLOCK_DIGEST_BYTES * block_count(self.written):
+                raise ShardRefused(
+                    self._shard.id, f"{len(blocks)} bytes of block digests do not fit a blob of {self.written} bytes"
+                )
+            await self._shard.sync(await self._shard.run(self._file.publish, sha256))
+        self._committed = True
+
+    async def abort(self) -> None:
+        if self._committed:
+            return
+        removal = self._shard.discard(self._file)
+        if removal is not None:
+            await asyncio.shield(asyncio.wrap_future(removal))
+
+    @contextmanager
+    def _given_up_on_failure(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self._file.abandon()
+            raise
+
+
+@asynccontextmanager
+async def open_local_shard(
+    shard: ShardId, path: Path, identity: ShardIdentity, *, reserve_bytes: int, threads: int = 4
+) -> AsyncIterator[LocalShard]:
+    """Claim the shard at ``path``, empty its ``tmp/``, test the disk, and close it all at the end.
+
+    Raises ``ShardIdentityError`` when it is not ``identity`` or has another owner, ``ShardUnavailable``
+    when the disk fails; both name the path.
+    """
+    executor = DiskExecutor(threads, name=f"shard-{shard}")
+    opening = executor.submit(open_files, shard, path, identity, reserve_bytes)
+    try:
+        files = await asyncio.shield(asyncio.wrap_future(opening))
+    except BaseException:
+        opening.add_done_callback(_close_opened)
+        executor.shutdown(wait=False)
+        raise
+    opened = LocalShard(files, executor)
+    try:
+        yield opened
+    finally:
+        await opened.close()
+
+
+def open_files(shard: ShardId, path: Path, identity: ShardIdentity, reserve_bytes: int) -> ShardFiles:
+    """Claim and open a shard's directory, empty its ``tmp/`` and test the disk; blocks."""
+    held = claim(path, identity)
+    try:
+        files = ShardFiles(shard, held, reserve_bytes)
+    except OSError as error:
+        held.close()
+        raise ShardUnavailable(shard, f"{path}: its directories cannot be opened: {error}") from error
+    try:
+        files.recover()
+        check_disk(files)
+    except OSError as error:
+        files.close()
+        raise ShardUnavailable(shard, f"{path}: tmp/ cannot be emptied, or blobs/ not synced: {error}") from error
+    except BaseException:
+        files.close()
+        raise
+    return files
+
+
+def _close_opened(opening: Future[ShardFiles]) -> None:
+    if not opening.cancelled() and opening.exception() is None:
+        opening.result().close()

@@ -1,0 +1,103 @@
+"""The sharding provider: where the node writes binaries and reads them back.
+
+It ties the ring, the shards and the rules for writing, reading and tidying together, and knows no
+HTTP, no SQL and no repository.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from sharding.commit import Commit, Placement
+from sharding.errors import ShardError
+from sharding.identifiers import mint_generation, mint_uid
+from sharding.janitor import Janitor
+from sharding.model import BlobName, Generation, Replica, ShardId
+from sharding.reader import BlobCatalogue, BlobReader, BlobToRead
+from sharding.tally import WritePolicy
+from sharding.upload import Upload
+from sharding.view import StoreView
+
+LAG_SECONDS = 1.0
+"""A shard that keeps the commit of an upload waiting this long gets a handoff beside it."""
+
+HASHING_THREADS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class StoreLimits:
+    """How long the store waits, in seconds."""
+
+    commit_wait_seconds: float
+    read_hedge_seconds: float
+
+
+class ShardingProvider:
+    """The binary store of one node. ``view`` and ``limits`` are asked anew for every blob."""
+
+    def __init__(self, view: Callable[[], StoreView], limits: Callable[[], StoreLimits]) -> None:
+        self._view = view
+        self._limits = limits
+        self._hashing = ThreadPoolExecutor(HASHING_THREADS, thread_name_prefix="hash")
+        self._janitor = Janitor(lambda shard: view().shards.get(shard))
+
+    @property
+    def view(self) -> StoreView:
+        return self._view()
+
+    @asynccontextmanager
+    async def open_upload(self, policy: WritePolicy) -> AsyncIterator[Upload]:
+        """Begin an upload; leaving the block stops it and removes whatever is still only staged.
+
+        Raises ``WriteQuorumNotMet`` at once when too few shards take writes.
+        """
+        upload = Upload(
+            mint_uid(), self._view(), policy, mint=mint_generation, hashing=self._hashing, cleaner=self._janitor
+        )
+        try:
+            yield upload
+        finally:
+            await upload.close()
+
+    async def commit(self, upload: Upload) -> Placement:
+        """Make a finished upload durable. Raises ``WriteQuorumNotMet``, after which nothing of it stays."""
+        limits = self._limits()
+        return await Commit(upload, lag_seconds=LAG_SECONDS, wait_seconds=limits.commit_wait_seconds).run()
+
+    async def confirm(self, sha256: bytes, size: int, replicas: Iterable[Replica]) -> list[Generation]:
+        """Return those of ``replicas`` whose shard says, now, that the file is there with the right size."""
+        by_shard: dict[ShardId, list[Generation]] = {}
+        for replica in replicas:
+            by_shard.setdefault(replica.shard, []).append(replica.generation)
+        asked = (self._confirm_on(shard, sha256, size, names) for shard, names in by_shard.items())
+        return [generation for found in await asyncio.gather(*asked) for generation in found]
+
+    async def _confirm_on(
+        self, shard: ShardId, sha256: bytes, size: int, generations: Sequence[Generation]
+    ) -> list[Generation]:
+        store = self._view().shards.get(shard)
+        if store is None:
+            return []
+        try:
+            sizes = await store.sizes([BlobName(sha256, generation) for generation in generations])
+        except ShardError:
+            return []
+        return [generation for generation, found in zip(generations, sizes, strict=True) if found == size]
+
+    def drop(self, sha256: bytes, replicas: Iterable[Replica]) -> None:
+        """Remove, in the background, durable files that no row refers to nor ever will."""
+        for replica in replicas:
+            self._janitor.delete_replica(replica.shard, BlobName(sha256, replica.generation))
+
+    def read(self, blob: BlobToRead, catalogue: BlobCatalogue) -> BlobReader:
+        """Return a reader of ``blob``; nothing is read yet."""
+        return BlobReader(self._view(), blob, catalogue, hedge_seconds=self._limits().read_hedge_seconds)
+
+    async def close(self) -> None:
+        """Finish tidying, within bounds, and stop."""
+        await self._janitor.close()
+        self._hashing.shutdown(wait=False, cancel_futures=True)

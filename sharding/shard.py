@@ -1,0 +1,99 @@
+"""The roles a shard can play, as Protocols. The contracts stand here; implementations add only what differs.
+
+Every method may raise ``ShardUnavailable`` when the shard cannot be reached in time, which says
+nothing about what is on it. No method ever blocks the event loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from sharding.model import BlobName, Buffer, Generation, ShardId
+
+
+class StagedBlob(Protocol):
+    """A blob on its way onto one shard: bytes in ``tmp/``, invisible until committed.
+
+    Belongs to one task. After ``commit`` or ``abort`` no other method may be called. When the
+    connection behind it breaks, or its process dies, the staged bytes vanish by themselves.
+    """
+
+    @property
+    def written(self) -> int:
+        """Bytes taken so far."""
+        ...
+
+    async def write(self, data: Buffer) -> None:
+        """Append ``data``; it may be reused by the caller after the call returns.
+
+        Raises ``ShardFull`` when the disk is full. After any error only ``abort`` may be called.
+        """
+        ...
+
+    async def read(self, offset: int, length: int) -> Buffer:
+        """Return exactly ``length`` staged bytes, so that a handoff can catch up from this copy."""
+        ...
+
+    async def commit(self, sha256: bytes, blocks: bytes) -> None:
+        """Make the staged bytes durable under their final name.
+
+        Returns after fdatasync of the file, rename, and fsync of the directory (and of every
+        directory newly made). ``blocks`` are the writer's block digests: an owner across a wire
+        compares them with its own and raises ``ReplicaCorrupt`` when bytes changed on the way.
+        When it raises, the file may or may not be durable, and the caller deletes its generation.
+        """
+        ...
+
+    async def abort(self) -> None:
+        """Remove the staged bytes. Never raises; may be called twice."""
+        ...
+
+
+class Shard(Protocol):
+    """A place that holds whole blobs and fails alone."""
+
+    @property
+    def id(self) -> ShardId: ...
+
+    async def put(self, name: BlobName, data: Buffer) -> None:
+        """Store a small blob (at most ``BLOCK_BYTES``) durably, in one call.
+
+        Raises ``ShardFull``, ``ShardRefused``. When it raises, the caller deletes ``name``.
+        """
+        ...
+
+    async def stage(self, generation: Generation) -> StagedBlob:
+        """Open a writer for a blob of unknown length. Raises ``ShardFull``, ``ShardRefused``."""
+        ...
+
+    async def read(self, name: BlobName, *, size: int, offset: int, length: int) -> Buffer:
+        """Return exactly ``length`` bytes from ``offset`` of a blob that must be ``size`` bytes long.
+
+        The bytes are as the disk gave them: the caller verifies. Raises ``ReplicaMissing`` when the
+        file is not there, ``ReplicaCorrupt`` when its size is wrong or the disk cannot read it.
+        """
+        ...
+
+    async def sizes(self, names: Sequence[BlobName]) -> list[int | None]:
+        """Return the size of each file as it stands on disk now, None for one that is not there."""
+        ...
+
+    async def delete(self, name: BlobName) -> None:
+        """Remove exactly this generation, durably; one that is not there is no error."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ShardSpace:
+    """A shard's file system, in bytes. ``free_bytes`` is what is left above the reserve, never negative."""
+
+    capacity_bytes: int
+    free_bytes: int
+
+
+class Measurable(Protocol):
+    """The optional ability of a shard to tell its free space; only an owner has it."""
+
+    async def space(self) -> ShardSpace: ...

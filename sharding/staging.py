@@ -1,0 +1,135 @@
+"""One file on its way into a shard: made in ``tmp/``, written, renamed to its final name. Every method blocks.
+
+A caller may give up while a thread is still inside the kernel. So a file is *abandoned* at once, by
+a flag, and undone by whoever leaves it last: its descriptor is never closed under a running write,
+and a rename that comes too late is taken back.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from sharding.disk_errors import READING, WRITING, translated
+from sharding.errors import ReplicaCorrupt, ShardRefused, ShardUnavailable
+from sharding.files import OPEN_NEW, ShardFiles, read_up_to
+from sharding.model import BlobName, Buffer, Generation
+
+FLUSH_BYTES = 64 << 20
+"""Bytes that may wait in the page cache: they bound the time of the last fdatasync, whatever the blob's size."""
+
+
+class StagedFile:
+    """A file in ``tmp/`` named by its generation. Calls may overlap with ``abandon`` and ``discard`` alone."""
+
+    def __init__(self, files: ShardFiles, generation: Generation) -> None:
+        self.written = 0
+        self._files = files
+        self._generation = generation
+        self._name = str(generation)
+        self._blob: BlobName | None = None
+        self._file = -1
+        self._unflushed = 0
+        self._lock = threading.Lock()
+        self._users = 0
+        self._abandoned = False
+
+    def create(self) -> None:
+        """Open the file. Raises ``ShardFull`` under the reserve, and as ``disk_errors`` says."""
+        self._files.check_space()
+        with self._in_use(), translated(self._files.shard, WRITING, f"creating tmp/{self._name}"):
+            self._file = os.open(self._name, OPEN_NEW, 0o600, dir_fd=self._files.tmp)
+
+    def append(self, data: Buffer) -> None:
+        """Write all of ``data`` at the end. After an error the file can only be discarded."""
+        view = memoryview(data).cast("B")
+        with self._in_use(), translated(self._files.shard, WRITING, f"writing tmp/{self._name}"):
+            if self._unflushed >= FLUSH_BYTES:
+                os.fdatasync(self._file)
+                self._unflushed = 0
+            while view:
+                taken = os.write(self._file, view)
+                view = view[taken:]
+                self.written += taken
+                self._unflushed += taken
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return exactly ``length`` of the bytes written so far."""
+        if offset < 0 or length < 0 or offset + length > self.written:
+            raise ShardRefused(self._files.shard, f"{length} bytes from {offset} are not within {self.written} staged")
+        with self._in_use(), translated(self._files.shard, READING, f"reading tmp/{self._name}"):
+            data = read_up_to(self._file, offset, length)
+        if len(data) != length:
+            raise ReplicaCorrupt(self._files.shard, f"tmp/{self._name} ended at {offset + len(data)}")
+        return data
+
+    def publish(self, sha256: bytes) -> tuple[str, ...]:
+        """Make the bytes durable, rename and close the file, and return the directories still to be synced."""
+        blob = BlobName(sha256, self._generation)
+        name = self._files.name(blob)
+        with self._in_use():
+            with translated(self._files.shard, WRITING, f"syncing tmp/{self._name}"):
+                os.fdatasync(self._file)
+            self._check_wanted()
+            directories = self._files.place(self._name, name)
+            self._blob = blob
+        self.close()
+        return directories
+
+    def store(self, sha256: bytes, data: Buffer) -> tuple[str, ...]:
+        """Create, write and publish in one call."""
+        self.create()
+        self.append(data)
+        return self.publish(sha256)
+
+    def close(self) -> None:
+        """Close the descriptor, unless a call still uses it."""
+        with self._lock:
+            if self._users:
+                return
+            file, self._file = self._file, -1
+        if file >= 0:
+            os.close(file)
+
+    def abandon(self) -> None:
+        """Forbid every further step; does not block."""
+        self._abandoned = True
+
+    def discard(self) -> None:
+        """Abandon the file, and remove what there is of it. Never raises; may be called twice."""
+        with self._lock:
+            self._abandoned = True
+            if self._users:
+                return
+        self._remove()
+
+    @contextmanager
+    def _in_use(self) -> Iterator[None]:
+        with self._lock:
+            self._check_wanted()
+            self._users += 1
+        try:
+            yield
+        except BaseException:
+            self._abandoned = True
+            raise
+        finally:
+            with self._lock:
+                self._users -= 1
+                last = self._abandoned and not self._users
+            if last:
+                self._remove()
+
+    def _check_wanted(self) -> None:
+        if self._abandoned:
+            raise ShardUnavailable(self._files.shard, f"tmp/{self._name} was given up")
+
+    def _remove(self) -> None:
+        self.close()
+        with suppress(OSError):
+            os.unlink(self._name, dir_fd=self._files.tmp)
+        if self._blob is not None:
+            with suppress(Exception):
+                self._files.remove(self._blob)

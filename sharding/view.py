@@ -1,0 +1,47 @@
+"""The store as one node sees it at one moment: the ring, the shards behind it, and which of them take writes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from sharding.model import Member, NodeId, Replica, ShardId, ZoneId
+from sharding.ring import Ring
+from sharding.shard import Shard
+
+
+@dataclass(frozen=True, slots=True)
+class StoreView:
+    """Immutable; a change of the cluster makes a new one.
+
+    ``writable`` and ``full`` are disjoint: a shard in neither cannot be reached or must not be
+    written. ``readable`` shards answer reads as far as anyone knows.
+    """
+
+    ring: Ring
+    shards: Mapping[ShardId, Shard]
+    writable: frozenset[ShardId]
+    full: frozenset[ShardId]
+    readable: frozenset[ShardId]
+    node: NodeId
+    zone: ZoneId
+    members: Mapping[ShardId, Member] = field(init=False)
+    zones: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "members", {member.shard: member for member in self.ring.members})
+        object.__setattr__(self, "zones", len({member.zone for member in self.ring.members}))
+
+    def takes(self, member: Member) -> bool:
+        """Say whether a new replica may go to this shard."""
+        return member.shard in self.writable
+
+    def in_reading_order(self, replicas: Iterable[Replica]) -> list[Replica]:
+        """Return ``replicas`` best first: own disks, own zone, elsewhere; then the doubtful ones."""
+
+        def rank(replica: Replica) -> tuple[bool, bool, int]:
+            member = self.members.get(replica.shard)
+            distance = 3 if member is None else 0 if member.node == self.node else 1 if member.zone == self.zone else 2
+            return replica.suspect, replica.shard not in self.readable, distance
+
+        return sorted((replica for replica in replicas if replica.shard in self.shards), key=rank)

@@ -1,0 +1,101 @@
+"""What both ends of the internal listener must agree on: paths, headers, limits, names and errors. Pure."""
+
+from __future__ import annotations
+
+import json
+import re
+from uuid import UUID
+
+from sharding.errors import ReplicaCorrupt, ReplicaMissing, ShardError, ShardFull, ShardRefused, ShardUnavailable
+from sharding.model import BlobName, Generation, ShardId
+
+PREFIX = "/internal/v1"
+TOKEN_PURPOSE = "internal-listener-v1"
+"""The purpose for which the internal listener's token is derived from the cluster key."""
+
+AUTHORIZATION = "Authorization"
+AUTHORIZATION_SCHEME = "Holdfast"
+CLUSTER_HEADER = "X-Holdfast-Cluster"
+BLOCKS_HEADER = "X-Holdfast-Blocks"
+REQUEST_ID_HEADER = "X-Request-Id"
+
+READ_BYTES_MAX = 8 << 20
+"""Most bytes of one read, of a blob or of a staged one."""
+
+SIZES_NAMES_MAX = 1000
+SIZES_BODY_BYTES_MAX = 128 << 10
+"""A body of ``SIZES_NAMES_MAX`` names and what JSON puts around them."""
+
+ERROR_BODY_BYTES_MAX = 16 << 10
+MESSAGE_CHARACTERS_MAX = 1000
+
+UNAVAILABLE = "shard_unavailable"
+BAD_REQUEST = "bad_request"
+CORRUPT = "replica_corrupt"
+
+CHANGED = "the bytes that arrived do not have the block digests of those that were sent"
+NOT_STAGED = "no such blob is being staged here"
+
+ERRORS: dict[str, tuple[int, type[ShardError]]] = {
+    UNAVAILABLE: (503, ShardUnavailable),
+    "shard_full": (507, ShardFull),
+    "shard_refused": (409, ShardRefused),
+    BAD_REQUEST: (400, ShardRefused),
+    "replica_missing": (404, ReplicaMissing),
+    CORRUPT: (422, ReplicaCorrupt),
+}
+"""Every error that crosses the wire: its code, its HTTP status, and what it is on both ends."""
+
+UUID_PATTERN = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+NAME_PATTERN = re.compile(rf"([0-9a-f]{{64}})\.({UUID_PATTERN.pattern})")
+
+
+class Refusal(Exception):
+    """An error as it crosses the wire; ``code`` is one of ``ERRORS``."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message[:MESSAGE_CHARACTERS_MAX]
+
+    @property
+    def status(self) -> int:
+        """The HTTP status that goes with the code."""
+        return ERRORS[self.code][0]
+
+    def body(self) -> bytes:
+        """Return the JSON that carries it."""
+        return json.dumps({"error": self.code, "message": self.message}).encode()
+
+
+def parse_uuid(text: str) -> UUID:
+    """Return the UUID that ``text`` spells in its one canonical form. Raises ``ValueError``."""
+    if not UUID_PATTERN.fullmatch(text):
+        raise ValueError("a uuid is written as 8-4-4-4-12 lower-case hex digits")
+    return UUID(text)
+
+
+def parse_name(text: str) -> BlobName:
+    """Return the name that ``text`` spells, as ``str`` gives it. Raises ``ValueError``."""
+    match = NAME_PATTERN.fullmatch(text)
+    if not match:
+        raise ValueError("a replica is named by 64 lower-case hex digits, a dot and a uuid")
+    return BlobName(bytes.fromhex(match[1]), Generation(UUID(match[2])))
+
+
+def describe(error: ShardError) -> Refusal:
+    """Return what is said on the wire of ``error``."""
+    code = next((code for code, (_, kind) in ERRORS.items() if isinstance(error, kind)), UNAVAILABLE)
+    return Refusal(code, str(error).removeprefix(f"shard {error.shard}: "))
+
+
+def parse_error(shard: ShardId, status: int, body: bytes) -> ShardError:
+    """Return the error that an answer stands for; one that is not understood says nothing about the shard's files."""
+    try:
+        document = json.loads(body)
+        expected_status, kind = ERRORS[document["error"]]
+        if status == expected_status:
+            return kind(shard, str(document["message"])[:MESSAGE_CHARACTERS_MAX])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        pass  # a proxy's page, another program's answer, or a later version's word
+    return ShardUnavailable(shard, f"its owner answered {status}, which is not understood")
