@@ -1,0 +1,118 @@
+"""Artifacts by their path: deploy, retrieve, delete, make folders (``/artifactory/{repo}/{path}``)."""
+
+from __future__ import annotations
+
+import binascii
+
+from aiohttp import web
+
+from repo_node.api.documents import file_document, folder_document, json_response
+from repo_node.artifacts import DeclaredDigests, DeployRequest
+from repo_node.auth.permissions import Permission
+from repo_node.errors import ChecksumMismatch, NotFound, RequestError
+from repo_node.web.body import read_body, refuse_large
+from repo_node.web.context import REQUEST_ID, SERVICES, TARGET, artifact_at, base_url, principal_of
+from repo_node.web.routes import Routes
+from repo_node.web.streaming import media_type, send_artifact
+
+CHECKSUM_HEADERS = {"X-Checksum-Sha256": "sha256", "X-Checksum-Sha1": "sha1", "X-Checksum-Md5": "md5"}
+DIGEST_BYTES = {"sha256": 32, "sha1": 20, "md5": 16}
+NAME_BY_DIGITS = {64: "sha256", 40: "sha1", 32: "md5"}
+
+
+def add_routes(routes: Routes) -> None:
+    """Must come last: its pattern matches whatever no other route did."""
+    routes.add("GET", "/artifactory/{item:.+}", retrieve, Permission.READ)
+    routes.add("PUT", "/artifactory/{item:.+}", deploy, Permission.WRITE)
+    routes.add("DELETE", "/artifactory/{item:.+}", delete, Permission.DELETE)
+
+
+async def retrieve(request: web.Request) -> web.StreamResponse:
+    at = artifact_at(request)
+    if not at.name:
+        raise NotFound("File not found.")
+    item = await request.app[SERVICES].artifacts.get(at)
+    if item.blob is None or request[TARGET].is_folder:
+        raise NotFound("File not found." if item.blob else f"{at.path} is a folder; see api/storage for its contents.")
+    asked = request[TARGET].properties
+    if any(set(values) - set(item.properties.get(key, ())) for key, values in asked.items()):
+        raise NotFound("File not found: its properties are not those asked for.")
+    return await send_artifact(request, item, item.blob)
+
+
+async def deploy(request: web.Request) -> web.StreamResponse:
+    services, at = request.app[SERVICES], artifact_at(request)
+    principal = principal_of(request)
+    if request[TARGET].is_folder or not at.name:
+        return await make_folder(request)
+    refuse_large(request)
+    if request.headers.get("X-Checksum-Deploy", "false").lower() == "true":
+        raise NotFound("File not found: checksum deploy is not offered here; send the body.")
+    declared = declared_digests(request)
+    deployed = await services.artifacts.deploy(
+        DeployRequest(at, principal.name, request[REQUEST_ID], request[TARGET].properties, declared),
+        read_body(request),
+    )
+    digests = deployed.digests
+    checksums = {"sha1": digests.sha1.hex(), "md5": digests.md5.hex(), "sha256": digests.sha256.hex()}
+    document = file_document(
+        base_url(request),
+        at,
+        created_at=deployed.created_at,
+        created_by=deployed.created_by,
+        size=digests.size,
+        media_type=media_type(at.name),
+        checksums=checksums,
+        original=original_checksums(declared, checksums),
+    )
+    return json_response(document, status=201, headers={"Location": document["downloadUri"]})
+
+
+def original_checksums(declared: DeclaredDigests, computed: dict[str, str]) -> dict[str, str]:
+    """Return the checksums as the client declared them; the sha256 always, as Artifactory does."""
+    return {name: value for name, value in computed.items() if name == "sha256" or getattr(declared, name) is not None}
+
+
+async def make_folder(request: web.Request) -> web.StreamResponse:
+    services, at = request.app[SERVICES], artifact_at(request)
+    async for _ in read_body(request):
+        raise RequestError("A folder has no body; leave out the trailing slash to deploy a file.")
+    if not at.name:
+        raise RequestError("To make a repository, use PUT api/repositories/{key}.")
+    item = await services.artifacts.make_folder(at, principal_of(request).name)
+    document = folder_document(base_url(request), at, item, [])
+    return json_response(document, status=201, headers={"Location": document["uri"]})
+
+
+async def delete(request: web.Request) -> web.StreamResponse:
+    services, at = request.app[SERVICES], artifact_at(request)
+    if not at.name:
+        raise RequestError("To delete a repository, use DELETE api/repositories/{key}.")
+    await services.artifacts.delete(at, principal=principal_of(request).name, request_id=request[REQUEST_ID])
+    return web.Response(status=204)
+
+
+def declared_digests(request: web.Request) -> DeclaredDigests:
+    """Return the checksums a client declared. ``X-Checksum`` is told by its length. Raises ``RequestError``."""
+    declared: dict[str, bytes] = {}
+    for header, name in CHECKSUM_HEADERS.items():
+        if (text := request.headers.get(header)) is not None:
+            declared[name] = parse_digest(header, name, text)
+    if (text := request.headers.get("X-Checksum")) is not None:
+        named = NAME_BY_DIGITS.get(len(text.strip()))
+        if named is None:
+            raise RequestError("X-Checksum must be a sha256, sha1 or md5 in hex digits.")
+        value = parse_digest("X-Checksum", named, text)
+        if declared.setdefault(named, value) != value:
+            raise ChecksumMismatch(f"X-Checksum and X-Checksum-{named.capitalize()} declare different digests.")
+    return DeclaredDigests(**declared)
+
+
+def parse_digest(header: str, name: str, text: str) -> bytes:
+    try:
+        value = binascii.unhexlify(text.strip())
+    except ValueError:
+        value = b""
+    if len(value) != DIGEST_BYTES[name]:
+        raise RequestError(f"{header} must be {2 * DIGEST_BYTES[name]} hex digits.")
+    return value

@@ -1,0 +1,93 @@
+"""The JSON documents of Artifactory's API for files and folders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any
+from urllib.parse import quote
+
+from aiohttp import web
+
+from repo_node.db.artifacts import Child, Item
+from repo_node.paths import ArtifactPath
+
+
+def json_response(
+    document: Any, *, status: int = 200, headers: Mapping[str, str] | None = None, kind: str = "application/json"
+) -> web.Response:
+    """Return ``document`` as JSON."""
+    body = json.dumps(document, ensure_ascii=False).encode()
+    return web.Response(status=status, body=body, content_type=kind, headers=headers)
+
+
+def timestamp(at: datetime) -> str:
+    """Return ISO 8601 with milliseconds and zone, as clients of Artifactory parse it."""
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def storage_uri(base: str, at: ArtifactPath) -> str:
+    return f"{base}/api/storage/{quote(at.repository)}" + (f"/{quote(at.path)}" if at.path else "")
+
+
+def file_document(
+    base: str,
+    at: ArtifactPath,
+    *,
+    created_at: datetime,
+    created_by: str,
+    size: int,
+    media_type: str,
+    checksums: Mapping[str, str],
+    original: Mapping[str, str],
+) -> dict[str, Any]:
+    """Return what a deploy answers; ``size`` is a string on the wire."""
+    return {
+        "repo": at.repository,
+        "path": f"/{at.path}",
+        "created": timestamp(created_at),
+        "createdBy": created_by,
+        "downloadUri": f"{base}/{quote(at.repository)}/{quote(at.path)}",
+        "mimeType": media_type,
+        "size": str(size),
+        "checksums": dict(checksums),
+        "originalChecksums": dict(original),
+        "uri": storage_uri(base, at),
+    }
+
+
+def file_info(base: str, at: ArtifactPath, item: Item, media_type: str) -> dict[str, Any]:
+    """Return the file info of ``GET api/storage``."""
+    assert item.blob is not None
+    blob = item.blob
+    checksums = {"sha1": blob.sha1.hex(), "md5": blob.md5.hex(), "sha256": blob.sha256.hex()}
+    document = file_document(
+        base,
+        at,
+        created_at=item.created_at,
+        created_by=item.created_by,
+        size=blob.size,
+        media_type=media_type,
+        checksums=checksums,
+        original=checksums,
+    )
+    document.update(
+        lastModified=timestamp(item.modified_at), modifiedBy=item.modified_by, lastUpdated=timestamp(item.updated_at)
+    )
+    return document
+
+
+def folder_document(base: str, at: ArtifactPath, item: Item | None, children: Sequence[Child]) -> dict[str, Any]:
+    """Return the folder info of ``GET api/storage``; the root of a repository has no item."""
+    document: dict[str, Any] = {"repo": at.repository, "path": f"/{at.path}", "uri": storage_uri(base, at)}
+    if item is not None:
+        document.update(
+            created=timestamp(item.created_at),
+            createdBy=item.created_by,
+            lastModified=timestamp(item.modified_at),
+            modifiedBy=item.modified_by,
+            lastUpdated=timestamp(item.updated_at),
+        )
+    document["children"] = [{"uri": f"/{child.name}", "folder": child.is_folder} for child in children]
+    return document

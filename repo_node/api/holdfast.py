@@ -1,0 +1,200 @@
+"""Holdfast's own surface: status, settings, tokens (``/artifactory/api/holdfast``)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import timedelta
+from typing import Any
+
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from repo_node.api.documents import json_response, timestamp
+from repo_node.api.repositories import first_fault
+from repo_node.api.state import NODE
+from repo_node.auth import tokens
+from repo_node.auth.permissions import SCOPES, Permission
+from repo_node.db import principals, totals
+from repo_node.db import settings as rows
+from repo_node.errors import NotFound, RequestError
+from repo_node.settings import Settings, combine
+from repo_node.web.body import read_document
+from repo_node.web.context import REQUEST_ID, SERVICES, TARGET, principal_of
+from repo_node.web.routes import Routes
+
+BASE = "/artifactory/api/holdfast"
+
+
+class TokenDocument(BaseModel):
+    """What may be said of a new token."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    description: str = Field("", max_length=500)
+    scopes: list[str] = Field(min_length=1, max_length=len(SCOPES))
+    expires_in_seconds: int | None = Field(None, ge=1, le=10 * 366 * 86_400)
+
+
+def add_routes(routes: Routes) -> None:
+    routes.add("GET", f"{BASE}/status", status, Permission.ADMIN)
+    routes.add("GET", f"{BASE}/settings", list_settings, Permission.ADMIN)
+    routes.add("GET", f"{BASE}/settings/{{key}}", get_setting, Permission.ADMIN)
+    routes.add("PUT", f"{BASE}/settings/{{key}}", set_setting, Permission.ADMIN)
+    routes.add("GET", f"{BASE}/tokens", list_tokens, Permission.ADMIN)
+    routes.add("POST", f"{BASE}/tokens", create_token, Permission.ADMIN)
+    routes.add("DELETE", f"{BASE}/tokens/{{id}}", revoke_token, Permission.ADMIN)
+
+
+async def status(request: web.Request) -> web.StreamResponse:
+    node = request.app[NODE]
+    cluster, view = node.cluster(), node.view()
+    counted = await totals.read(node.database)
+    return json_response(
+        {
+            "cluster_id": str(cluster.cluster_id),
+            "nodes": [
+                {
+                    "id": one.id,
+                    "zone": one.zone,
+                    "url": one.url,
+                    "up": one.up,
+                    "version": one.version,
+                    "heartbeat_age_seconds": round(one.heartbeat_age_seconds, 3),
+                }
+                for one in sorted(cluster.nodes.values(), key=lambda one: one.id)
+            ],
+            "shards": [
+                {
+                    "id": shard.id,
+                    "uid": str(shard.member.uid),
+                    "node": shard.member.node,
+                    "zone": shard.member.zone,
+                    "path": shard.path,
+                    "state": shard.state.value,
+                    "up": cluster.nodes[shard.member.node].up,
+                    "writable": shard.id in view.writable,
+                    "weight": shard.member.weight,
+                    "capacity_bytes": shard.capacity_bytes,
+                    "free_bytes": shard.free_bytes,
+                    "replicas": counted.replicas.get(shard.id, 0),
+                }
+                for shard in sorted(cluster.shards.values(), key=lambda shard: shard.id)
+            ],
+            "blobs": {
+                "count": counted.blobs,
+                "bytes": counted.bytes,
+                "missing_copies": counted.missing_copies,
+                "short": counted.short_blobs,
+            },
+            "repair_queue": counted.repair_queue,
+        }
+    )
+
+
+async def stored_settings(request: web.Request) -> dict[str, Any]:
+    return await rows.read(request.app[NODE].database)
+
+
+def setting_document(key: str, stored: Mapping[str, Any]) -> dict[str, Any]:
+    field = Settings.model_fields[key]
+    return {
+        "key": key,
+        "value": stored.get(key, field.default),
+        "default": field.default,
+        "is_set": key in stored,
+        "description": field.description,
+    }
+
+
+async def list_settings(request: web.Request) -> web.StreamResponse:
+    stored = await stored_settings(request)
+    return json_response({"settings": [setting_document(key, stored) for key in sorted(Settings.model_fields)]})
+
+
+def setting_key(request: web.Request) -> str:
+    key = request[TARGET].segments[4]
+    if key not in Settings.model_fields:
+        raise NotFound(f"There is no setting {key}.")
+    return key
+
+
+async def get_setting(request: web.Request) -> web.StreamResponse:
+    return json_response(setting_document(setting_key(request), await stored_settings(request)))
+
+
+async def set_setting(request: web.Request) -> web.StreamResponse:
+    key, document = setting_key(request), await read_json(request)
+    if set(document) != {"value"}:
+        raise RequestError('The body must be {"value": ...}.')
+    await rows.write(
+        request.app[NODE].database,
+        key,
+        document["value"],
+        principal=principal_of(request).name,
+        request_id=request[REQUEST_ID],
+        check=combine,
+    )
+    return json_response(setting_document(key, await stored_settings(request)))
+
+
+async def list_tokens(request: web.Request) -> web.StreamResponse:
+    found = await principals.list_tokens(request.app[NODE].database)
+    return json_response({"tokens": [token_document(token) for token in found]})
+
+
+def token_document(token: principals.Token) -> dict[str, Any]:
+    return {
+        "id": token.id,
+        "user": token.user,
+        "ending": token.ending,
+        "description": token.description,
+        "scopes": list(token.scopes),
+        "created_at": timestamp(token.created_at),
+        "expires_at": timestamp(token.expires_at) if token.expires_at else None,
+    }
+
+
+async def create_token(request: web.Request) -> web.StreamResponse:
+    """Make a token of the caller's; its secret is in this one answer and nowhere else."""
+    try:
+        document = TokenDocument.model_validate(await read_json(request))
+    except ValidationError as error:
+        raise RequestError(f"The token's description cannot be read: {first_fault(error)}") from None
+    if unknown := set(document.scopes) - SCOPES:
+        raise RequestError(f"There is no scope {', '.join(sorted(unknown))}; there are {', '.join(sorted(SCOPES))}.")
+    secret, lifetime = tokens.new_secret(), document.expires_in_seconds
+    identity = await principals.create_token(
+        request.app[NODE].database,
+        principal_of(request).name,
+        secret_sha256=tokens.digest(secret),
+        ending=secret[-4:],
+        description=document.description,
+        scopes=sorted(set(document.scopes)),
+        expires_in=None if lifetime is None else timedelta(seconds=lifetime),
+        request_id=request[REQUEST_ID],
+    )
+    answer = {"id": identity, "token": secret, "scopes": sorted(set(document.scopes)), "expires_in_seconds": lifetime}
+    return json_response(answer, status=201, headers={"Cache-Control": "no-store"})
+
+
+async def revoke_token(request: web.Request) -> web.StreamResponse:
+    text = request[TARGET].segments[4]
+    if not text.isascii() or not text.isdigit() or len(text) > 18:
+        raise NotFound(f"There is no token {text}.")
+    revoked = await principals.revoke_token(
+        request.app[NODE].database, int(text), principal=principal_of(request).name, request_id=request[REQUEST_ID]
+    )
+    if not revoked:
+        raise NotFound(f"There is no valid token {text}.")
+    request.app[SERVICES].authenticator.forget()
+    return web.Response(status=204)
+
+
+async def read_json(request: web.Request) -> dict[str, Any]:
+    try:
+        document = json.loads(await read_document(request))
+    except ValueError:
+        raise RequestError("The body is not valid JSON.") from None
+    if not isinstance(document, dict):
+        raise RequestError("The body must be a JSON object.")
+    return document

@@ -1,0 +1,132 @@
+"""The internal listener's application: who may call, which cluster is meant, and how errors are said.
+
+It listens on its own socket; none of its routes is ever on the public one.
+"""
+
+from __future__ import annotations
+
+import hmac
+import json
+import re
+from collections.abc import Awaitable, Callable
+from uuid import UUID
+
+from aiohttp import web
+
+from repo_node import keys
+from repo_node.api.shards import ShardHandlers, internal_route
+from repo_node.logs import request_id
+from sharding import wire
+from sharding.errors import ShardError
+from sharding.model import NodeId
+from sharding.shard import Shard
+
+IDLE_SECONDS = 30.0
+"""How long a peer may send no byte of a body, or take none of an answer."""
+
+STAGED_UPLOADS_MAX = 256
+"""Each costs up to 2 MiB of memory: a block, and what the connection has read ahead."""
+
+KEEPALIVE_SECONDS = 75.0
+LINGER_SECONDS = 5.0
+"""How long an answer that came before the end of a body is given to arrive."""
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def internal_app(
+    *,
+    shards: Callable[[UUID], Shard | None],
+    node_id: NodeId,
+    incarnation: UUID,
+    cluster_id: Callable[[], UUID | None],
+    key: bytes,
+    idle_seconds: float = IDLE_SECONDS,
+    staged_uploads_max: int = STAGED_UPLOADS_MAX,
+) -> web.Application:
+    """Return the application of the internal listener over the shards that this node owns.
+
+    ``cluster_id`` gives None until the node has joined. It carries its own options for the server.
+    """
+    gate = Gate(cluster_id, keys.derive(key, wire.TOKEN_PURPOSE))
+    identity = json.dumps({"node": node_id, "incarnation": str(incarnation)}).encode()
+
+    async def tell_identity(request: web.Request) -> web.StreamResponse:
+        return web.Response(body=identity, content_type="application/json")
+
+    app = web.Application(
+        middlewares=[gate.middleware],
+        handler_args={
+            "auto_decompress": False,
+            "handler_cancellation": True,  # a peer that is gone wants nothing any more
+            "keepalive_timeout": KEEPALIVE_SECONDS,
+            "lingering_time": LINGER_SECONDS,
+            "access_log": None,
+        },
+    )
+    handlers = ShardHandlers(shards, idle_seconds=idle_seconds, staged_uploads_max=staged_uploads_max)
+    app.add_routes([internal_route("GET", "/node", tell_identity), *handlers.routes()])
+    app.on_response_prepare.append(echo_request_id)
+    return app
+
+
+class Gate:
+    """Lets in the peers of this cluster, and says errors in the listener's own words."""
+
+    def __init__(self, cluster_id: Callable[[], UUID | None], token: str) -> None:
+        self._cluster_id = cluster_id
+        self._authorization = f"{wire.AUTHORIZATION_SCHEME} {token}".encode()
+
+    @web.middleware
+    async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Look at who calls before anything else, then answer."""
+        refused = self._refuse(request)
+        if refused is not None:
+            refused.force_close()
+            return refused
+        if given := accepted_request_id(request):
+            request_id.set(given)
+        try:
+            return await handler(request)
+        except wire.Refusal as error:
+            return _say(request, error)
+        except ShardError as error:
+            return _say(request, wire.describe(error))
+        except TimeoutError:
+            return _say(request, wire.Refusal(wire.UNAVAILABLE, "the bytes did not come in time"))
+
+    def _refuse(self, request: web.Request) -> web.Response | None:
+        given = request.headers.get(wire.AUTHORIZATION, "").encode("utf-8", "surrogateescape")
+        if not hmac.compare_digest(given, self._authorization):
+            return web.Response(status=401)
+        cluster = self._cluster_id()
+        if cluster is None:
+            return _answer(wire.Refusal(wire.UNAVAILABLE, "this node has not joined its cluster yet"))
+        if request.headers.get(wire.CLUSTER_HEADER) != str(cluster):
+            return web.Response(status=403)
+        return None
+
+
+def accepted_request_id(request: web.Request) -> str | None:
+    """Return the request id that the peer gave, if it is fit for a log and a header."""
+    given = request.headers.get(wire.REQUEST_ID_HEADER)
+    return given if given is not None and REQUEST_ID.fullmatch(given) else None
+
+
+async def echo_request_id(request: web.Request, response: web.StreamResponse) -> None:
+    """Give an accepted request id back with the answer."""
+    if given := accepted_request_id(request):
+        response.headers[wire.REQUEST_ID_HEADER] = given
+
+
+def _say(request: web.Request, refusal: wire.Refusal) -> web.Response:
+    answer = _answer(refusal)
+    if not request.content.is_eof():
+        answer.force_close()
+    return answer
+
+
+def _answer(refusal: wire.Refusal) -> web.Response:
+    return web.Response(status=refusal.status, body=refusal.body(), content_type="application/json")

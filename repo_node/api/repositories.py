@@ -1,0 +1,108 @@
+"""Repositories: list, read, create, delete (``/artifactory/api/repositories``)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from repo_node.api.documents import json_response
+from repo_node.auth.permissions import Permission
+from repo_node.db.repositories import Repository
+from repo_node.errors import RequestError
+from repo_node.web.body import read_document
+from repo_node.web.context import REQUEST_ID, SERVICES, TARGET, base_url, principal_of
+from repo_node.web.routes import Routes
+
+
+class RepositoryDocument(BaseModel):
+    """What may be said of a new repository. Unknown fields are ignored, as clients send dozens of them."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+    key: str | None = None
+    rclass: str = "local"
+    packageType: str = "generic"
+    description: str = Field("", max_length=2000)
+    redundancy: int | None = Field(None, ge=1, le=16)
+
+
+def add_routes(routes: Routes) -> None:
+    routes.add("GET", "/artifactory/api/repositories", list_all, Permission.READ)
+    routes.add("GET", "/artifactory/api/repositories/{key}", read, Permission.READ)
+    routes.add("PUT", "/artifactory/api/repositories/{key}", create, Permission.ADMIN)
+    routes.add("DELETE", "/artifactory/api/repositories/{key}", delete, Permission.ADMIN)
+
+
+def key_of(request: web.Request) -> str:
+    return request[TARGET].segments[3]
+
+
+async def list_all(request: web.Request) -> web.StreamResponse:
+    base = base_url(request)
+    kind, package = request.query.get("type", "").lower(), request.query.get("packageType", "").lower()
+    found = await request.app[SERVICES].repositories.list_all()
+    return json_response(
+        [
+            {
+                "key": repository.key,
+                "type": repository.rclass.upper(),
+                "description": repository.description,
+                "url": f"{base}/{repository.key}",
+                "packageType": repository.package_type.capitalize(),
+            }
+            for repository in found
+            if kind in ("", repository.rclass) and package in ("", repository.package_type)
+        ]
+    )
+
+
+async def read(request: web.Request) -> web.StreamResponse:
+    return json_response(document_of(await request.app[SERVICES].repositories.get(key_of(request))))
+
+
+def document_of(repository: Repository) -> dict[str, Any]:
+    return {
+        "key": repository.key,
+        "rclass": repository.rclass,
+        "packageType": repository.package_type,
+        "description": repository.description,
+        "repoLayoutRef": "simple-default",
+        "redundancy": repository.redundancy,
+    }
+
+
+async def create(request: web.Request) -> web.StreamResponse:
+    key, body = key_of(request), await read_document(request)
+    try:
+        document = RepositoryDocument.model_validate(json.loads(body or b"{}"))
+    except (ValidationError, ValueError) as error:
+        raise RequestError(f"The repository's description cannot be read: {first_fault(error)}") from None
+    if document.key not in (None, key):
+        raise RequestError(f"The body names the repository {document.key}, the URL {key}.")
+    if document.rclass != "local" or document.packageType.lower() != "generic":
+        raise RequestError("Only local generic repositories can be made: rclass local, packageType generic.")
+    await request.app[SERVICES].repositories.create(
+        key,
+        description=document.description,
+        redundancy=document.redundancy,
+        principal=principal_of(request).name,
+        request_id=request[REQUEST_ID],
+    )
+    return web.Response(text=f"Successfully created repository '{key}'\n")
+
+
+async def delete(request: web.Request) -> web.StreamResponse:
+    key = key_of(request)
+    await request.app[SERVICES].repositories.delete(
+        key, principal=principal_of(request).name, request_id=request[REQUEST_ID]
+    )
+    return web.Response(text=f"Repository {key} and all its content have been removed successfully.\n")
+
+
+def first_fault(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        fault = error.errors()[0]
+        return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
+    return str(error)

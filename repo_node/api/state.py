@@ -1,0 +1,36 @@
+"""What the system surfaces ask the node itself."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from aiohttp import web
+
+from repo_node.db.nodes import ClusterRows
+from repo_node.db.pool import Database
+from repo_node.metrics import Metrics
+from sharding.view import StoreView
+
+
+class NodeState(Protocol):
+    """The node as its own API sees it."""
+
+    metrics: Metrics
+    database: Database
+
+    def is_ready(self) -> bool:
+        """Say whether this node can serve reads and writes now."""
+        ...
+
+    def refresh_gauges(self) -> None:
+        """Bring the gauges that mirror state up to date."""
+        ...
+
+    def cluster(self) -> ClusterRows:
+        """Return the cluster as last read. Raises ``CatalogueUnavailable`` before the first time."""
+        ...
+
+    def view(self) -> StoreView: ...
+
+
+NODE = web.AppKey("node", NodeState)

@@ -1,0 +1,56 @@
+"""Health, version and metrics."""
+
+from __future__ import annotations
+
+import asyncio
+
+from aiohttp import web
+from prometheus_client import generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+
+from repo_node import __version__
+from repo_node.api.documents import json_response
+from repo_node.api.state import NODE
+from repo_node.auth.permissions import Permission
+from repo_node.web.routes import Routes
+
+
+def add_routes(routes: Routes) -> None:
+    routes.add("GET", "/artifactory/api/system/ping", ping, Permission.PUBLIC)
+    routes.add("GET", "/artifactory/api/system/version", version, Permission.PUBLIC)
+    routes.add("GET", "/artifactory/api/v1/system/liveness", liveness, Permission.PUBLIC)
+    routes.add("GET", "/artifactory/api/v1/system/readiness", readiness, Permission.PUBLIC)
+    routes.add("GET", "/metrics", metrics, Permission.METRICS)
+
+
+async def ping(request: web.Request) -> web.StreamResponse:
+    if not request.app[NODE].is_ready():
+        return web.Response(status=503, text="Not ready\n")
+    return web.Response(text="OK")
+
+
+async def version(request: web.Request) -> web.StreamResponse:
+    # Below 7.82.2, so that JFrog's clients do not try its multi-part uploads.
+    return json_response(
+        {"version": "7.77.0", "revision": "77700900", "addons": [], "license": "OSS", "holdfast": __version__}
+    )
+
+
+async def liveness(request: web.Request) -> web.StreamResponse:
+    """Say that the process answers; it depends on nothing else."""
+    return web.Response(text="OK")
+
+
+async def readiness(request: web.Request) -> web.StreamResponse:
+    """Say whether a load balancer should send requests here."""
+    if not request.app[NODE].is_ready():
+        return web.Response(status=503, text="Not ready\n", headers={"Retry-After": "2"})
+    return web.Response(text="OK")
+
+
+async def metrics(request: web.Request) -> web.StreamResponse:
+    """Render every metric, in a thread: hundreds of histograms take a while."""
+    node = request.app[NODE]
+    node.refresh_gauges()
+    text = await asyncio.to_thread(generate_latest, node.metrics.registry)
+    return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})

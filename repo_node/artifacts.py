@@ -1,0 +1,276 @@
+"""The service for artifacts: every upload of every format ends in ``deploy``, every download begins in ``open``."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from repo_node.db import artifacts as rows
+from repo_node.db import blobs, repositories
+from repo_node.db.artifacts import Blob, Child, Item
+from repo_node.db.blobs import CommitOutcome, CommitResult, Deployment
+from repo_node.db.errors import OutcomeUnknown
+from repo_node.db.pool import Database
+from repo_node.errors import BodyTooLarge, ChecksumMismatch, NotFound, Overloaded, RequestError
+from repo_node.metrics import Metrics
+from repo_node.outcome import until_known
+from repo_node.paths import ArtifactPath
+from repo_node.settings import LiveSettings
+from sharding.background import Background
+from sharding.commit import Placement
+from sharding.errors import ReplicaCorrupt, ReplicaMissing
+from sharding.identifiers import uuid7
+from sharding.model import BLOCK_DIGEST_BYTES, BlobDigests, Buffer, Generation, Replica, block_count
+from sharding.provider import ShardingProvider
+from sharding.reader import BlobReader, BlobToRead
+from sharding.upload import Upload
+
+REPORTS_MAX = 1_000
+DIGEST_WINDOW = rows.FIRST_BLOCKS
+
+
+@dataclass(frozen=True, slots=True)
+class DeclaredDigests:
+    """Checksums the client declared, as bytes; None where it declared none."""
+
+    sha256: bytes | None = None
+    sha1: bytes | None = None
+    md5: bytes | None = None
+
+    def check(self, digests: BlobDigests) -> None:
+        """Raise ``ChecksumMismatch`` when the body is not what was declared."""
+        for name in ("sha256", "sha1", "md5"):
+            declared, computed = getattr(self, name), getattr(digests, name)
+            if declared is not None and declared != computed:
+                raise ChecksumMismatch(
+                    f"Checksum error: {name} of the body is {computed.hex()}, declared was {declared.hex()}. "
+                    "Nothing was stored."
+                )
+
+
+@dataclass(frozen=True, slots=True)
+class DeployRequest:
+    """Where an upload goes, who sends it, and what they say of it."""
+
+    at: ArtifactPath
+    principal: str
+    request_id: str
+    properties: Mapping[str, Sequence[str]]
+    declared: DeclaredDigests
+
+
+@dataclass(frozen=True, slots=True)
+class Deployed:
+    """An acknowledged upload."""
+
+    at: ArtifactPath
+    created_at: datetime
+    created_by: str
+    digests: BlobDigests
+
+
+class Artifacts:
+    """Uploads, downloads, listings and deletions."""
+
+    def __init__(
+        self, database: Database, store: ShardingProvider, settings: LiveSettings, metrics: Metrics
+    ) -> None:
+        self._database = database
+        self._store = store
+        self._settings = settings
+        self._metrics = metrics
+        self._reports = Background(REPORTS_MAX)
+        self._uploads = 0
+
+    # ------------------------------------------------------------------ uploads
+
+    async def deploy(self, request: DeployRequest, body: AsyncIterator[Buffer]) -> Deployed:
+        """Store ``body`` and make it visible at ``request.at``, or change nothing.
+
+        Raises ``NotFound``, ``ChecksumMismatch``, ``BodyTooLarge``, ``PathConflict``,
+        ``WriteQuorumNotMet``, ``OutcomeUnknown``, ``CatalogueUnavailable``, ``Overloaded``.
+        """
+        if self._uploads >= self._settings.now.uploads_in_flight_max:
+            raise Overloaded("This node runs as many uploads as it may; retry.")
+        self._uploads += 1
+        self._metrics.uploads_in_flight.inc()
+        try:
+            return await self._deploy(request, body)
+        finally:
+            self._uploads -= 1
+            self._metrics.uploads_in_flight.dec()
+
+    async def _deploy(self, request: DeployRequest, body: AsyncIterator[Buffer]) -> Deployed:
+        start = await repositories.find(self._database, request.at.repository)
+        if start is None:
+            raise NotFound(f"There is no repository {request.at.repository}.")
+        policy = self._settings.now.write_policy(start.repository.redundancy)
+        async with self._store.open_upload(policy) as upload:
+            began = time.perf_counter()
+            await self._receive(upload, body)
+            digests = await upload.finish()
+            request.declared.check(digests)
+            began = self._stage("receive", began)
+            placement = await self._store.commit(upload)
+            began = self._stage("store", began)
+            deployment = Deployment(
+                upload=uuid7(),
+                started_at=start.started_at,
+                repository_id=start.repository.id,
+                folder=request.at.folder,
+                name=request.at.name,
+                properties=request.properties,
+                principal=request.principal,
+                request_id=request.request_id,
+                blob_uid=upload.uid,
+                digests=digests,
+                redundancy=policy.redundancy,
+            )
+            created_at = await self._commit(deployment, placement)
+            self._stage("commit", began)
+            return Deployed(request.at, created_at, request.principal, digests)
+
+    def _stage(self, stage: str, began: float) -> float:
+        now = time.perf_counter()
+        self._metrics.upload_seconds.labels(stage).observe(now - began)
+        return now
+
+    async def _receive(self, upload: Upload, body: AsyncIterator[Buffer]) -> None:
+        limit = self._settings.now.body_bytes_max
+        async for piece in body:
+            if upload.size + len(piece) > limit:
+                raise BodyTooLarge(f"The body is larger than {limit} bytes (setting body_bytes_max).")
+            await upload.write(piece)
+
+    async def _commit(self, deployment: Deployment, placement: Placement) -> datetime:
+        """Write the rows. Our files stay when they are referred to, or might be; else they go."""
+        try:
+            result = await self._commit_rows(deployment, placement)
+        except OutcomeUnknown:
+            self._metrics.uploads.labels("unknown").inc()
+            raise
+        except Exception:
+            self._store.drop(deployment.digests.sha256, placement.replicas)
+            self._metrics.uploads.labels("refused").inc()
+            raise
+        if result.outcome is not CommitOutcome.ADOPTED:
+            self._store.drop(deployment.digests.sha256, placement.replicas)
+        self._metrics.uploads.labels(result.outcome.value).inc()
+        match result.outcome:
+            case CommitOutcome.TOO_OLD:
+                raise RequestError("The upload took longer than upload_seconds_max; start it anew.", status=408)
+            case CommitOutcome.NO_REPOSITORY:
+                raise NotFound("The repository was deleted during the upload.")
+        if placement.short:
+            self._metrics.short_writes.inc()
+        assert result.created_at is not None
+        return result.created_at
+
+    async def _commit_rows(self, deployment: Deployment, placement: Placement) -> CommitResult:
+        result = await self._commit_once(deployment, placement, None)
+        if result.outcome is not CommitOutcome.CONFIRM:
+            return result
+        digests = deployment.digests
+        confirmed = await self._store.confirm(digests.sha256, digests.size, result.existing)
+        return await self._commit_once(deployment, placement, confirmed)
+
+    async def _commit_once(
+        self, deployment: Deployment, placement: Placement, confirmed: Sequence[Generation] | None
+    ) -> CommitResult:
+        now = self._settings.now
+        return await until_known(
+            lambda: blobs.commit_upload(
+                self._database,
+                deployment,
+                placement.replicas,
+                age_max_seconds=now.upload_seconds_max,
+                properties_json=json.dumps(deployment.properties),
+                short=placement.short,
+                confirmed=confirmed,
+            ),
+            wait_seconds=now.outcome_wait_seconds,
+        )
+
+    # ------------------------------------------------------------------ downloads
+
+    async def get(self, at: ArtifactPath) -> Item:
+        """Return the artifact or folder at a path. Raises ``NotFound``, ``CatalogueUnavailable``."""
+        found = await rows.resolve(self._database, at.repository, at.folder, at.name)
+        if found.repository_id is None:
+            raise NotFound(f"Unable to find item: there is no repository {at.repository}.")
+        if found.item is None:
+            raise NotFound("File not found.")
+        return found.item
+
+    def open(self, blob: Blob) -> BlobReader:
+        """Return a reader of the artifact's bytes."""
+        catalogue = CatalogueOfBlob(self._database, blob, self._reports, self._metrics)
+        return self._store.read(BlobToRead(blob.sha256, blob.size, blob.replicas), catalogue)
+
+    # ------------------------------------------------------------------ folders, deletion
+
+    async def children(self, repository: str, path: str) -> list[Child]:
+        """Return what lies directly in a folder, '' being the repository's root. Raises ``NotFound``."""
+        found = await repositories.find(self._database, repository)
+        if found is None:
+            raise NotFound(f"Unable to find item: there is no repository {repository}.")
+        return await rows.children(self._database, found.repository.id, path)
+
+    async def make_folder(self, at: ArtifactPath, principal: str) -> Item:
+        """Make a folder and its ancestors; one that exists is no error. Raises ``PathConflict``, ``NotFound``."""
+        found = await repositories.find(self._database, at.repository)
+        if found is None:
+            raise NotFound(f"There is no repository {at.repository}.")
+        await rows.make_folder(self._database, found.repository.id, at.path, principal)
+        return await self.get(at)
+
+    async def delete(self, at: ArtifactPath, *, principal: str, request_id: str) -> None:
+        """Delete an artifact, or a folder with everything in it. Raises ``NotFound``."""
+        found = await repositories.find(self._database, at.repository)
+        if found is None:
+            raise NotFound(f"There is no repository {at.repository}.")
+        gone = await rows.delete(
+            self._database, found.repository.id, at.folder, at.name, principal=principal, request_id=request_id
+        )
+        if not gone:
+            raise NotFound(f"Could not locate artifact '{at.repository}:{at.path}'. File not found.")
+
+    async def close(self) -> None:
+        await self._reports.close(wait_seconds=2)
+
+
+class CatalogueOfBlob:
+    """What one reader asks about one blob: the look-up's own answer first, then Postgres."""
+
+    def __init__(self, database: Database, blob: Blob, reports: Background, metrics: Metrics) -> None:
+        self._database = database
+        self._blob = blob
+        self._reports = reports
+        self._metrics = metrics
+        self._window_start = 0
+        self._window = blob.first_digests
+
+    async def block_digests(self, first: int, count: int) -> bytes:
+        start = (first - self._window_start) * BLOCK_DIGEST_BYTES
+        stop = start + count * BLOCK_DIGEST_BYTES
+        if start < 0 or stop > len(self._window):
+            blocks = min(DIGEST_WINDOW, block_count(self._blob.size) - first)
+            self._window = await blobs.block_digests(self._database, self._blob.id, first, blocks)
+            self._window_start, start, stop = first, 0, count * BLOCK_DIGEST_BYTES
+        return self._window[start:stop]
+
+    async def replicas(self) -> tuple[Replica, ...]:
+        return await blobs.replicas_of(self._database, self._blob.id)
+
+    def report(self, replica: Replica, error: ReplicaMissing | ReplicaCorrupt) -> None:
+        self._reports.start(self._mark(replica, error))
+
+    async def _mark(self, replica: Replica, error: ReplicaMissing | ReplicaCorrupt) -> None:
+        if await blobs.mark_suspect(self._database, replica.shard, replica.generation):
+            fault = "missing" if isinstance(error, ReplicaMissing) else "corrupt"
+            self._metrics.bad_replicas.labels(fault).inc()
+
+

@@ -1,0 +1,137 @@
+"""From the Authorization header to a principal.
+
+What was proved is remembered for a short time, under a keyed hash, and only while announcements
+from Postgres arrive: a changed password or a revoked token is then forgotten at once.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import secrets
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from repo_node.auth import tokens
+from repo_node.auth.passwords import PasswordVerifier
+from repo_node.auth.permissions import Principal
+from repo_node.db import principals
+from repo_node.db.pool import Database
+from repo_node.errors import Overloaded, Unauthenticated
+
+REMEMBERED_MAX = 10_000
+TOKEN_SECONDS = 60.0
+WAITING_MAX = 64
+"""Password checks under way or in line; more are refused, so that a flood of logins stays bounded."""
+
+WRONG = "Wrong user name, password or token."
+
+
+@dataclass(frozen=True, slots=True)
+class Credentials:
+    """Either a token, or a user with a password."""
+
+    secret: str
+    user: str | None = None
+
+
+class Authenticator:
+    """Checks credentials. ``fresh`` says whether announcements arrive; ``remember_seconds`` is a setting."""
+
+    def __init__(
+        self, database: Database, fresh: Callable[[], bool], remember_seconds: Callable[[], float]
+    ) -> None:
+        self._database = database
+        self._fresh = fresh
+        self._remember_seconds = remember_seconds
+        self._verifier = PasswordVerifier()
+        self._waiting = 0
+        self._key = secrets.token_bytes(32)
+        self._remembered: OrderedDict[bytes, tuple[Principal, float]] = OrderedDict()
+
+    async def authenticate(self, headers: Mapping[str, str]) -> Principal | None:
+        """Return who sent ``headers``; None when they carry no credentials.
+
+        Raises ``Unauthenticated``, ``Overloaded``, ``CatalogueUnavailable``.
+        """
+        credentials = parse(headers)
+        if credentials is None:
+            return None
+        handle = self._handle(credentials)
+        known = self._remembered.get(handle) if self._fresh() else None
+        if known is not None and known[1] > time.monotonic():
+            return known[0]
+        principal, seconds = await self._check(credentials)
+        if self._fresh() and seconds > 0:
+            self._remembered[handle] = (principal, time.monotonic() + seconds)
+            if len(self._remembered) > REMEMBERED_MAX:
+                self._remembered.popitem(last=False)
+        return principal
+
+    def forget(self) -> None:
+        """Forget everything proved so far: users or tokens have changed."""
+        self._remembered.clear()
+
+    def _handle(self, credentials: Credentials) -> bytes:
+        text = f"{credentials.user}\0{credentials.secret}"
+        return hmac.new(self._key, text.encode("utf-8", "surrogateescape"), hashlib.sha256).digest()
+
+    async def _check(self, credentials: Credentials) -> tuple[Principal, float]:
+        if tokens.looks_like_token(credentials.secret):
+            return await self._check_token(credentials.secret)
+        if credentials.user is None:
+            raise Unauthenticated(WRONG)
+        return await self._check_password(credentials.user, credentials.secret)
+
+    async def _check_token(self, secret: str) -> tuple[Principal, float]:
+        token = await principals.find_token(self._database, tokens.digest(secret))
+        if token is None:
+            raise Unauthenticated(WRONG)
+        left = TOKEN_SECONDS if token.expires_in_seconds is None else token.expires_in_seconds
+        return Principal(token.user, token.is_admin, frozenset(token.scopes)), min(left, TOKEN_SECONDS)
+
+    async def _check_password(self, name: str, password: str) -> tuple[Principal, float]:
+        if self._waiting >= WAITING_MAX:
+            raise Overloaded("Too many logins at once; retry, or use a token.")
+        self._waiting += 1
+        try:
+            user = await principals.find_user(self._database, name)
+            fits = await self._verifier.verify(user.password_hash if user else None, password)
+        finally:
+            self._waiting -= 1
+        if user is None or not fits:
+            raise Unauthenticated(WRONG)
+        return Principal(user.name, user.is_admin), self._remember_seconds()
+
+    def close(self) -> None:
+        self._verifier.close()
+
+
+def parse(headers: Mapping[str, str]) -> Credentials | None:
+    """Return the credentials in ``headers``: Basic, Bearer or X-JFrog-Art-Api. Raises ``Unauthenticated``."""
+    header = headers.get("Authorization")
+    if header is None:
+        key = headers.get("X-JFrog-Art-Api")
+        return Credentials(key) if key else None
+    scheme, _, value = header.partition(" ")
+    match scheme.lower():
+        case "bearer":
+            return Credentials(value.strip())
+        case "basic":
+            return parse_basic(value)
+        case _:
+            raise Unauthenticated("Use Basic or Bearer authentication.")
+
+
+def parse_basic(value: str) -> Credentials:
+    try:
+        user, colon, password = base64.b64decode(value.strip(), validate=True).decode("utf-8").partition(":")
+    except (binascii.Error, UnicodeDecodeError, ValueError):
+        raise Unauthenticated("The Basic credentials cannot be read.") from None
+    if not colon or "\0" in user + password:
+        raise Unauthenticated("The Basic credentials cannot be read.")
+    return Credentials(password, user)

@@ -1,0 +1,48 @@
+"""Password hashes: argon2id, never on the event loop, never more than a few at once."""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+
+from argon2 import PasswordHasher
+from argon2.exceptions import InvalidHashError, VerificationError
+
+# OWASP's minimum for argon2id: 19 MiB, two passes, one lane.
+HASHER = PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
+PASSWORD_BYTES_MAX = 1024
+VERIFIERS_MAX = 2
+
+
+def hash_password(password: str) -> str:
+    """Return the argon2id hash of ``password``. Blocks for tens of milliseconds."""
+    if not 0 < len(password.encode()) <= PASSWORD_BYTES_MAX:
+        raise ValueError(f"a password has 1 to {PASSWORD_BYTES_MAX} bytes")
+    return HASHER.hash(password)
+
+
+def check_password(hashed: str, password: str) -> bool:
+    """Say whether ``password`` is the one ``hashed`` was made from. Blocks for tens of milliseconds."""
+    if len(password.encode()) > PASSWORD_BYTES_MAX:
+        return False
+    try:
+        return HASHER.verify(hashed, password)
+    except (VerificationError, InvalidHashError):
+        return False
+
+
+class PasswordVerifier:
+    """Checks passwords in threads of its own: at most ``VERIFIERS_MAX`` at once, the rest wait in line."""
+
+    def __init__(self) -> None:
+        self._nobody = hash_password("the password of nobody")
+        self._executor = ThreadPoolExecutor(VERIFIERS_MAX, thread_name_prefix="argon2")
+
+    async def verify(self, hashed: str | None, password: str) -> bool:
+        """Say whether ``password`` fits; None, for an unknown user, takes as long and is never right."""
+        loop = asyncio.get_running_loop()
+        fits = await loop.run_in_executor(self._executor, check_password, hashed or self._nobody, password)
+        return fits and hashed is not None
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=False, cancel_futures=True)

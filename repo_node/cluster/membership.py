@@ -1,0 +1,152 @@
+"""A node's life in the cluster, on one connection: registration, heartbeats, announcements.
+
+The connection that carries heartbeats also listens. While heartbeats come back, announcements
+arrive, and what the node remembers of users and settings can be trusted (``is_fresh``). When it
+breaks, the node distrusts all that until it has read everything again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from repo_node.cluster.own_shards import OwnShard
+from repo_node.config import NodeConfig
+from repo_node.db import nodes
+from repo_node.db import settings as setting_rows
+from repo_node.db.errors import CatalogueUnavailable
+from repo_node.db.nodes import ClusterRows, Fenced
+from repo_node.db.pool import BROKEN, describe, drop
+from repo_node.metrics import Metrics
+from repo_node.settings import LiveSettings, lenient
+from sharding.model import NodeId, ShardId
+from sharding.shard import ShardSpace
+
+log = logging.getLogger("holdfast.cluster")
+
+CHANNEL = "holdfast"
+RECONNECT_SECONDS = 0.5
+SPACE_TIMEOUT_SECONDS = 2.0
+
+
+@asynccontextmanager
+async def connect(config: NodeConfig) -> AsyncIterator[asyncpg.Connection]:
+    """Open a connection of one's own, outside the pool. Raises ``CatalogueUnavailable``."""
+    database = config.database
+    try:
+        connection = await asyncpg.connect(
+            database.dsn,
+            timeout=database.connect_timeout_seconds,
+            command_timeout=database.statement_timeout_seconds,
+            server_settings={"application_name": f"holdfast {config.node.id}"},
+        )
+    except (*BROKEN, asyncpg.PostgresError) as error:
+        raise CatalogueUnavailable(f"no connection to Postgres: {describe(error)}") from error
+    try:
+        yield connection
+    finally:
+        drop(connection)
+
+
+class Membership:
+    """Keeps this node in the cluster and its picture of the cluster current, until ``close``."""
+
+    def __init__(
+        self,
+        config: NodeConfig,
+        incarnation: UUID,
+        own: Mapping[ShardId, OwnShard],
+        settings: LiveSettings,
+        metrics: Metrics,
+        *,
+        on_cluster: Callable[[ClusterRows], Awaitable[None]],
+        on_principals: Callable[[], None],
+    ) -> None:
+        self._config = config
+        self._node = NodeId(config.node.id)
+        self._incarnation = incarnation
+        self._own = own
+        self._settings = settings
+        self._metrics = metrics
+        self._on_cluster = on_cluster
+        self._on_principals = on_principals
+        self._wake = asyncio.Event()
+        self._settings_changed = True
+        self._beat_at = float("-inf")
+        self.rows: ClusterRows | None = None
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether announcements have been arriving until just now."""
+        silence = asyncio.get_running_loop().time() - self._beat_at
+        return silence < 2 * self._settings.now.heartbeat_seconds + self._config.database.statement_timeout_seconds
+
+    def cluster(self) -> ClusterRows:
+        """Return the cluster as last read. Raises ``CatalogueUnavailable`` before the first time."""
+        if self.rows is None:
+            raise CatalogueUnavailable("this node has not read the cluster yet")
+        return self.rows
+
+    async def run(self) -> None:
+        """Beat until cancelled, reconnecting as often as it takes. Raises ``Fenced``."""
+        while True:
+            try:
+                async with connect(self._config) as connection:
+                    await self._run_on(connection)
+            except Fenced:
+                raise
+            except (CatalogueUnavailable, *BROKEN, asyncpg.PostgresError) as error:
+                self._metrics.heartbeat_failures.inc()
+                log.warning("no heartbeat", extra={"facts": {"cause": describe(error)}})
+            finally:
+                self._distrust()
+            await asyncio.sleep(RECONNECT_SECONDS)
+
+    async def _run_on(self, connection: asyncpg.Connection) -> None:
+        await connection.add_listener(CHANNEL, self._hear)  # type: ignore[arg-type]
+        self._settings_changed = True
+        while True:
+            self._wake.clear()
+            await self.beat(connection)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), self._settings.now.heartbeat_seconds)
+
+    async def beat(self, connection: asyncpg.Connection) -> None:
+        """Report this node, and read what changed in the cluster."""
+        await nodes.heartbeat(connection, self._node, self._incarnation, await self._spaces())
+        if self._settings_changed:
+            self._settings_changed = False
+            rows = await connection.fetch(setting_rows.READ.sql)
+            self._settings.now = lenient(setting_rows.decode(rows))
+        self.rows = await nodes.read_cluster(connection)
+        await self._on_cluster(self.rows)
+        self._beat_at = asyncio.get_running_loop().time()
+
+    async def _spaces(self) -> dict[ShardId, tuple[ShardSpace, bool]]:
+        reports = await asyncio.gather(*(own.report(SPACE_TIMEOUT_SECONDS) for own in self._own.values()))
+        return dict(zip(self._own, reports, strict=True))
+
+    def _hear(self, connection: Any, pid: int, channel: str, payload: str) -> None:
+        match payload:
+            case "users" | "tokens":
+                self._on_principals()
+                return
+            case "settings":
+                self._settings_changed = True
+        self._wake.set()
+
+    def _distrust(self) -> None:
+        self._beat_at = float("-inf")
+        self._on_principals()
+
+    async def leave(self) -> None:
+        """Tell the cluster that this node stops; best effort."""
+        with suppress(CatalogueUnavailable, *BROKEN, asyncpg.PostgresError):
+            async with connect(self._config) as connection:
+                await nodes.stop(connection, self._node, self._incarnation)

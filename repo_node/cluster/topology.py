@@ -1,0 +1,114 @@
+"""From the rows of the cluster to the view of the store: rings built off the event loop, peers' shards kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from uuid import UUID
+
+from repo_node.cluster.own_shards import OwnShard
+from repo_node.config import InternalSection
+from repo_node.db.nodes import ClusterRows, ShardRow
+from repo_node.metrics import Metrics
+from sharding.guarded import Guarded, GuardLimits
+from sharding.model import NodeId, ShardId, ZoneId
+from sharding.peer import Peer
+from sharding.remote import RemoteShard
+from sharding.ring import Ring
+from sharding.shard import Shard
+from sharding.view import StoreView
+
+
+@dataclass(frozen=True, slots=True)
+class KnownPeerShard:
+    """A peer's shard, and what it was made from: another owner or address makes it anew."""
+
+    uid: UUID
+    url: str
+    guarded: Guarded
+
+
+class Topology:
+    """Keeps the store's view in step with the cluster's rows."""
+
+    def __init__(
+        self,
+        node: NodeId,
+        zone: ZoneId,
+        own: Mapping[ShardId, OwnShard],
+        peer_at: Callable[[str], Peer],
+        internal: InternalSection,
+        metrics: Metrics,
+    ) -> None:
+        self._node = node
+        self._zone = zone
+        self._peer_at = peer_at
+        self._metrics = metrics
+        self._limits = GuardLimits(
+            calls_max=internal.calls_per_shard_max,
+            queue_seconds=internal.call_timeout_seconds,
+            call_seconds=internal.call_timeout_seconds,
+            stall_seconds=internal.stall_timeout_seconds,
+            failures_to_open=internal.failures_to_open,
+            open_seconds=internal.open_seconds,
+        )
+        self._own = {shard: self._guard(own[shard].shard) for shard in own}
+        self._remote: dict[ShardId, KnownPeerShard] = {}
+        self._ring = Ring(())
+        self.view = self._view(None)
+
+    def _guard(self, shard: Shard) -> Guarded:
+        return Guarded(shard, limits=self._limits, observer=self._metrics)
+
+    async def update(self, rows: ClusterRows) -> None:
+        """Make ``view`` show ``rows``. The ring is built anew only when its members changed."""
+        members = tuple(
+            sorted((shard.member for shard in rows.shards.values() if is_member(shard)), key=lambda one: one.uid.int)
+        )
+        if members != self._ring.members:
+            self._ring = await asyncio.to_thread(Ring, members)
+            self._metrics.ring_builds.inc()
+        for shard in rows.shards.values():
+            if shard.id not in self._own:
+                self._know(shard, rows.nodes[shard.member.node].internal_url)
+        for gone in set(self._remote) - set(rows.shards):
+            del self._remote[gone]
+        self.view = self._view(rows)
+
+    def _know(self, shard: ShardRow, url: str) -> None:
+        known = self._remote.get(shard.id)
+        if known is None or (known.uid, known.url) != (shard.member.uid, url):
+            remote = RemoteShard(shard.id, shard.member.uid, self._peer_at(url))
+            self._remote[shard.id] = KnownPeerShard(shard.member.uid, url, self._guard(remote))
+
+    def _view(self, rows: ClusterRows | None) -> StoreView:
+        shards = {**{shard: known.guarded for shard, known in self._remote.items()}, **self._own}
+        writable: set[ShardId] = set()
+        full: set[ShardId] = set()
+        readable: set[ShardId] = set()
+        for shard in rows.shards.values() if rows else ():
+            guarded = shards.get(shard.id)
+            reachable = guarded is not None and guarded.available and rows is not None and is_up(rows, shard)
+            if reachable and shard.state.serves_reads:
+                readable.add(shard.id)
+            if reachable and shard.state.takes_writes:
+                (writable if shard.writable else full).add(shard.id)
+        return StoreView(
+            ring=self._ring,
+            shards=shards,
+            writable=frozenset(writable),
+            full=frozenset(full),
+            readable=frozenset(readable),
+            node=self._node,
+            zone=self._zone,
+        )
+
+
+def is_member(shard: ShardRow) -> bool:
+    """Say whether the ring has this shard: only an administrator's act or a verdict takes it off."""
+    return shard.state.value in ("active", "read_only", "offline")
+
+
+def is_up(rows: ClusterRows, shard: ShardRow) -> bool:
+    return rows.nodes[shard.member.node].up

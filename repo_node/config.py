@@ -1,0 +1,220 @@
+"""A node's own TOML: only what it needs to find the database, its disks and its sockets.
+
+Everything the cluster shares is a setting in Postgres (``settings.py``). ``load`` is the one way
+in; every complaint names the file, the key and what would be right.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from repo_node import keys
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the message names the file, the key and what would be right."""
+
+
+class Section(BaseModel):
+    """A table of the TOML: unknown keys are errors, values are never coerced."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True, allow_inf_nan=False)
+
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+Seconds = Annotated[float, Field(gt=0, le=86_400)]
+ADDRESS = re.compile(r"^(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):(?P<port>\d{1,5})$")
+
+
+class Address(BaseModel):
+    """A socket address, written ``host:port`` or ``[v6]:port``."""
+
+    model_config = ConfigDict(frozen=True)
+    host: str
+    port: int
+
+    @model_validator(mode="before")
+    @classmethod
+    def parse(cls, value: Any) -> Any:
+        if isinstance(value, Address):
+            return value
+        match = ADDRESS.match(value) if isinstance(value, str) else None
+        if not match or not 0 < int(match["port"]) < 65_536:
+            raise ValueError('write it as "host:port" with a port from 1 to 65535, for example "0.0.0.0:8081"')
+        return {"host": match["host"].strip("[]"), "port": int(match["port"])}
+
+    @property
+    def is_wildcard(self) -> bool:
+        """Whether it means every interface, which nobody can connect to by this name."""
+        return self.host in ("0.0.0.0", "::")
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+class NodeSection(Section):
+    """Who this node is."""
+
+    id: Name
+    zone: Name
+    cluster_key_file: Path = Field(strict=False)
+
+
+class DatabaseSection(Section):
+    """Where Postgres is, and how long to wait for it."""
+
+    dsn: str = Field(repr=False)
+    pool_connections_max: int = Field(16, ge=2, le=500)
+    connect_timeout_seconds: Seconds = 5.0
+    statement_timeout_seconds: Seconds = 5.0
+    start_timeout_seconds: Seconds = 60.0
+
+    @field_validator("dsn")
+    @classmethod
+    def check_dsn(cls, value: str) -> str:
+        if urlsplit(value).scheme not in ("postgres", "postgresql"):
+            raise ValueError(
+                'write a Postgres URL, for example "postgresql://holdfast:secret@db.example:5432/holdfast"'
+            )
+        return value
+
+
+class HttpSection(Section):
+    """The public listener and what it tolerates from clients."""
+
+    listen: Address
+    shared_listen: Address | None = None
+    metrics_listen: Address | None = None
+    public_url: str | None = None
+    header_timeout_seconds: Seconds = 10.0
+    idle_timeout_seconds: Seconds = 30.0
+    keepalive_timeout_seconds: Seconds = 75.0
+    rate_bytes_per_second_min: int = Field(1024, ge=0)
+    rate_window_seconds: Seconds = 60.0
+    connections_max: int = Field(10_000, ge=1)
+    shutdown_timeout_seconds: Seconds = 30.0
+
+    @field_validator("public_url")
+    @classmethod
+    def check_url(cls, value: str | None) -> str | None:
+        return value if value is None else check_http_url(value)
+
+
+class InternalSection(Section):
+    """The listener for peers: never on a public network, never behind the load balancer."""
+
+    listen: Address
+    advertise_url: str | None = None
+    call_timeout_seconds: Seconds = 10.0
+    stall_timeout_seconds: Seconds = 15.0
+    calls_per_shard_max: int = Field(64, ge=1, le=10_000)
+    failures_to_open: int = Field(5, ge=1)
+    open_seconds: Seconds = 2.0
+
+    @field_validator("advertise_url")
+    @classmethod
+    def check_url(cls, value: str | None) -> str | None:
+        return value if value is None else check_http_url(value)
+
+    @property
+    def url(self) -> str:
+        """The URL at which peers reach this node."""
+        return self.advertise_url or f"http://{self.listen}"
+
+
+class ShardSection(Section):
+    """One shard directory of this node."""
+
+    path: Path = Field(strict=False)
+    weight: float = Field(1.0, gt=0, le=1000)
+    reserve_bytes: int = Field(1 << 30, ge=0)
+    threads: int = Field(4, ge=1, le=64)
+
+
+class LogSection(Section):
+    """How the node writes its log, on standard error."""
+
+    format: Literal["text", "json"] = "text"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class NodeConfig(Section):
+    """A whole node configuration. ``cluster_key`` is read from ``node.cluster_key_file``."""
+
+    node: NodeSection
+    database: DatabaseSection
+    http: HttpSection
+    internal: InternalSection
+    shards: tuple[ShardSection, ...] = Field(min_length=1, strict=False)
+    log: LogSection = LogSection()
+    cluster_key: bytes = Field(default=b"", exclude=True, repr=False)
+
+
+def check_http_url(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0 or parts.query or parts.fragment:
+        raise ValueError('write an http or https URL, for example "http://10.0.0.5:8181"')
+    return value.rstrip("/")
+
+
+def load(path: Path) -> NodeConfig:
+    """Read and check the TOML at ``path``; relative paths in it are relative to its directory.
+
+    Raises ``ConfigError``.
+    """
+    try:
+        document = tomllib.loads(path.read_text("utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: is not valid TOML: {error}") from None
+    if "cluster_key" in document:
+        raise ConfigError(f"{path}: cluster_key: belongs in a file of its own, which node.cluster_key_file names")
+    try:
+        config = NodeConfig.model_validate(document)
+    except ValidationError as error:
+        raise ConfigError(explain(path, error)) from None
+    return resolve(path, config)
+
+
+def resolve(path: Path, config: NodeConfig) -> NodeConfig:
+    """Anchor relative paths, check what spans sections, and read the cluster key."""
+    anchor = path.resolve().parent
+    if config.internal.listen.is_wildcard and config.internal.advertise_url is None:
+        raise ConfigError(
+            f"{path}: internal.advertise_url: is required while internal.listen is {config.internal.listen}; "
+            'write the URL at which peers reach this node, for example "http://10.0.0.5:8181"'
+        )
+    shards = tuple(shard.model_copy(update={"path": anchor / shard.path}) for shard in config.shards)
+    if len({os.path.realpath(shard.path) for shard in shards}) < len(shards):
+        raise ConfigError(f"{path}: shards: two shards have the same path; each needs a directory of its own")
+    try:
+        key = keys.read_cluster_key(anchor / config.node.cluster_key_file)
+    except keys.KeyFileError as error:
+        raise ConfigError(f"{path}: node.cluster_key_file: {error}") from None
+    return config.model_copy(update={"shards": shards, "cluster_key": key})
+
+
+def explain(path: Path, error: ValidationError) -> str:
+    """Return one line for each wrong key: where it is and what would be right."""
+    lines = []
+    for fault in error.errors():
+        where = ".".join(str(part) for part in fault["loc"]) or "(the whole file)"
+        match fault["type"]:
+            case "missing":
+                what = "is required and missing"
+            case "extra_forbidden":
+                what = "is not a known key; config/node.example.toml lists every key"
+            case _:
+                what = fault["msg"].removeprefix("Value error, ")
+        lines.append(f"{path}: {where}: {what}")
+    return "\n".join(lines)

@@ -1,0 +1,166 @@
+"""Artifacts and folders: look-up, listing, making folders, deletion."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from repo_node.db.blobs import PathConflict
+from repo_node.db.errors import CatalogueUnavailable
+from repo_node.db.pool import Database, Statement
+from sharding.model import BLOCK_DIGEST_BYTES, Generation, Replica, ShardId
+
+FIRST_BLOCKS = 256
+"""Block digests that come with the look-up: the whole of any blob up to 256 MiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A blob and where its copies are; ``first_digests`` cover its first ``FIRST_BLOCKS`` blocks."""
+
+    id: int
+    uid: UUID
+    size: int
+    sha256: bytes
+    sha1: bytes
+    md5: bytes
+    first_digests: bytes
+    replicas: tuple[Replica, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """An artifact, or a folder when ``blob`` is None."""
+
+    repository: str
+    folder: str
+    name: str
+    created_at: datetime
+    created_by: str
+    modified_at: datetime
+    modified_by: str
+    updated_at: datetime
+    properties: Mapping[str, Sequence[str]]
+    blob: Blob | None
+
+    @property
+    def path(self) -> str:
+        return f"{self.folder}/{self.name}" if self.folder else self.name
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    name: str
+    is_folder: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LookUp:
+    """What is at a path: the repository's id, or None when there is none, and the item, or None."""
+
+    repository_id: int | None
+    item: Item | None
+
+
+RESOLVE = Statement(
+    "artifact_resolve",
+    f"""
+    SELECT r.id AS repo_id, r.key, a.folder, a.name, a.created_at, a.created_by, a.modified_at, a.modified_by,
+           a.updated_at, a.properties, b.id AS blob_id, b.uid, b.size, b.sha256, b.sha1, b.md5,
+           substring(b.block_digests FROM 1 FOR {FIRST_BLOCKS * BLOCK_DIGEST_BYTES}) AS first_digests,
+           c.shards, c.generations, c.suspects
+      FROM repositories r
+      LEFT JOIN artifacts a ON a.repo_id = r.id AND a.folder = $2 AND a.name = $3
+      LEFT JOIN blobs b ON b.id = a.blob_id
+      LEFT JOIN LATERAL (
+            SELECT array_agg(p.shard_id) AS shards, array_agg(p.generation) AS generations,
+                   array_agg(p.state = 'suspect') AS suspects
+              FROM replicas p WHERE p.blob_id = b.id
+           ) c ON true
+     WHERE r.key = $1
+    """,
+)
+CHILDREN = Statement(
+    "folder_children",
+    """
+    SELECT a.name, a.blob_id IS NULL AS is_folder FROM artifacts a
+     WHERE a.repo_id = $1 AND a.folder = $2 AND a.name > $3 ORDER BY a.name LIMIT $4
+    """,
+)
+MAKE_FOLDER = Statement("folder_make", "SELECT ensure_folder($1, $2, $3) AS made")
+DELETE = Statement("item_delete", "SELECT delete_item($1, $2, $3, $4, $5) AS gone")
+
+CHILDREN_PAGE = 5_000
+
+
+async def resolve(database: Database, repository: str, folder: str, name: str) -> LookUp:
+    """Return what is at a path, with the blob and its replicas, in one query."""
+    row = await database.fetchrow(RESOLVE, repository, folder, name)
+    if row is None:
+        return LookUp(None, None)
+    return LookUp(row["repo_id"], None if row["name"] is None else item_from(row))
+
+
+def item_from(row: asyncpg.Record) -> Item:
+    return Item(
+        repository=row["key"],
+        folder=row["folder"],
+        name=row["name"],
+        created_at=row["created_at"],
+        created_by=row["created_by"],
+        modified_at=row["modified_at"],
+        modified_by=row["modified_by"],
+        updated_at=row["updated_at"],
+        properties=json.loads(row["properties"]),
+        blob=None if row["blob_id"] is None else blob_from(row),
+    )
+
+
+def blob_from(row: asyncpg.Record) -> Blob:
+    replicas = zip(row["shards"] or (), row["generations"] or (), row["suspects"] or (), strict=True)
+    return Blob(
+        id=row["blob_id"],
+        uid=row["uid"],
+        size=row["size"],
+        sha256=row["sha256"],
+        sha1=row["sha1"],
+        md5=row["md5"],
+        first_digests=row["first_digests"],
+        replicas=tuple(Replica(ShardId(s), Generation(g), suspect) for s, g, suspect in replicas),
+    )
+
+
+async def children(database: Database, repository_id: int, folder: str) -> list[Child]:
+    """Return what lies directly in a folder, by name; fetched in pages, each a short statement."""
+    found: list[Child] = []
+    after = ""
+    while True:
+        rows = await database.fetch(CHILDREN, repository_id, folder, after, CHILDREN_PAGE)
+        found.extend(Child(row["name"], row["is_folder"]) for row in rows)
+        if len(rows) < CHILDREN_PAGE:
+            return found
+        after = rows[-1]["name"]
+
+
+async def make_folder(database: Database, repository_id: int, path: str, principal: str) -> None:
+    """Make a folder and its ancestors; one that exists is no error. Raises ``PathConflict``."""
+    try:
+        row: Any = await database.write(MAKE_FOLDER, repository_id, path, principal)
+    except asyncpg.ForeignKeyViolationError as error:
+        raise CatalogueUnavailable("the repository was deleted at this moment") from error
+    if not row["made"]:
+        raise PathConflict(f"a part of {path} is an artifact, not a folder")
+
+
+async def delete(
+    database: Database, repository_id: int, folder: str, name: str, *, principal: str, request_id: str
+) -> int:
+    """Delete an artifact, or a folder with all in it; returns how many items went, 0 when there was none."""
+    row: Any = await database.write(DELETE, repository_id, folder, name, principal, request_id)
+    return int(row["gone"])

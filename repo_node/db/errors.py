@@ -1,0 +1,32 @@
+"""What can go wrong between a node and Postgres.
+
+::
+
+    CatalogueError
+    ├── CatalogueUnavailable     nothing was done, or it does not matter whether it was: try again later
+    ├── OutcomeUnknown           a write was sent and its answer never came: it may stand
+    ├── SchemaTooOld             this database wants ``holdfast init-db`` first
+    └── NotDurable               this Postgres may lose what it has acknowledged
+"""
+
+from __future__ import annotations
+
+
+class CatalogueError(Exception):
+    """Any failure of the metadata store."""
+
+
+class CatalogueUnavailable(CatalogueError):
+    """Postgres did not answer, or refused the connection."""
+
+
+class OutcomeUnknown(CatalogueError):
+    """The connection broke, or the deadline passed, while Postgres was at work on a write."""
+
+
+class SchemaTooOld(CatalogueError):
+    """The database's schema is older than this node needs."""
+
+
+class NotDurable(CatalogueError):
+    """Postgres is set to acknowledge commits that a crash would undo."""

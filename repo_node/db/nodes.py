@@ -1,0 +1,220 @@
+"""Nodes, their shards and their heartbeats.
+
+These run on the one connection on which a node also listens, not on the pool: while a heartbeat
+comes back on it, announcements do too, and what the node keeps in memory can be trusted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import asyncpg
+
+from sharding.model import Member, NodeId, ShardId, ShardState, ZoneId
+from sharding.shard import ShardSpace
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRow:
+    id: NodeId
+    zone: ZoneId
+    url: str
+    internal_url: str
+    version: str
+    incarnation: UUID
+    up: bool
+    heartbeat_age_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class ShardRow:
+    member: Member
+    path: str
+    state: ShardState
+    owner: UUID | None
+    capacity_bytes: int
+    free_bytes: int
+    writable: bool
+
+    @property
+    def id(self) -> ShardId:
+        return self.member.shard
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterRows:
+    """The whole cluster as Postgres knows it at ``database_time``."""
+
+    cluster_id: UUID
+    database_time: datetime
+    nodes: Mapping[NodeId, NodeRow]
+    shards: Mapping[ShardId, ShardRow]
+
+
+class Fenced(Exception):
+    """Another process has taken this node's name, or a shard of it; this one must stop."""
+
+
+class NameTaken(Exception):
+    """Another node of this name is alive."""
+
+
+# A node that holds the very socket its predecessor advertised is its successor, however fresh the
+# predecessor's last heartbeat.
+REGISTER = """
+    INSERT INTO nodes AS n (id, zone, url, internal_url, version, incarnation)
+    VALUES ($1, $2, $3, $4, $5, $6)
+    ON CONFLICT (id) DO UPDATE
+       SET zone = excluded.zone, url = excluded.url, internal_url = excluded.internal_url,
+           version = excluded.version, incarnation = excluded.incarnation,
+           registered_at = now(), heartbeat_at = now(), stopped_at = NULL
+     WHERE n.internal_url = excluded.internal_url OR NOT node_is_up(n)
+    RETURNING id
+"""
+SHARDS_OF_NODE = "SELECT uid, path FROM shards WHERE node_id = $1"
+IS_REGISTERED = "SELECT EXISTS (SELECT 1 FROM nodes WHERE id = $1 AND incarnation = $2)"
+# One process claims a shard at one path alone, however many of its directories say that they are this shard.
+CLAIM_SHARD = """
+    INSERT INTO shards AS s (uid, node_id, path, weight, owner)
+    SELECT $1, n.id, $3, $4, n.incarnation FROM nodes n WHERE n.id = $2 AND n.incarnation = $5
+    ON CONFLICT (uid) DO UPDATE
+       SET node_id = excluded.node_id, path = excluded.path, weight = excluded.weight, owner = excluded.owner
+     WHERE CASE WHEN s.node_id = excluded.node_id THEN s.owner IS DISTINCT FROM excluded.owner OR s.path = excluded.path
+                ELSE NOT EXISTS (SELECT 1 FROM nodes o
+                                  WHERE o.id = s.node_id AND o.incarnation = s.owner AND node_is_up(o))
+           END
+    RETURNING id
+"""
+HEARTBEAT = """
+    UPDATE nodes SET heartbeat_at = clock_timestamp() WHERE id = $1 AND incarnation = $2 RETURNING id
+"""
+OWNED = "SELECT count(*) FROM shards WHERE id = ANY ($1::smallint[]) AND owner = $2"
+REPORT_SPACE = """
+    INSERT INTO shard_space (shard_id, capacity_bytes, free_bytes, writable)
+    SELECT * FROM unnest($1::smallint[], $2::bigint[], $3::bigint[], $4::boolean[])
+    ON CONFLICT (shard_id) DO UPDATE
+       SET capacity_bytes = excluded.capacity_bytes, free_bytes = excluded.free_bytes,
+           writable = excluded.writable, reported_at = now()
+"""
+STOP = "UPDATE nodes SET stopped_at = now() WHERE id = $1 AND incarnation = $2"
+CLUSTER = "SELECT cluster_id, clock_timestamp() AS now FROM cluster"
+NODES = """
+    SELECT n.id, n.zone, n.url, n.internal_url, n.version, n.incarnation, node_is_up(n) AS up,
+           extract(epoch FROM clock_timestamp() - n.heartbeat_at)::double precision AS age
+      FROM nodes n
+"""
+SHARDS = """
+    SELECT s.id, s.uid, s.node_id, n.zone, s.path, s.weight, s.state, s.owner,
+           coalesce(f.capacity_bytes, 0) AS capacity_bytes, coalesce(f.free_bytes, 0) AS free_bytes,
+           coalesce(f.writable, false) AS writable
+      FROM shards s JOIN nodes n ON n.id = s.node_id LEFT JOIN shard_space f ON f.shard_id = s.id
+"""
+
+
+async def register(
+    connection: asyncpg.Connection,
+    *,
+    node: NodeId,
+    zone: ZoneId,
+    url: str,
+    internal_url: str,
+    version: str,
+    incarnation: UUID,
+) -> None:
+    """Enter this node, or take over the row of its stopped predecessor. Raises ``NameTaken``."""
+    if await connection.fetchval(REGISTER, node, zone, url, internal_url, version, incarnation) is None:
+        raise NameTaken(
+            f"a node named {node} is alive elsewhere; give this one a name of its own (node.id), or stop the other"
+        )
+
+
+async def shards_of_node(connection: asyncpg.Connection, node: NodeId) -> dict[str, UUID]:
+    """Return which shard this node last had at which path."""
+    return {row["path"]: row["uid"] for row in await connection.fetch(SHARDS_OF_NODE, node)}
+
+
+async def claim_shard(
+    connection: asyncpg.Connection, *, uid: UUID, node: NodeId, path: str, weight: float, incarnation: UUID
+) -> ShardId:
+    """Become the owner of a shard.
+
+    Raises ``NameTaken`` while another living node, or this one at another path, owns it, and
+    ``Fenced`` when this process is no longer the node it registered as.
+    """
+    shard = await connection.fetchval(CLAIM_SHARD, uid, node, path, weight, incarnation)
+    if shard is not None:
+        return ShardId(shard)
+    if not await connection.fetchval(IS_REGISTERED, node, incarnation):
+        raise Fenced(f"another process registered as node {node}")
+    raise NameTaken(f"{path}: shard {uid} is in use elsewhere: is this disk a clone, or mounted twice?")
+
+
+async def heartbeat(
+    connection: asyncpg.Connection,
+    node: NodeId,
+    incarnation: UUID,
+    spaces: Mapping[ShardId, tuple[ShardSpace, bool]],
+) -> None:
+    """Say that this node lives, and for each shard of its own how much room it has and whether it takes writes.
+
+    Raises ``Fenced`` when another process has taken the node's name or one of its shards.
+    """
+    shards = list(spaces)
+    async with connection.transaction():
+        if await connection.fetchval(HEARTBEAT, node, incarnation) is None:
+            raise Fenced(f"another process registered as node {node}")
+        if await connection.fetchval(OWNED, shards, incarnation) != len(shards):
+            raise Fenced(f"another node claimed a shard of node {node}")
+        await connection.execute(
+            REPORT_SPACE,
+            shards,
+            [spaces[shard][0].capacity_bytes for shard in shards],
+            [spaces[shard][0].free_bytes for shard in shards],
+            [spaces[shard][1] for shard in shards],
+        )
+
+
+async def stop(connection: asyncpg.Connection, node: NodeId, incarnation: UUID) -> None:
+    """Say that this node has left; its peers need not wait for its silence."""
+    await connection.execute(STOP, node, incarnation)
+
+
+async def read_cluster(connection: asyncpg.Connection) -> ClusterRows:
+    """Return every node and shard."""
+    cluster: Any = await connection.fetchrow(CLUSTER)
+    # Shards first: nodes are never deleted, so that the node of every shard is among those read after it.
+    shards = [shard_row(row) for row in await connection.fetch(SHARDS)]
+    nodes = [node_row(row) for row in await connection.fetch(NODES)]
+    return ClusterRows(
+        cluster["cluster_id"], cluster["now"], {node.id: node for node in nodes}, {shard.id: shard for shard in shards}
+    )
+
+
+def node_row(row: asyncpg.Record) -> NodeRow:
+    return NodeRow(
+        id=NodeId(row["id"]),
+        zone=ZoneId(row["zone"]),
+        url=row["url"],
+        internal_url=row["internal_url"],
+        version=row["version"],
+        incarnation=row["incarnation"],
+        up=row["up"],
+        heartbeat_age_seconds=row["age"],
+    )
+
+
+def shard_row(row: asyncpg.Record) -> ShardRow:
+    member = Member(ShardId(row["id"]), row["uid"], ZoneId(row["zone"]), NodeId(row["node_id"]), row["weight"])
+    return ShardRow(
+        member=member,
+        path=row["path"],
+        state=ShardState(row["state"]),
+        owner=row["owner"],
+        capacity_bytes=row["capacity_bytes"],
+        free_bytes=row["free_bytes"],
+        writable=row["writable"],
+    )

@@ -1,0 +1,245 @@
+"""The node's pool of Postgres connections: deadlines, honest errors, retries of lost races.
+
+Every statement has a deadline on this side. A connection that timed out, broke or turned out to
+lead to a demoted server is dropped, never reused. No statement may leave a trace in its session (SET,
+LISTEN, a session's advisory lock): connections go back to the pool as they are.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+import asyncpg
+
+from repo_node.config import DatabaseSection
+from repo_node.db.errors import CatalogueError, CatalogueUnavailable, OutcomeUnknown
+
+T = TypeVar("T")
+
+RETRIED = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, asyncpg.LockNotAvailableError)
+RETRIES_MAX = 8
+
+BROKEN = (
+    OSError,
+    TimeoutError,
+    asyncio.IncompleteReadError,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.PostgresSystemError,
+    asyncpg.InternalClientError,
+)
+"""Failures of the server or of the way to it, not of the statement."""
+
+REFUSED = (asyncpg.ReadOnlySQLTransactionError, asyncpg.CannotConnectNowError, asyncpg.InsufficientResourcesError)
+"""Among them, those in which Postgres itself says that nothing was done."""
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """SQL with a name, under which its time is measured."""
+
+    name: str
+    sql: str
+
+
+class QueryObserver(Protocol):
+    """Told how long each statement took; ``outcome`` is ok, error or unavailable."""
+
+    def observe_query(self, name: str, seconds: float, outcome: str) -> None: ...
+
+
+class Database:
+    """Runs statements on pooled connections. Made by ``open_database``; safe to share between tasks."""
+
+    def __init__(self, pool: asyncpg.Pool, config: DatabaseSection, observer: QueryObserver) -> None:
+        self._pool = pool
+        self._config = config
+        self._observer = observer
+
+    @property
+    def connections(self) -> tuple[int, int]:
+        """The pool's size and how many of its connections are idle."""
+        return self._pool.get_size(), self._pool.get_idle_size()
+
+    async def fetch(self, statement: Statement, *args: Any) -> list[asyncpg.Record]:
+        """Return every row. Raises ``CatalogueUnavailable``."""
+        return await self._run(statement, lambda connection: connection.fetch(statement.sql, *args))
+
+    async def fetchrow(self, statement: Statement, *args: Any) -> asyncpg.Record | None:
+        """Return the first row or None. Raises ``CatalogueUnavailable``."""
+        return await self._run(statement, lambda connection: connection.fetchrow(statement.sql, *args))
+
+    async def write(self, statement: Statement, *args: Any) -> asyncpg.Record | None:
+        """Run a write of one statement, retried when it lost a race, and return its first row or None.
+
+        Raises ``OutcomeUnknown`` when it may have been committed, ``CatalogueUnavailable`` when it was not.
+        """
+        return await self._run(
+            statement,
+            lambda connection: heed_standby(connection, connection.fetchrow(statement.sql, *args)),
+            unknown=OutcomeUnknown,
+        )
+
+    async def transact(self, statement: Statement, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
+        """Run ``work`` in one transaction, again from its start when it lost a race. Errors as ``write``.
+
+        ``statement`` names what is measured.
+        """
+
+        return await self._run(
+            statement,
+            lambda connection: heed_standby(connection, run_transaction(connection, work)),
+            unknown=OutcomeUnknown,
+        )
+
+    async def _run(
+        self,
+        statement: Statement,
+        call: Callable[[asyncpg.Connection], Awaitable[T]],
+        unknown: type[Exception] = CatalogueUnavailable,
+    ) -> T:
+        for attempt in range(RETRIES_MAX):
+            try:
+                return await self._run_once(statement, call, unknown)
+            except RETRIED:
+                if attempt == RETRIES_MAX - 1:
+                    raise CatalogueUnavailable(f"{statement.name}: lost {RETRIES_MAX} races in a row") from None
+                await asyncio.sleep(random.uniform(0, 0.005 * 2**attempt))
+        raise AssertionError("unreachable")
+
+    async def _run_once(
+        self,
+        statement: Statement,
+        call: Callable[[asyncpg.Connection], Awaitable[T]],
+        unknown: type[Exception],
+    ) -> T:
+        started, outcome = time.perf_counter(), "unavailable"
+        try:
+            async with self._connection() as connection:
+                try:
+                    async with asyncio.timeout(self._config.statement_timeout_seconds):
+                        result = await call(connection)
+                    outcome = "ok"
+                    return result
+                except REFUSED as error:
+                    drop(connection)
+                    raise CatalogueUnavailable(f"{statement.name}: {describe(error)}") from error
+                except BROKEN as error:
+                    drop(connection)
+                    raise unknown(f"{statement.name}: {describe(error)}") from error
+                except CatalogueError:
+                    raise
+                except asyncio.CancelledError:
+                    outcome = "error"
+                    drop(connection)
+                    raise
+                except Exception:
+                    outcome = "error"
+                    raise
+        finally:
+            self._observer.observe_query(statement.name, time.perf_counter() - started, outcome)
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[asyncpg.Connection]:
+        try:
+            connection = await self._pool.acquire(timeout=self._config.connect_timeout_seconds)
+        except (*BROKEN, asyncpg.PostgresError) as error:
+            raise CatalogueUnavailable(f"no connection to Postgres: {describe(error)}") from error
+        try:
+            yield connection  # type: ignore[misc]
+        finally:
+            # By now the answer is known: that the connection can't be kept must not turn it into an error.
+            with suppress(*BROKEN, asyncpg.PostgresError):
+                await self._pool.release(connection)
+
+
+async def run_transaction(connection: asyncpg.Connection, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
+    """Run ``work`` and commit.
+
+    Not ``async with connection.transaction()``: that rolls back after a deadline too, and would wait
+    for a frozen server for ever. Here whoever gives up drops the connection.
+    """
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        result = await work(connection)
+    except BROKEN:
+        raise
+    except Exception:
+        await transaction.rollback()
+        raise
+    await transaction.commit()
+    return result
+
+
+async def heed_standby(connection: asyncpg.Connection, call: Awaitable[T]) -> T:
+    """Await a write. Raises ``OutcomeUnknown`` when Postgres gave up waiting for its synchronous standby.
+
+    It says so in a warning alone: the write stands here, and may be lost in a failover.
+    """
+    warnings: list[str] = []
+
+    def listen(_: object, message: asyncpg.PostgresLogMessage) -> None:
+        # The function's name, because the text is in the server's language.
+        if message.server_source_function == "SyncRepWaitForLSN":
+            warnings.append(str(message))
+
+    connection.add_log_listener(listen)
+    try:
+        result = await call
+    finally:
+        with suppress(asyncpg.InterfaceError):
+            connection.remove_log_listener(listen)
+    if warnings:
+        raise OutcomeUnknown(warnings[0])
+    return result
+
+
+async def keep_session(_: asyncpg.Connection) -> None:
+    """Hand a connection to its next user as it is; asyncpg's own reset costs as much as the statement did."""
+
+
+def drop(connection: asyncpg.Connection) -> None:
+    """Close without a word to the server: it may be frozen, and a cancel request would wait for it."""
+    # One that broke by itself is out of our hands already, and says so by this error.
+    with suppress(asyncpg.InterfaceError):
+        connection.terminate()
+
+
+def describe(error: BaseException) -> str:
+    """Return what an operator reads of ``error``; a bare timeout has no text of its own."""
+    return str(error) or ("timed out" if isinstance(error, TimeoutError) else type(error).__name__)
+
+
+@asynccontextmanager
+async def open_database(config: DatabaseSection, observer: QueryObserver) -> AsyncIterator[Database]:
+    """Open the pool; connections are made when first needed."""
+    pool = asyncpg.create_pool(
+        config.dsn,
+        min_size=0,
+        max_size=config.pool_connections_max,
+        timeout=config.connect_timeout_seconds,
+        max_inactive_connection_lifetime=300,
+        reset=keep_session,
+        server_settings={
+            "application_name": "holdfast",
+            "idle_in_transaction_session_timeout": "15000",
+            "jit": "off",
+            # The functions of schema.sql want a fresh snapshot in each statement, whatever the database's default.
+            "default_transaction_isolation": "read committed",
+        },
+    )
+    await pool
+    try:
+        yield Database(pool, config, observer)
+    finally:
+        pool.terminate()

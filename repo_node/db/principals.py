@@ -1,0 +1,141 @@
+"""Users and tokens as rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+
+from repo_node.db.errors import CatalogueUnavailable
+from repo_node.db.pool import Database, Statement
+
+
+@dataclass(frozen=True, slots=True)
+class User:
+    id: int
+    name: str
+    password_hash: str
+    is_admin: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A token without its secret. ``user`` is whose rights it narrows by its scopes."""
+
+    id: int
+    user: str
+    is_admin: bool
+    ending: str
+    description: str
+    scopes: tuple[str, ...]
+    created_at: datetime
+    expires_at: datetime | None
+    expires_in_seconds: float | None
+
+
+FIND_USER = Statement("user_find", "SELECT id, name, password_hash, is_admin FROM users WHERE name = $1 AND is_enabled")
+TOKEN_COLUMNS = """
+    t.id, u.name, u.is_admin, t.ending, t.description, t.scopes, t.created_at, t.expires_at,
+    extract(epoch FROM t.expires_at - clock_timestamp())::double precision AS expires_in_seconds
+"""
+FIND_TOKEN = Statement(
+    "token_find",
+    f"""
+    SELECT {TOKEN_COLUMNS} FROM tokens t JOIN users u ON u.id = t.user_id AND u.is_enabled
+     WHERE t.secret_sha256 = $1 AND t.revoked_at IS NULL
+       AND (t.expires_at IS NULL OR t.expires_at > clock_timestamp())
+    """,
+)
+LIST_TOKENS = Statement(
+    "tokens_list",
+    f"""
+    SELECT {TOKEN_COLUMNS} FROM tokens t JOIN users u ON u.id = t.user_id
+     WHERE t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > clock_timestamp())
+     ORDER BY t.id
+    """,
+)
+CREATE_TOKEN = Statement(
+    "token_create",
+    """
+    WITH made AS (
+        INSERT INTO tokens (user_id, secret_sha256, ending, description, scopes, expires_at)
+        SELECT u.id, $2, $3, $4, $5, clock_timestamp() + $6::interval
+          FROM users u WHERE u.name = $1 AND u.is_enabled
+        RETURNING id
+    ), event AS (
+        INSERT INTO events (kind, principal, request_id, detail)
+        SELECT 'token_create', $1, $7, jsonb_build_object('token', id, 'scopes', to_jsonb($5::text[])) FROM made
+    )
+    SELECT id FROM made
+    """,
+)
+REVOKE_TOKEN = Statement(
+    "token_revoke",
+    """
+    WITH gone AS (
+        UPDATE tokens SET revoked_at = clock_timestamp() WHERE id = $1 AND revoked_at IS NULL RETURNING id
+    ), event AS (
+        INSERT INTO events (kind, principal, request_id, detail)
+        SELECT 'token_revoke', $2, $3, jsonb_build_object('token', id) FROM gone
+    )
+    SELECT id FROM gone
+    """,
+)
+
+
+async def find_user(database: Database, name: str) -> User | None:
+    """Return the enabled user of that name, or None."""
+    row = await database.fetchrow(FIND_USER, name)
+    return None if row is None else User(row["id"], row["name"], row["password_hash"], row["is_admin"])
+
+
+async def find_token(database: Database, secret_sha256: bytes) -> Token | None:
+    """Return the token with that secret if it is valid now, or None."""
+    row = await database.fetchrow(FIND_TOKEN, secret_sha256)
+    return None if row is None else token_from(row)
+
+
+async def list_tokens(database: Database) -> list[Token]:
+    """Return every valid token."""
+    return [token_from(row) for row in await database.fetch(LIST_TOKENS)]
+
+
+async def create_token(
+    database: Database,
+    user: str,
+    *,
+    secret_sha256: bytes,
+    ending: str,
+    description: str,
+    scopes: Sequence[str],
+    expires_in: timedelta | None,
+    request_id: str,
+) -> int:
+    """Record a new token of ``user`` and return its id."""
+    row = await database.write(
+        CREATE_TOKEN, user, secret_sha256, ending, description, list(scopes), expires_in, request_id
+    )
+    if row is None:
+        # Gone since the request was let in; the next one will not be.
+        raise CatalogueUnavailable(f"there is no enabled user {user} now")
+    return int(row["id"])
+
+
+async def revoke_token(database: Database, token: int, *, principal: str, request_id: str) -> bool:
+    """Revoke a token at once, on every node; False when there is no such valid token."""
+    return await database.write(REVOKE_TOKEN, token, principal, request_id) is not None
+
+
+def token_from(row: Any) -> Token:
+    return Token(
+        id=row["id"],
+        user=row["name"],
+        is_admin=row["is_admin"],
+        ending=row["ending"],
+        description=row["description"],
+        scopes=tuple(row["scopes"]),
+        created_at=row["created_at"],
+        expires_at=row["expires_at"],
+        expires_in_seconds=row["expires_in_seconds"],
+    )

@@ -1,0 +1,55 @@
+"""Cluster settings as rows."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import asyncpg
+
+from repo_node.db.pool import Database, Statement
+
+READ = Statement("settings_read", "SELECT key, value FROM settings")
+WRITE = Statement(
+    "settings_write",
+    """
+    INSERT INTO settings (key, value, updated_by) VALUES ($1, $2, $3)
+    ON CONFLICT (key) DO UPDATE SET value = excluded.value, updated_at = now(), updated_by = excluded.updated_by
+    """,
+)
+LOCK = "LOCK TABLE settings IN SHARE ROW EXCLUSIVE MODE"
+RECORD = """
+    INSERT INTO events (kind, principal, request_id, detail)
+    VALUES ('setting', $1, $2, jsonb_build_object('key', $3::text, 'value', $4::jsonb))
+"""
+
+
+def decode(rows: list[asyncpg.Record]) -> dict[str, Any]:
+    return {row["key"]: json.loads(row["value"]) for row in rows}
+
+
+async def read(database: Database) -> dict[str, Any]:
+    """Return the settings that were ever set; the others have their defaults."""
+    return decode(await database.fetch(READ))
+
+
+async def write(
+    database: Database,
+    key: str,
+    value: Any,
+    *,
+    principal: str,
+    request_id: str,
+    check: Callable[[dict[str, Any]], object],
+) -> None:
+    """Set one setting; ``check`` sees all of them together before, and refuses by raising."""
+
+    async def work(connection: asyncpg.Connection) -> None:
+        await connection.execute(LOCK)
+        check({**decode(await connection.fetch(READ.sql)), key: value})
+        text = json.dumps(value)
+        await connection.execute(WRITE.sql, key, text, principal)
+        await connection.execute(RECORD, principal, request_id, key, text)
+
+    await database.transact(WRITE, work)

@@ -1,0 +1,61 @@
+"""Counts over the whole store, for people who look at it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from repo_node.db.pool import Database, Statement
+from sharding.model import ShardId
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """``missing_copies`` are the good replicas wanted and not there; ``short_blobs`` the blobs that lack any."""
+
+    blobs: int
+    bytes: int
+    missing_copies: int
+    short_blobs: int
+    repair_queue: int
+    replicas: Mapping[ShardId, int]
+
+
+BLOBS = Statement(
+    "totals_blobs",
+    """
+    WITH good_shards AS (
+        SELECT s.id FROM shards s JOIN nodes n ON n.id = s.node_id
+         WHERE s.state NOT IN ('offline', 'lost') AND node_is_up(n)
+    ), good AS (
+        SELECT r.blob_id, count(DISTINCT r.shard_id) AS copies
+          FROM replicas r JOIN good_shards g ON g.id = r.shard_id
+         WHERE r.state = 'live' GROUP BY r.blob_id
+    )
+    SELECT count(*) AS blobs, coalesce(sum(b.size), 0)::bigint AS bytes,
+           coalesce(sum(greatest(b.redundancy - coalesce(g.copies, 0), 0)) FILTER (WHERE b.size > 0), 0)::bigint
+               AS missing_copies,
+           count(*) FILTER (WHERE b.size > 0 AND coalesce(g.copies, 0) < b.redundancy) AS short_blobs,
+           (SELECT count(*) FROM repair_queue) AS repair_queue
+      FROM blobs b LEFT JOIN good g ON g.blob_id = b.id
+    """,
+)
+REPLICAS = Statement(
+    "totals_replicas",
+    "SELECT shard_id, count(*) AS replicas FROM replicas WHERE state <> 'condemned' GROUP BY shard_id",
+)
+
+
+async def read(database: Database) -> Totals:
+    """Count everything; reads every blob's row."""
+    row: Any = await database.fetchrow(BLOBS)
+    shards = await database.fetch(REPLICAS)
+    return Totals(
+        row["blobs"],
+        row["bytes"],
+        row["missing_copies"],
+        row["short_blobs"],
+        row["repair_queue"],
+        {ShardId(shard["shard_id"]): shard["replicas"] for shard in shards},
+    )

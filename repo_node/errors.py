@@ -1,0 +1,92 @@
+"""What a request can fail with, and the one table that turns every failure into an answer.
+
+Unknown is not absent: 404 is said only when the database says so; every doubt is 503.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from repo_node.db.blobs import PathConflict
+from repo_node.db.errors import CatalogueError, OutcomeUnknown
+from repo_node.db.repositories import RepositoryExists
+from repo_node.paths import BadPath
+from repo_node.settings import SettingError
+from sharding.errors import BlobUnavailable, StoreError, WriteQuorumNotMet
+
+
+class RequestError(Exception):
+    """A request that cannot be fulfilled; ``status`` and the message are the answer."""
+
+    status = 400
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        if status is not None:
+            self.status = status
+
+
+class NotFound(RequestError):
+    status = 404
+
+
+class ChecksumMismatch(RequestError):
+    status = 409
+
+
+class BodyTooLarge(RequestError):
+    status = 413
+
+
+class BodyTooSlow(RequestError):
+    status = 408
+
+
+class Overloaded(RequestError):
+    status = 503
+
+
+class Unauthenticated(RequestError):
+    status = 401
+
+
+class Forbidden(RequestError):
+    status = 403
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """``may_retry`` adds Retry-After."""
+
+    status: int
+    message: str
+    may_retry: bool = False
+
+
+def answer_for(error: Exception) -> Answer | None:
+    """Return the answer to a request that failed with ``error``; None for a fault of our own."""
+    match error:
+        case RequestError():
+            return Answer(error.status, str(error), error.status == 503)
+        case BadPath():
+            return Answer(400, f"Bad path: {error}.")
+        case SettingError():
+            return Answer(400, f"Bad setting: {error}.")
+        case PathConflict():
+            return Answer(409, f"Path conflict: {error}. Nothing was stored.")
+        case RepositoryExists():
+            return Answer(409, f"A repository named {error} exists already.")
+        case WriteQuorumNotMet(full=True):
+            return Answer(507, f"Not enough space: {error}. Nothing was stored; free or add shards, then retry.")
+        case WriteQuorumNotMet():
+            return Answer(503, f"Not enough shards can be written now: {error}. Nothing was stored; retry.", True)
+        case OutcomeUnknown():
+            return Answer(503, "The database did not say whether this was done. It is safe to retry.", True)
+        case CatalogueError():
+            return Answer(503, "The database cannot be reached now; retry.", True)
+        case BlobUnavailable():
+            return Answer(503, "No copy of this artifact can be read now; retry.", True)
+        case StoreError(retryable=True):
+            return Answer(503, "The store cannot do this now; retry.", True)
+        case _:
+            return None

@@ -1,0 +1,137 @@
+"""Every metric of a node, in one registry. Labels come from closed sets; no path, user or digest is one."""
+
+from __future__ import annotations
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, PlatformCollector, ProcessCollector
+from prometheus_client.gc_collector import GCCollector
+
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
+FAST_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+
+
+class Metrics:
+    """The node's instruments. Satisfies ``QueryObserver`` and ``ShardObserver``."""
+
+    def __init__(self) -> None:
+        self.registry = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        GCCollector(registry=registry)
+        self.build = Info("holdfast_build", "The release this node runs", registry=registry)
+        self._http(registry)
+        self._store(registry)
+        self._database(registry)
+        self._node(registry)
+
+    def _http(self, registry: CollectorRegistry) -> None:
+        self.requests = Counter(
+            "holdfast_http_requests_total", "Requests answered", ["method", "route", "status"], registry=registry
+        )
+        self.request_seconds = Histogram(
+            "holdfast_http_request_duration_seconds",
+            "Time from a request's head to the end of its answer",
+            ["method", "route"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.in_flight = Gauge("holdfast_http_requests_in_flight", "Requests being answered", registry=registry)
+        self.received_bytes = Counter("holdfast_http_received_bytes_total", "Body bytes received", registry=registry)
+        self.sent_bytes = Counter("holdfast_http_sent_bytes_total", "Body bytes sent", registry=registry)
+        self.auth_failures = Counter(
+            "holdfast_auth_failures_total", "Requests refused for their credentials", ["reason"], registry=registry
+        )
+        self.connections_cut = Counter(
+            "holdfast_http_connections_cut_total", "Connections cut by a limit", ["limit"], registry=registry
+        )
+
+    def _store(self, registry: CollectorRegistry) -> None:
+        self.upload_seconds = Histogram(
+            "holdfast_upload_stage_duration_seconds",
+            "Time of each stage of an upload: receive, store, commit",
+            ["stage"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.uploads = Counter(
+            "holdfast_uploads_total", "Uploads by how their commit ended", ["outcome"], registry=registry
+        )
+        self.uploads_in_flight = Gauge("holdfast_uploads_in_flight", "Uploads under way", registry=registry)
+        self.short_writes = Counter(
+            "holdfast_replicas_written_short_total",
+            "Uploads acknowledged with fewer copies, or in fewer zones, than wanted",
+            registry=registry,
+        )
+        self.shard_seconds = Histogram(
+            "holdfast_shard_operation_duration_seconds",
+            "Time of each operation on a shard, own or of a peer",
+            ["shard", "operation"],
+            buckets=FAST_SECONDS,
+            registry=registry,
+        )
+        self.shard_errors = Counter(
+            "holdfast_shard_errors_total",
+            "Shard operations that failed",
+            ["shard", "operation", "outcome"],
+            registry=registry,
+        )
+        self.bad_replicas = Counter(
+            "holdfast_replicas_found_bad_total",
+            "Replicas that a reader found missing or corrupt",
+            ["fault"],
+            registry=registry,
+        )
+        self.shard_free_bytes = Gauge(
+            "holdfast_shard_free_bytes", "Free above the reserve", ["shard", "node", "zone"], registry=registry
+        )
+        self.shard_used_bytes = Gauge(
+            "holdfast_shard_used_bytes", "Used on the shard's file system", ["shard", "node", "zone"], registry=registry
+        )
+        self.shard_state = Gauge(
+            "holdfast_shard_state", "1 for the state the shard is in", ["shard", "state"], registry=registry
+        )
+        self.shard_writable = Gauge(
+            "holdfast_shard_writable", "1 when this node would write to the shard", ["shard"], registry=registry
+        )
+
+    def _database(self, registry: CollectorRegistry) -> None:
+        self.query_seconds = Histogram(
+            "holdfast_database_query_duration_seconds",
+            "Time of each statement, with its wait for a connection",
+            ["query"],
+            buckets=FAST_SECONDS,
+            registry=registry,
+        )
+        self.query_errors = Counter(
+            "holdfast_database_query_errors_total", "Statements that failed", ["query", "outcome"], registry=registry
+        )
+        self.pool_connections = Gauge(
+            "holdfast_database_pool_connections", "Connections in the pool", ["state"], registry=registry
+        )
+
+    def _node(self, registry: CollectorRegistry) -> None:
+        self.loop_lag_seconds = Histogram(
+            "holdfast_event_loop_lag_seconds",
+            "How late the event loop runs a timer",
+            buckets=FAST_SECONDS,
+            registry=registry,
+        )
+        self.node_up = Gauge(
+            "holdfast_node_up", "1 when the node's heartbeat is fresh", ["node", "zone"], registry=registry
+        )
+        self.ready = Gauge("holdfast_node_ready", "1 when this node answers its readiness probe", registry=registry)
+        self.heartbeat_failures = Counter(
+            "holdfast_heartbeat_failures_total", "Heartbeats that did not reach Postgres", registry=registry
+        )
+        self.ring_members = Gauge("holdfast_ring_members", "Shards on the ring", registry=registry)
+        self.ring_zones = Gauge("holdfast_ring_zones", "Zones on the ring", registry=registry)
+        self.ring_builds = Counter("holdfast_ring_builds_total", "Rings built", registry=registry)
+
+    def observe_query(self, name: str, seconds: float, outcome: str) -> None:
+        self.query_seconds.labels(name).observe(seconds)
+        if outcome != "ok":
+            self.query_errors.labels(name, outcome).inc()
+
+    def observe(self, shard: int, operation: str, seconds: float, outcome: str) -> None:
+        self.shard_seconds.labels(shard, operation).observe(seconds)
+        if outcome != "ok":
+            self.shard_errors.labels(shard, operation, outcome).inc()

@@ -1,0 +1,62 @@
+"""The node as its own API sees it: readiness, the cluster's rows, the store's view, gauges."""
+
+from __future__ import annotations
+
+from repo_node import __version__
+from repo_node.cluster.membership import Membership
+from repo_node.cluster.topology import Topology
+from repo_node.db.nodes import ClusterRows, ShardRow
+from repo_node.db.pool import Database
+from repo_node.metrics import Metrics
+from sharding.model import ShardState
+from sharding.view import StoreView
+
+
+class Node:
+    """Satisfies ``NodeState``."""
+
+    def __init__(self, metrics: Metrics, database: Database, membership: Membership, topology: Topology) -> None:
+        self.metrics = metrics
+        self.database = database
+        self._membership = membership
+        self._topology = topology
+        self._leaving = False
+        metrics.build.info({"version": __version__})
+
+    def is_ready(self) -> bool:
+        return not self._leaving and self._membership.is_fresh and bool(self._topology.view.ring.members)
+
+    def leave(self) -> None:
+        """Answer readiness probes with no from now on."""
+        self._leaving = True
+
+    def cluster(self) -> ClusterRows:
+        return self._membership.cluster()
+
+    def view(self) -> StoreView:
+        return self._topology.view
+
+    def refresh_gauges(self) -> None:
+        metrics, view, rows = self.metrics, self._topology.view, self._membership.rows
+        size, idle = self.database.connections
+        metrics.pool_connections.labels("idle").set(idle)
+        metrics.pool_connections.labels("used").set(size - idle)
+        metrics.ready.set(self.is_ready())
+        metrics.ring_members.set(len(view.ring.members))
+        metrics.ring_zones.set(view.zones)
+        if rows is None:
+            return
+        for node in rows.nodes.values():
+            metrics.node_up.labels(node.id, node.zone).set(node.up)
+        for shard in rows.shards.values():
+            self._refresh_shard(shard, view)
+
+    def _refresh_shard(self, shard: ShardRow, view: StoreView) -> None:
+        metrics, member = self.metrics, shard.member
+        metrics.shard_free_bytes.labels(shard.id, member.node, member.zone).set(shard.free_bytes)
+        metrics.shard_used_bytes.labels(shard.id, member.node, member.zone).set(
+            max(shard.capacity_bytes - shard.free_bytes, 0)
+        )
+        metrics.shard_writable.labels(shard.id).set(shard.id in view.writable)
+        for state in ShardState:
+            metrics.shard_state.labels(shard.id, state.value).set(shard.state is state)

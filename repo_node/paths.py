@@ -1,0 +1,123 @@
+"""The one canonicaliser: from the raw request target to the path that authorisation, storage and logs use.
+
+A path is decoded once. Anything two readers could read differently is refused rather than repaired.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from dataclasses import dataclass
+from urllib.parse import unquote_to_bytes
+
+SEGMENT_BYTES_MAX = 255
+PROPERTIES_MAX = 100
+FORBIDDEN_IN_KEYS = set(")(}{][*+^$/~`!@#%&<>;=,±§ ")
+REPOSITORY_KEY = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+RESERVED_KEYS = frozenset({"api", "ui", "metrics", "access", "internal", "list", "v1", "v2", "webapp", "repo"})
+
+
+class BadPath(ValueError):
+    """The path cannot be used; the message says what is wrong with it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A request target in canonical form; ``properties`` are its matrix parameters."""
+
+    segments: tuple[str, ...]
+    is_folder: bool
+    properties: Mapping[str, tuple[str, ...]]
+
+    def __str__(self) -> str:
+        return "/" + "/".join(self.segments) + ("/" if self.is_folder and self.segments else "")
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactPath:
+    """A place in a repository. The root of the repository has no name and no folder."""
+
+    repository: str
+    folder: str
+    name: str
+
+    @property
+    def path(self) -> str:
+        return f"{self.folder}/{self.name}" if self.folder else self.name
+
+
+def parse_target(raw: str) -> Target:
+    """Return the canonical form of a raw request target. Raises ``BadPath``."""
+    path = raw.partition("?")[0]
+    if not path.startswith("/"):
+        raise BadPath("the request target must be a path that begins with /")
+    pieces = path[1:].split("/")
+    is_folder = pieces[-1] == ""
+    if is_folder:
+        pieces.pop()
+    segments: list[str] = []
+    properties: dict[str, tuple[str, ...]] = {}
+    for piece in pieces:
+        name, *parameters = piece.split(";")
+        segments.append(check_segment(decode(name)))
+        for parameter in parameters:
+            add_property(properties, parameter)
+    return Target(tuple(segments), is_folder, properties)
+
+
+def decode(piece: str) -> str:
+    """Percent-decode once, strictly."""
+    if re.search(r"%(?![0-9A-Fa-f]{2})", piece):
+        raise BadPath("a % in the path must be followed by two hex digits")
+    try:
+        return unquote_to_bytes(piece.encode("utf-8", "surrogateescape")).decode("utf-8")
+    except UnicodeDecodeError:
+        raise BadPath("the path is not valid UTF-8") from None
+
+
+def check_segment(segment: str) -> str:
+    if segment in ("", ".", ".."):
+        raise BadPath("the path has an empty, '.' or '..' segment")
+    if "/" in segment or "\\" in segment:
+        raise BadPath("the path has an encoded slash or a backslash")
+    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in segment):
+        raise BadPath("the path has a control character")
+    if len(segment.encode()) > SEGMENT_BYTES_MAX:
+        raise BadPath(f"a segment of the path is longer than {SEGMENT_BYTES_MAX} bytes")
+    if not unicodedata.is_normalized("NFC", segment):
+        raise BadPath("the path is not in Unicode normalisation form C")
+    return segment
+
+
+def add_property(properties: dict[str, tuple[str, ...]], parameter: str) -> None:
+    key, _, value = parameter.partition("=")
+    key, value = decode(key), decode(value)
+    if not key or FORBIDDEN_IN_KEYS & set(key):
+        raise BadPath(f"a matrix parameter has no usable name: {parameter!r}")
+    if any(unicodedata.category(character) in ("Cc", "Cs") for character in key + value):
+        raise BadPath("a matrix parameter has a control character")
+    properties[key] = (*properties.get(key, ()), *value.split(","))
+    if len(properties) > PROPERTIES_MAX:
+        raise BadPath(f"more than {PROPERTIES_MAX} matrix parameters")
+
+
+def artifact_path(segments: tuple[str, ...], *, path_bytes_max: int) -> ArtifactPath:
+    """Read ``segments`` as a repository and a path in it. Raises ``BadPath``."""
+    if not segments:
+        raise BadPath("the path names no repository")
+    repository, *rest = segments
+    folder, name = "/".join(rest[:-1]), rest[-1] if rest else ""
+    if len("/".join(rest).encode()) > path_bytes_max:
+        raise BadPath(f"the path is longer than {path_bytes_max} bytes")
+    return ArtifactPath(repository, folder, name)
+
+
+def check_repository_key(key: str) -> str:
+    """Return ``key`` if a repository may be called so. Raises ``BadPath``."""
+    if not REPOSITORY_KEY.match(key) or key.lower() in RESERVED_KEYS:
+        raise BadPath(
+            "a repository key has 1 to 64 letters, digits, '.', '_' or '-', begins with a letter or digit, "
+            f"and is none of {', '.join(sorted(RESERVED_KEYS))}"
+        )
+    return key

@@ -1,0 +1,94 @@
+"""The cluster's settings: typed, validated rows in Postgres, the same on every node, live.
+
+A node reads them when it starts and whenever they are announced as changed; ``LiveSettings.now``
+is what holds at this moment.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from sharding.tally import WritePolicy
+
+
+class SettingError(ValueError):
+    """A setting has an unknown name or a value it cannot take; the message says what would be right."""
+
+
+class Settings(BaseModel):
+    """Every cluster setting with its default. Units stand last in the names."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True, allow_inf_nan=False)
+
+    redundancy: int = Field(2, ge=1, le=16, description="copies wanted of every blob")
+    write_quorum: int | None = Field(
+        None, ge=1, le=16, description="durable copies an acknowledgement needs; null: min(redundancy, 2)"
+    )
+    write_zones_min: int = Field(1, ge=1, le=16, description="zones an acknowledged upload must reach")
+    body_bytes_max: int = Field(64 << 30, ge=0, description="largest upload, in bytes")
+    uploads_in_flight_max: int = Field(256, ge=1, le=100_000, description="uploads one node runs at once")
+    upload_seconds_max: float = Field(86_400, ge=60, le=604_800, description="age at which an upload can't commit")
+    commit_wait_seconds: float = Field(20, gt=0, le=600, description="how long an upload waits for slow shards")
+    outcome_wait_seconds: float = Field(10, gt=0, le=600, description="how long a commit of unknown outcome is asked")
+    read_hedge_seconds: float = Field(1, gt=0, le=60, description="a read this slow also asks another replica")
+    retry_after_seconds: int = Field(2, ge=1, le=3600, description="Retry-After of every 503")
+    heartbeat_seconds: float = Field(2, ge=0.1, le=60, description="between two heartbeats of a node")
+    node_down_seconds: float = Field(10, ge=0.5, le=600, description="silence after which a node counts as down")
+    password_cache_seconds: float = Field(60, ge=0, le=3600, description="how long a checked password is remembered")
+    path_bytes_max: int = Field(1024, ge=64, le=4096, description="longest artifact path, in bytes")
+    ranges_max: int = Field(16, ge=1, le=1000, description="ranges one request may ask for")
+
+    @model_validator(mode="after")
+    def check_together(self) -> Settings:
+        if self.write_quorum is not None and self.write_quorum > self.redundancy:
+            raise ValueError("write_quorum cannot be above redundancy")
+        if self.write_zones_min > self.redundancy:
+            raise ValueError("write_zones_min cannot be above redundancy")
+        if self.node_down_seconds < 2 * self.heartbeat_seconds:
+            raise ValueError("node_down_seconds must be at least twice heartbeat_seconds")
+        return self
+
+    def write_policy(self, redundancy: int | None = None) -> WritePolicy:
+        """Return the policy of an upload to a repository whose own redundancy is ``redundancy``."""
+        copies = max(self.redundancy, redundancy or 0)
+        quorum = None if self.write_quorum is None else min(self.write_quorum, copies)
+        return WritePolicy(copies, quorum, min(self.write_zones_min, copies))
+
+
+def parse(key: str, text: str) -> Any:
+    """Return the value a person wrote for ``key``: JSON, which numbers and null are. Raises ``SettingError``."""
+    if key not in Settings.model_fields:
+        raise SettingError(f"there is no setting {key}; holdfast settings list shows them all")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        raise SettingError(f"{key}: {text!r} is not a number or null") from None
+
+
+def combine(values: Mapping[str, Any]) -> Settings:
+    """Return the settings with ``values`` over the defaults. Raises ``SettingError``."""
+    try:
+        return Settings.model_validate(dict(values))
+    except ValidationError as error:
+        fault = error.errors()[0]
+        where = ".".join(map(str, fault["loc"]))
+        if fault["type"] == "extra_forbidden":
+            raise SettingError(f"there is no setting {where}; holdfast settings list shows them all") from None
+        message = fault["msg"].removeprefix("Value error, ")
+        raise SettingError(f"{where}: {message}" if where else message) from None
+
+
+def lenient(values: Mapping[str, Any]) -> Settings:
+    """Return the settings from rows a newer release may have written: what this one does not know is left out."""
+    return combine({key: value for key, value in values.items() if key in Settings.model_fields})
+
+
+class LiveSettings:
+    """The settings that hold now; ``now`` is replaced whole."""
+
+    def __init__(self, now: Settings | None = None) -> None:
+        self.now = now or Settings()

@@ -1,0 +1,55 @@
+"""What a request carries from the middleware to its handler, and what the application carries to both."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from aiohttp import web
+
+from repo_node.artifacts import Artifacts
+from repo_node.auth.authenticator import Authenticator
+from repo_node.auth.permissions import Principal
+from repo_node.config import HttpSection
+from repo_node.metrics import Metrics
+from repo_node.paths import ArtifactPath, Target, artifact_path
+from repo_node.repositories import Repositories
+from repo_node.settings import LiveSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What handlers call."""
+
+    artifacts: Artifacts
+    repositories: Repositories
+    authenticator: Authenticator
+    settings: LiveSettings
+    metrics: Metrics
+    http: HttpSection
+
+
+SERVICES = web.AppKey("services", Services)
+
+TARGET = web.RequestKey("target", Target)
+PRINCIPAL = web.RequestKey("principal", Principal)
+REQUEST_ID = web.RequestKey("request_id", str)
+ANNOUNCED = web.RequestKey("continue_announced", bool)
+
+NOBODY = Principal("anonymous", is_admin=False, scopes=frozenset())
+
+
+def principal_of(request: web.Request) -> Principal:
+    principal: Principal = request.get(PRINCIPAL, NOBODY)
+    return principal
+
+
+def artifact_at(request: web.Request, skip: int = 1) -> ArtifactPath:
+    """Return the repository and path of a request, after its first ``skip`` segments. Raises ``BadPath``."""
+    services = request.app[SERVICES]
+    return artifact_path(request[TARGET].segments[skip:], path_bytes_max=services.settings.now.path_bytes_max)
+
+
+def base_url(request: web.Request) -> str:
+    """Return the URL under which this client reaches Artifactory's tree: configured, else as it was addressed."""
+    configured = request.app[SERVICES].http.public_url
+    return f"{configured or f'{request.scheme}://{request.host}'}/artifactory"

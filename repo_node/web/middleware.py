@@ -1,0 +1,140 @@
+"""The one middleware every request passes: request id, canonical path, authentication, permission, errors, log."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import time
+from collections.abc import Awaitable, Callable, Mapping
+
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
+
+from repo_node.auth.permissions import Permission
+from repo_node.db.errors import CatalogueUnavailable
+from repo_node.errors import Answer, Forbidden, Unauthenticated, answer_for
+from repo_node.logs import request_id as current_request_id
+from repo_node.paths import parse_target
+from repo_node.web.context import NOBODY, PRINCIPAL, REQUEST_ID, SERVICES, TARGET
+from repo_node.web.routes import permission_of, template_of
+from sharding.identifiers import uuid7
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+log = logging.getLogger("holdfast.requests")
+
+ACCEPTED_ID = re.compile(r"^[A-Za-z0-9._-]{8,64}$")
+METHODS = frozenset({"GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "OPTIONS"})
+CLIENT_GONE = 499
+"""Logged, never sent: the client left before its answer was complete."""
+
+
+@web.middleware
+async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer one request, whatever happens in its handler."""
+    began = time.perf_counter()
+    offered = request.headers.get("X-Request-Id", "")
+    request[REQUEST_ID] = identity = offered if ACCEPTED_ID.match(offered) else uuid7().hex
+    current_request_id.set(identity)
+    metrics = request.app[SERVICES].metrics
+    metrics.in_flight.inc()
+    status = CLIENT_GONE
+    try:
+        response = await handle(request, handler)
+        status = response.status
+        return response
+    finally:
+        metrics.in_flight.dec()
+        record(request, status, time.perf_counter() - began)
+
+
+async def handle(request: web.Request, handler: Handler) -> web.StreamResponse:
+    try:
+        request[TARGET] = parse_target(request.raw_path)
+        await authorise(request)
+        response = await handler(request)
+    except web.HTTPException as error:
+        return refuse(request, Answer(error.status, error.reason), error.headers)
+    except ConnectionError:
+        raise
+    except Exception as error:
+        return answer_error(request, error)
+    if not response.prepared:
+        response.headers["X-Request-Id"] = request[REQUEST_ID]
+    return response
+
+
+async def authorise(request: web.Request) -> None:
+    """Prove who the client is and that the route allows them. Raises ``Unauthenticated``, ``Forbidden``."""
+    permission = permission_of(request)
+    if permission is Permission.PUBLIC:
+        return
+    services = request.app[SERVICES]
+    try:
+        principal = await services.authenticator.authenticate(request.headers)
+    except Unauthenticated:
+        services.metrics.auth_failures.labels("wrong_credentials").inc()
+        raise
+    if principal is None:
+        services.metrics.auth_failures.labels("no_credentials").inc()
+        raise Unauthenticated("Authentication is required.")
+    request[PRINCIPAL] = principal
+    if not principal.may(permission):
+        services.metrics.auth_failures.labels("forbidden").inc()
+        raise Forbidden(f"{principal.name} may not do this: it needs the permission {permission.value}.")
+
+
+def answer_error(request: web.Request, error: Exception) -> web.StreamResponse:
+    """Turn a failure into its answer, or break the connection where an answer has begun."""
+    if isinstance(error, (web.RequestPayloadError, HttpProcessingError)):
+        found: Answer | None = Answer(400, "The body broke off or could not be read. Nothing was stored.")
+    else:
+        found = answer_for(error)
+    if found is None:
+        log.exception("unexpected failure", exc_info=error)
+        found = Answer(500, "An unexpected failure; the node's log has it under this request's id.")
+    elif found.status >= 500:
+        log.warning("request failed", extra={"facts": {"status": found.status, "cause": str(error)}})
+    if request.writer.output_size:
+        # Bytes are on their way: the one honest end left is a broken connection.
+        if request.transport is not None:
+            request.transport.abort()
+        raise ConnectionResetError("the answer broke off") from error
+    extra: dict[str, str] = {}
+    if isinstance(error, Unauthenticated):
+        extra["WWW-Authenticate"] = 'Basic realm="Holdfast", charset="UTF-8"'
+    if found.may_retry or isinstance(error, CatalogueUnavailable):
+        extra["Retry-After"] = str(request.app[SERVICES].settings.now.retry_after_seconds)
+    return refuse(request, found, extra)
+
+
+def refuse(request: web.Request, found: Answer, headers: Mapping[str, str]) -> web.Response:
+    """Return the error body every client of Artifactory's API understands."""
+    body = json.dumps({"errors": [{"status": found.status, "message": found.message}]}, ensure_ascii=False)
+    response = web.Response(status=found.status, body=body.encode(), content_type="application/json")
+    for name in ("WWW-Authenticate", "Retry-After", "Allow", "Location", "Content-Range"):
+        if name in headers:
+            response.headers[name] = headers[name]
+    response.headers["X-Request-Id"] = request[REQUEST_ID]
+    if request.body_exists and not request.content.is_eof():
+        response.force_close()
+    return response
+
+
+def record(request: web.Request, status: int, seconds: float) -> None:
+    """Count the request and write its line of the log."""
+    metrics, route = request.app[SERVICES].metrics, template_of(request)
+    method = request.method if request.method in METHODS else "other"
+    metrics.requests.labels(method, route, status).inc()
+    metrics.request_seconds.labels(method, route).observe(seconds)
+    if log.isEnabledFor(logging.INFO):
+        facts = {
+            "method": method,
+            "path": str(request[TARGET]) if TARGET in request else "(refused)",
+            "status": status,
+            "milliseconds": round(seconds * 1000, 1),
+            "principal": request.get(PRINCIPAL, NOBODY).name,
+            "client": request.remote,
+        }
+        log.info("request", extra={"facts": facts})

@@ -1,0 +1,194 @@
+"""Sends an artifact: whole or in ranges, every block verified before it leaves."""
+
+from __future__ import annotations
+
+import asyncio
+import mimetypes
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from urllib.parse import quote
+
+from aiohttp import web
+
+from repo_node.artifacts import Artifacts
+from repo_node.db.artifacts import Blob, Item
+from repo_node.web.body import RateFloor
+from repo_node.web.context import REQUEST_ID, SERVICES
+from repo_node.web.ranges import (
+    ByteRange,
+    Unsatisfiable,
+    Validators,
+    is_not_modified,
+    parse_ranges,
+    range_applies,
+)
+from sharding.model import BLOCK_BYTES
+
+ACTIVE_TYPES = frozenset(
+    {
+        "application/ecmascript",
+        "application/javascript",
+        "application/pdf",
+        "application/x-shockwave-flash",
+        "application/xhtml+xml",
+        "application/xml",
+        "image/svg+xml",
+        "text/css",
+        "text/html",
+        "text/javascript",
+        "text/xml",
+    }
+)
+"""What a browser might run: served as an attachment."""
+
+ENCODED_TYPES = {"gzip": "application/gzip", "bzip2": "application/x-bzip2", "xz": "application/x-xz"}
+
+
+def media_type(name: str) -> str:
+    """Return the media type that ``name`` suggests."""
+    kind, encoding = mimetypes.guess_type(name, strict=False)
+    if encoding is not None:
+        return ENCODED_TYPES.get(encoding, "application/octet-stream")
+    return kind or "application/octet-stream"
+
+
+def artifact_headers(item: Item, blob: Blob, have: Validators) -> dict[str, str]:
+    """Return the headers that GET and HEAD of an artifact share."""
+    kind = media_type(item.name)
+    headers = {
+        "Content-Type": kind,
+        "ETag": have.etag,
+        "Last-Modified": have.last_modified,
+        "Accept-Ranges": "bytes",
+        "X-Checksum-Sha1": blob.sha1.hex(),
+        "X-Checksum-Sha256": blob.sha256.hex(),
+        "X-Checksum-Md5": blob.md5.hex(),
+        "X-Artifactory-Filename": quote(item.name),
+        "X-Content-Type-Options": "nosniff",
+        "Content-Security-Policy": "sandbox; default-src 'none'",
+    }
+    if kind in ACTIVE_TYPES:
+        headers["Content-Disposition"] = f"attachment; filename*=UTF-8''{quote(item.name, safe='')}"
+    return headers
+
+
+async def send_artifact(request: web.Request, item: Item, blob: Blob) -> web.StreamResponse:
+    """Answer GET or HEAD of an artifact. Raises ``BlobUnavailable`` while nothing has been sent."""
+    have = Validators(f'"{blob.sha256.hex()}"', item.modified_at)
+    headers = artifact_headers(item, blob, have)
+    headers["X-Request-Id"] = request[REQUEST_ID]
+    if is_not_modified(request.headers, have):
+        return web.Response(status=304, headers=headers)
+    asked = request.headers.get("Range") if range_applies(request.headers, have) else None
+    try:
+        ranges = parse_ranges(asked, blob.size, ranges_max=request.app[SERVICES].settings.now.ranges_max)
+    except Unsatisfiable:
+        raise web.HTTPRequestRangeNotSatisfiable(headers={"Content-Range": f"bytes */{blob.size}"}) from None
+    artifacts = request.app[SERVICES].artifacts
+    if not ranges:
+        return await send_whole(request, artifacts, blob, headers)
+    if len(ranges) == 1:
+        headers["Content-Range"] = ranges[0].content_range(blob.size)
+        return await send_part(request, artifacts, blob, ranges[0], 206, headers)
+    return await send_parts(request, artifacts, blob, ranges, headers)
+
+
+async def send_whole(
+    request: web.Request, artifacts: Artifacts, blob: Blob, headers: dict[str, str]
+) -> web.StreamResponse:
+    if request.method == "HEAD" or blob.size > BLOCK_BYTES:
+        return await send_part(request, artifacts, blob, ByteRange(0, blob.size - 1), 200, headers)
+    data = await artifacts.open(blob).read_small()
+    request.app[SERVICES].metrics.sent_bytes.inc(len(data))
+    return web.Response(body=data, headers=headers)
+
+
+async def send_part(
+    request: web.Request, artifacts: Artifacts, blob: Blob, part: ByteRange, status: int, headers: dict[str, str]
+) -> web.StreamResponse:
+    """Send one range, or the whole. The head goes out when the first block is proved."""
+    response = web.StreamResponse(status=status, headers=headers)
+    response.content_length = part.length
+    if request.method == "HEAD" or part.length == 0:
+        await response.prepare(request)
+        return response
+    async with aclosing(artifacts.open(blob).stream(part.first, part.last)) as pieces:
+        first = await anext(pieces)
+        await response.prepare(request)
+        sender = Sender(request, response)
+        await sender.send(first)
+        async for piece in pieces:
+            await sender.send(piece)
+    await response.write_eof()
+    return response
+
+
+async def send_parts(
+    request: web.Request, artifacts: Artifacts, blob: Blob, ranges: list[ByteRange], headers: dict[str, str]
+) -> web.StreamResponse:
+    """Send several ranges as multipart/byteranges (RFC 9110, section 14.6)."""
+    boundary = f"holdfast-{request[REQUEST_ID]}"
+    heads = [
+        f"\r\n--{boundary}\r\nContent-Type: {headers['Content-Type']}\r\n"
+        f"Content-Range: {part.content_range(blob.size)}\r\n\r\n".encode()
+        for part in ranges
+    ]
+    tail = f"\r\n--{boundary}--\r\n".encode()
+    response = web.StreamResponse(status=206, headers=headers)
+    response.headers["Content-Type"] = f"multipart/byteranges; boundary={boundary}"
+    response.content_length = sum(map(len, heads)) + sum(part.length for part in ranges) + len(tail)
+    if request.method == "HEAD":
+        await response.prepare(request)
+        return response
+    async with aclosing(parts_of(artifacts, blob, ranges, heads)) as pieces:
+        first = await anext(pieces)
+        await response.prepare(request)
+        sender = Sender(request, response)
+        await sender.send(first)
+        async for piece in pieces:
+            await sender.send(piece)
+        await sender.send(tail)
+    await response.write_eof()
+    return response
+
+
+async def parts_of(
+    artifacts: Artifacts, blob: Blob, ranges: list[ByteRange], heads: list[bytes]
+) -> AsyncGenerator[bytes | memoryview, None]:
+    """Yield each part's head, joined with its first bytes, and the rest of it."""
+    for part, head in zip(ranges, heads, strict=True):
+        async with aclosing(artifacts.open(blob).stream(part.first, part.last)) as pieces:
+            yield head + bytes(await anext(pieces))
+            async for piece in pieces:
+                yield piece
+
+
+class Sender:
+    """Writes to a client, and gives up on one that reads too slowly."""
+
+    def __init__(self, request: web.Request, response: web.StreamResponse) -> None:
+        services = request.app[SERVICES]
+        self._response = response
+        self._transport = request.transport
+        self._metrics = services.metrics
+        self._idle_seconds = services.http.idle_timeout_seconds
+        self._floor = RateFloor(services.http)
+
+    async def send(self, piece: bytes | memoryview) -> None:
+        """Write one piece. Raises ``ConnectionError`` when the client is gone, or was too slow."""
+        try:
+            async with asyncio.timeout(self._idle_seconds):
+                await self._response.write(piece)
+        except TimeoutError:
+            self._metrics.connections_cut.labels("idle_timeout_seconds").inc()
+            raise self._cut("the client reads nothing") from None
+        self._metrics.sent_bytes.inc(len(piece))
+        if self._floor.is_below(len(piece)):
+            self._metrics.connections_cut.labels("rate_bytes_per_second_min").inc()
+            raise self._cut("the client reads too slowly")
+
+    def _cut(self, why: str) -> ConnectionAbortedError:
+        """Drop the connection with what it still buffers, which a plain close would wait for."""
+        if self._transport is not None:
+            self._transport.abort()
+        return ConnectionAbortedError(why)
