@@ -22,7 +22,6 @@ from repo_node.api import repositories as repositories_api
 from repo_node.api import storage as storage_api
 from repo_node.api import system as system_api
 from repo_node.api.internal import internal_app
-from repo_node.api.state import NODE
 from repo_node.artifacts import Artifacts
 from repo_node.auth.authenticator import Authenticator
 from repo_node.cluster.durability import UnsafeDatabase, check_durability
@@ -44,6 +43,7 @@ from repo_node.web.context import SERVICES, Services
 from repo_node.web.lag import watch_lag
 from repo_node.web.middleware import answer
 from repo_node.web.routes import Routes
+from repo_node.web.state import NODE
 from sharding import wire
 from sharding.errors import ShardError
 from sharding.identity import ShardIdentityError
@@ -94,10 +94,11 @@ async def serve(config: NodeConfig) -> None:
         log.info("ready", extra={"facts": {"node": config.node.id, "listen": str(config.http.listen)}})
         async with task(stop.wait()) as stopping:
             await asyncio.wait((beating, stopping), return_when=asyncio.FIRST_COMPLETED)
-        node.leave()
-        log.info("stopping", extra={"facts": {"node": config.node.id}})
+        log.info("stopping", extra={"facts": {"node": config.node.id, "in_flight": node.in_flight}})
         if beating.done():
             beating.result()
+        await node.leave()
+        await node.drained(config.http.drain_notice_seconds, config.http.shutdown_timeout_seconds)
 
 
 @asynccontextmanager
@@ -145,7 +146,7 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
         stack.push_async_callback(artifacts.close)
         node = Node(metrics, database, membership, topology)
         services = Services(artifacts, Repositories(database), authenticator, settings, metrics, config.http)
-        await stack.enter_async_context(serving_public(public_app(services, node), config, metrics))
+        await stack.enter_async_context(serving_public(public_app(services, node), config, node))
         if config.http.metrics_listen is not None:
             await stack.enter_async_context(serving_metrics(node, config.http.metrics_listen))
         yield node, beating
@@ -233,17 +234,22 @@ def public_app(services: Services, node: Node) -> web.Application:
 
 
 @asynccontextmanager
-async def serving_public(app: web.Application, config: NodeConfig, metrics: Metrics) -> AsyncIterator[None]:
-    """Serve on the node's own address, and on the one its neighbours on this machine share."""
-    runner = LimitedRunner(app, config.http, lambda limit: metrics.connections_cut.labels(limit).inc())
-    async with running(runner), AsyncExitStack() as stack:
-        sockets = [stack.enter_context(listen_on(config.http.listen))]
+async def serving_public(app: web.Application, config: NodeConfig, node: Node) -> AsyncIterator[None]:
+    """Serve on the node's own address, and on the one its neighbours on this machine share.
+
+    The shared one closes as soon as the node leaves: its clients then reach the neighbours.
+    """
+    runner = LimitedRunner(app, config.http, lambda limit: node.metrics.connections_cut.labels(limit).inc())
+    async with AsyncExitStack() as stack:
+        own = stack.enter_context(listen_on(config.http.listen))
+        await stack.enter_async_context(running(runner))
+        await web.SockSite(runner, own, backlog=BACKLOG).start()
         if config.http.shared_listen is not None:
-            sockets.append(stack.enter_context(listen_on(config.http.shared_listen, shared=True)))
-        for listener in sockets:
-            await web.SockSite(runner, listener, backlog=BACKLOG).start()
+            front = stack.enter_context(listen_on(config.http.shared_listen, shared=True))
+            site = web.SockSite(runner, front, backlog=BACKLOG)
+            await site.start()
+            node.on_leave.append(site.stop)
         yield
-        await runner.cleanup()
 
 
 @asynccontextmanager

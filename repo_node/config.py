@@ -100,6 +100,7 @@ class HttpSection(Section):
     rate_window_seconds: Seconds = 60.0
     connections_max: int = Field(10_000, ge=1)
     shutdown_timeout_seconds: Seconds = 30.0
+    drain_notice_seconds: float = Field(3.0, ge=0, le=600, strict=False)
 
     @field_validator("public_url")
     @classmethod

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
+
 from repo_node import __version__
 from repo_node.cluster.membership import Membership
 from repo_node.cluster.topology import Topology
@@ -10,6 +13,8 @@ from repo_node.db.pool import Database
 from repo_node.metrics import Metrics
 from sharding.model import ShardState
 from sharding.view import StoreView
+
+DRAIN_POLL_SECONDS = 0.05
 
 
 class Node:
@@ -21,14 +26,29 @@ class Node:
         self._membership = membership
         self._topology = topology
         self._leaving = False
+        self.in_flight = 0
+        self.on_leave: list[Callable[[], Awaitable[None]]] = []
         metrics.build.info({"version": __version__})
 
     def is_ready(self) -> bool:
         return not self._leaving and self._membership.is_fresh and bool(self._topology.view.ring.members)
 
-    def leave(self) -> None:
-        """Answer readiness probes with no from now on."""
+    @property
+    def is_leaving(self) -> bool:
+        return self._leaving
+
+    async def leave(self) -> None:
+        """Send load balancers elsewhere from now on, and close what only takes new connections."""
         self._leaving = True
+        for close in self.on_leave:
+            await close()
+
+    async def drained(self, notice_seconds: float, wait_seconds: float) -> None:
+        """Give load balancers time to notice, then wait, within bounds, until no request is in flight."""
+        await asyncio.sleep(notice_seconds)
+        deadline = asyncio.get_running_loop().time() + wait_seconds
+        while self.in_flight and asyncio.get_running_loop().time() < deadline:
+            await asyncio.sleep(DRAIN_POLL_SECONDS)
 
     def cluster(self) -> ClusterRows:
         return self._membership.cluster()
@@ -42,6 +62,7 @@ class Node:
         metrics.pool_connections.labels("idle").set(idle)
         metrics.pool_connections.labels("used").set(size - idle)
         metrics.ready.set(self.is_ready())
+        metrics.in_flight.set(self.in_flight)
         metrics.ring_members.set(len(view.ring.members))
         metrics.ring_zones.set(view.zones)
         if rows is None:

@@ -12,7 +12,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from repo_node.api.documents import json_response, timestamp
 from repo_node.api.repositories import first_fault
-from repo_node.api.state import NODE
 from repo_node.auth import tokens
 from repo_node.auth.permissions import SCOPES, Permission
 from repo_node.db import principals, totals
@@ -22,6 +21,7 @@ from repo_node.settings import Settings, combine
 from repo_node.web.body import read_document
 from repo_node.web.context import REQUEST_ID, SERVICES, TARGET, principal_of
 from repo_node.web.routes import Routes
+from repo_node.web.state import NODE
 
 BASE = "/artifactory/api/holdfast"
 

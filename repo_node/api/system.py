@@ -10,9 +10,9 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from repo_node import __version__
 from repo_node.api.documents import json_response
-from repo_node.api.state import NODE
 from repo_node.auth.permissions import Permission
 from repo_node.web.routes import Routes
+from repo_node.web.state import NODE
 
 
 def add_routes(routes: Routes) -> None:
@@ -42,7 +42,9 @@ async def liveness(request: web.Request) -> web.StreamResponse:
 
 
 async def readiness(request: web.Request) -> web.StreamResponse:
-    """Say whether a load balancer should send requests here."""
+    """Say whether a load balancer should send requests here: 404 while leaving, 503 while not able to."""
+    if request.app[NODE].is_leaving:
+        return web.Response(status=404, text="Leaving\n")
     if not request.app[NODE].is_ready():
         return web.Response(status=503, text="Not ready\n", headers={"Retry-After": "2"})
     return web.Response(text="OK")

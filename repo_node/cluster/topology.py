@@ -9,7 +9,7 @@ from uuid import UUID
 
 from repo_node.cluster.own_shards import OwnShard
 from repo_node.config import InternalSection
-from repo_node.db.nodes import ClusterRows, ShardRow
+from repo_node.db.nodes import ClusterRows, NodeRow, ShardRow
 from repo_node.metrics import Metrics
 from sharding.guarded import Guarded, GuardLimits
 from sharding.model import NodeId, ShardId, ZoneId
@@ -22,10 +22,11 @@ from sharding.view import StoreView
 
 @dataclass(frozen=True, slots=True)
 class KnownPeerShard:
-    """A peer's shard, and what it was made from: another owner or address makes it anew."""
+    """A peer's shard, and what it was made from: another owner, start or address makes it anew."""
 
     uid: UUID
     url: str
+    incarnation: UUID
     guarded: Guarded
 
 
@@ -71,16 +72,18 @@ class Topology:
             self._metrics.ring_builds.inc()
         for shard in rows.shards.values():
             if shard.id not in self._own:
-                self._know(shard, rows.nodes[shard.member.node].internal_url)
+                self._know(shard, rows.nodes[shard.member.node])
         for gone in set(self._remote) - set(rows.shards):
             del self._remote[gone]
         self.view = self._view(rows)
 
-    def _know(self, shard: ShardRow, url: str) -> None:
+    def _know(self, shard: ShardRow, owner: NodeRow) -> None:
+        """Keep the shard as it is known; a peer that started anew has a clean record again."""
         known = self._remote.get(shard.id)
-        if known is None or (known.uid, known.url) != (shard.member.uid, url):
-            remote = RemoteShard(shard.id, shard.member.uid, self._peer_at(url))
-            self._remote[shard.id] = KnownPeerShard(shard.member.uid, url, self._guard(remote))
+        made_from = (shard.member.uid, owner.internal_url, owner.incarnation)
+        if known is None or (known.uid, known.url, known.incarnation) != made_from:
+            remote = RemoteShard(shard.id, shard.member.uid, self._peer_at(owner.internal_url))
+            self._remote[shard.id] = KnownPeerShard(*made_from, self._guard(remote))
 
     def _view(self, rows: ClusterRows | None) -> StoreView:
         shards = {**{shard: known.guarded for shard, known in self._remote.items()}, **self._own}

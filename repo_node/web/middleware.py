@@ -18,6 +18,7 @@ from repo_node.logs import request_id as current_request_id
 from repo_node.paths import parse_target
 from repo_node.web.context import NOBODY, PRINCIPAL, REQUEST_ID, SERVICES, TARGET
 from repo_node.web.routes import permission_of, template_of
+from repo_node.web.state import NODE
 from sharding.identifiers import uuid7
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -37,15 +38,15 @@ async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     offered = request.headers.get("X-Request-Id", "")
     request[REQUEST_ID] = identity = offered if ACCEPTED_ID.match(offered) else uuid7().hex
     current_request_id.set(identity)
-    metrics = request.app[SERVICES].metrics
-    metrics.in_flight.inc()
+    node = request.app[NODE]
+    node.in_flight += 1
     status = CLIENT_GONE
     try:
         response = await handle(request, handler)
         status = response.status
         return response
     finally:
-        metrics.in_flight.dec()
+        node.in_flight -= 1
         record(request, status, time.perf_counter() - began)
 
 
@@ -95,7 +96,10 @@ def answer_error(request: web.Request, error: Exception) -> web.StreamResponse:
         log.exception("unexpected failure", exc_info=error)
         found = Answer(500, "An unexpected failure; the node's log has it under this request's id.")
     elif found.status >= 500:
-        log.warning("request failed", extra={"facts": {"status": found.status, "cause": str(error)}})
+        log.warning(
+            "request failed",
+            extra={"facts": {"status": found.status, "cause": str(error), "reasons": reasons_of(error)}},
+        )
     if request.writer.output_size:
         # Bytes are on their way: the one honest end left is a broken connection.
         if request.transport is not None:
@@ -107,6 +111,11 @@ def answer_error(request: web.Request, error: Exception) -> web.StreamResponse:
     if found.may_retry or isinstance(error, CatalogueUnavailable):
         extra["Retry-After"] = str(request.app[SERVICES].settings.now.retry_after_seconds)
     return refuse(request, found, extra)
+
+
+def reasons_of(error: Exception) -> list[str]:
+    """Return what lay behind a failure of the store, shard by shard."""
+    return [str(reason) for reason in getattr(error, "reasons", ())]
 
 
 def refuse(request: web.Request, found: Answer, headers: Mapping[str, str]) -> web.Response:

@@ -17,9 +17,16 @@ class NodeState(Protocol):
 
     metrics: Metrics
     database: Database
+    in_flight: int
+    """Requests being answered."""
 
     def is_ready(self) -> bool:
         """Say whether this node can serve reads and writes now."""
+        ...
+
+    @property
+    def is_leaving(self) -> bool:
+        """Say whether this node finishes what it has and takes nothing new."""
         ...
 
     def refresh_gauges(self) -> None:

@@ -1,0 +1,45 @@
+# make up     a three-node cluster on this machine, until Ctrl-C
+# make test   every test
+# make lint   what a reviewer's machine checks
+# make bench  the benchmarks, with their tables, JSON and plots in benchmarks/results/
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+INSTALLED_BENCH := .venv/.installed-bench
+
+.PHONY: up test lint bench install clean
+
+up: install
+	@$(BIN)/holdfast up
+
+test: install
+	@$(BIN)/python -m pytest
+
+lint: install
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: install $(INSTALLED_BENCH)
+	@$(BIN)/python -m benchmarks.bench_ring
+	@$(BIN)/python -m benchmarks.bench_transfer
+
+install: $(INSTALLED)
+
+# Debian's python3 may lack ensurepip: the system's pip then fills the environment from outside.
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Holdfast needs Python 3.11 or newer; set PYTHON=")'
+	@echo "Installing Holdfast into .venv (a minute or so, the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv >/dev/null 2>&1 || $(PYTHON) -m venv --clear --without-pip .venv
+	@if test -x $(BIN)/pip; then pip="$(BIN)/python -m pip"; else pip="$(PYTHON) -m pip --python $(BIN)/python"; fi; \
+	  $$pip install --quiet --disable-pip-version-check -e '.[embedded,test]'
+	@touch $@
+
+$(INSTALLED_BENCH): $(INSTALLED)
+	@if test -x $(BIN)/pip; then pip="$(BIN)/python -m pip"; else pip="$(PYTHON) -m pip --python $(BIN)/python"; fi; \
+	  $$pip install --quiet --disable-pip-version-check -e '.[embedded,bench]'
+	@touch $@
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
