@@ -1,0 +1,201 @@
+"""The files of a cluster that ``up`` runs, all under one directory; secrets and configurations are mode 0600.
+
+::
+
+    DIR/lock  cluster.json  cluster.key  admin-password  up.log
+    DIR/postgres/                      the embedded Postgres (server_files)
+    DIR/nodes/<id>/node.toml  log  shard-1/  shard-2/ ...
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import tomllib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from repo_node import keys
+from repo_node.config import HttpSection
+from repo_node.launch import private
+from repo_node.launch.errors import PlanError
+from repo_node.launch.plan import ClusterPlan, ExistingNode, NodePlan
+
+# A cluster for trying things out shares its disk with everything else on the machine.
+SHARD_RESERVE_BYTES = 256 << 20
+HEADER = (
+    "# Written by holdfast up. At every start it sets the keys that it needs (database, addresses, shards);\n"
+    "# other keys you add stay, comments do not. config/node.example.toml explains every key.\n"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NodeRecord:
+    """A node as it stands in ``cluster.json``; ``pid`` is None while it does not run."""
+
+    id: str
+    zone: str
+    url: str
+    internal_url: str
+    pid: int | None
+    config: str
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterRecord:
+    """``cluster.json``: what runs, and where. The pids are None while it does not run."""
+
+    front_url: str
+    dsn: str
+    up_pid: int | None
+    postgres_pid: int | None
+    postgres_data: str
+    nodes: tuple[NodeRecord, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The files under ``directory``, which is absolute."""
+
+    directory: Path
+
+    @property
+    def postgres(self) -> Path:
+        return self.directory / "postgres"
+
+    @property
+    def cluster_key(self) -> Path:
+        return self.directory / "cluster.key"
+
+    @property
+    def admin_password(self) -> Path:
+        return self.directory / "admin-password"
+
+    @property
+    def up_log(self) -> Path:
+        return self.directory / "up.log"
+
+    @property
+    def cluster_json(self) -> Path:
+        return self.directory / "cluster.json"
+
+    def node_directory(self, node_id: str) -> Path:
+        return self.directory / "nodes" / node_id
+
+    def config(self, node_id: str) -> Path:
+        return self.node_directory(node_id) / "node.toml"
+
+    def log(self, node_id: str) -> Path:
+        return self.node_directory(node_id) / "log"
+
+    def configs(self) -> list[Path]:
+        """Return the configurations of all nodes that there are."""
+        return sorted(self.directory.glob("nodes/*/node.toml"))
+
+    def find_nodes(self) -> list[ExistingNode]:
+        """Return the nodes that earlier runs configured. Raises ``PlanError`` for a damaged file."""
+        return [read_node(path) for path in self.configs()]
+
+    def find_drain_seconds(self) -> float:
+        """Return how long the most patient node may take to finish what is in flight."""
+        default = HttpSection.model_fields["shutdown_timeout_seconds"].default
+        sections = [read_toml(path).get("http", {}) for path in self.configs()]
+        return max((float(section.get("shutdown_timeout_seconds", default)) for section in sections), default=0.0)
+
+    def find_front_port(self) -> int | None:
+        """Return the front port of the last run, or None."""
+        record = self.read_record()
+        return int(record.front_url.rpartition(":")[2]) if record else None
+
+    def read_record(self) -> ClusterRecord | None:
+        """Return ``cluster.json``, or None before the first start. Raises ``PlanError`` when it is damaged."""
+        try:
+            document = json.loads(self.cluster_json.read_text("utf-8"))
+            document["nodes"] = tuple(NodeRecord(**node) for node in document["nodes"])
+            return ClusterRecord(**document)
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise PlanError(f"{self.cluster_json} is damaged ({error}); remove it and run up again") from None
+
+    def write_record(self, record: ClusterRecord) -> None:
+        private.write_private(self.cluster_json, json.dumps(asdict(record), indent=2) + "\n")
+
+    def ensure_cluster_key(self) -> None:
+        """Write a new cluster key unless there is one."""
+        if not self.cluster_key.exists():
+            private.write_private(self.cluster_key, keys.new_cluster_key() + "\n")
+
+    def ensure_admin_password(self) -> tuple[str, bool]:
+        """Return the password in ``admin-password`` and whether it was made just now."""
+        if self.admin_password.exists():
+            return self.admin_password.read_text("utf-8").strip(), False
+        password = secrets.token_urlsafe(18)
+        private.write_private(self.admin_password, password + "\n")
+        return password, True
+
+    def write_node(self, node: NodePlan, plan: ClusterPlan, dsn: str) -> None:
+        """Write a node's TOML and make the directories of its new shards.
+
+        What the user added to an existing file is kept. A shard directory that an earlier run made and
+        that is gone now is a lost disk, and is not made again.
+        """
+        path = self.config(node.id)
+        before = read_toml(path) if path.exists() else {}
+        private.make_private_directory(path.parent)
+        shards = list(before.get("shards", []))
+        known = {shard["path"] for shard in shards}
+        for name in (f"shard-{number}" for number in range(1, plan.shards + 1)):
+            if name not in known:
+                private.make_private_directory(path.parent / name)
+                shards.append({"path": name, "reserve_bytes": SHARD_RESERVE_BYTES})
+        managed = managed_keys(node, plan, dsn)
+        document: dict[str, Any] = {
+            section: {**before.get(section, {}), **values} for section, values in managed.items()
+        }
+        rest = {name: value for name, value in before.items() if name not in managed}
+        document = {**document, **rest, "shards": shards}
+        if document != before:
+            private.write_private(path, HEADER + format_toml(document))
+
+
+def managed_keys(node: NodePlan, plan: ClusterPlan, dsn: str) -> dict[str, Any]:
+    """Return the keys of a node's TOML that follow from the plan."""
+    return {
+        "node": {"id": node.id, "zone": node.zone, "cluster_key_file": "../../cluster.key"},
+        "database": {"dsn": dsn},
+        "http": {"listen": node.address, "shared_listen": plan.front_address},
+        "internal": {"listen": node.internal_address},
+    }
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise PlanError(f"{path} cannot be read: {error}") from None
+
+
+def read_node(path: Path) -> ExistingNode:
+    document = read_toml(path)
+    try:
+        # Shards that the user added elsewhere are his; only those that up names are counted and grown.
+        shards = sum(1 for shard in document["shards"] if re.fullmatch(r"shard-\d+", shard["path"]))
+        return ExistingNode(document["node"]["id"], document["node"]["zone"], shards)
+    except (KeyError, TypeError) as error:
+        raise PlanError(f"{path} lacks {error}; repair it, or move its directory away to start without it") from None
+
+
+def format_toml(document: Mapping[str, Any]) -> str:
+    """Return ``document``, tables and arrays of tables of plain values, as TOML."""
+    lines: list[str] = []
+    for name, value in document.items():
+        tables = value if isinstance(value, list) else [value]
+        for table in tables:
+            lines += ["", f"[[{name}]]" if isinstance(value, list) else f"[{name}]"]
+            # JSON writes strings, numbers and booleans as TOML does.
+            lines += [f"{key} = {json.dumps(item)}" for key, item in table.items()]
+    return "\n".join(lines) + "\n"
