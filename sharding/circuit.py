@@ -48,8 +48,7 @@ class Circuit:
         if leave is Pass.TRIAL:
             self._trial_under_way = False
             self._open_until = None
-        if self._open_until is None:
-            self._failures = 0
+        self._failures = 0
 
     def fail(self, leave: Pass) -> None:
         """The call did not reach the shard, or not in time."""

@@ -39,7 +39,7 @@ class DirectorySync:
             waiter = loop.create_future()
             self._gathering.setdefault(directory, []).append(waiter)
             waiters.append(waiter)
-        if not self._running:
+        if self._gathering and not self._running:
             self._start()
         if len(waiters) == 1:
             await waiters[0]

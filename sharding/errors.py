@@ -57,13 +57,14 @@ class ReplicaCorrupt(ShardError):
 class WriteQuorumNotMet(StoreError):
     """An upload reached ``durable`` of the ``needed`` copies; nothing is visible.
 
-    ``full`` is true when it was for want of space alone.
+    ``full`` is true when it was for want of space alone; ``reasons`` are for the log.
     """
 
     retryable = True
 
-    def __init__(self, durable: int, needed: int, *, full: bool = False) -> None:
+    def __init__(self, durable: int, needed: int, *, full: bool = False, reasons: tuple[ShardError, ...] = ()) -> None:
         super().__init__(f"{durable} durable copies of the {needed} needed for an acknowledgement")
+        self.reasons = reasons
         self.durable = durable
         self.needed = needed
         self.full = full

@@ -23,8 +23,8 @@ from sharding.identity import OPEN_DIRECTORY, ShardClaim, make_layout
 from sharding.model import BlobName, ShardId
 from sharding.shard import ShardSpace
 
-FAN_OUT_HEX_DIGITS = 2
-"""Hex digits of the sha256 that name a blob's directory under ``blobs/``."""
+GENERATION_AT = 65
+"""Where the generation begins in a file's name, behind the sha256 and a dot."""
 
 BLOBS = "."
 """How ``blobs/`` itself is called among the directories to be synced."""
@@ -110,11 +110,11 @@ class ShardFiles:
                 return ()
             with translated(self.shard, WRITING, f"removing {name}"), suppress(FileNotFoundError):
                 os.unlink(name, dir_fd=directory)
-        return (_fan_out_of(name),)
+        return (fan_out_of(name),)
 
     def place(self, staged: str, name: str) -> tuple[str, ...]:
         """Rename ``tmp/<staged>`` to its final ``name`` and return the directories to sync."""
-        fan_out = _fan_out_of(name)
+        fan_out = fan_out_of(name)
         with translated(self.shard, WRITING, f"renaming tmp/{staged} to {name}"):
             directory = self._open_or_make(fan_out)
             try:
@@ -200,7 +200,7 @@ class ShardFiles:
 
     @contextmanager
     def _fan_out(self, name: str) -> Iterator[int | None]:
-        fan_out = _fan_out_of(name)
+        fan_out = fan_out_of(name)
         with translated(self.shard, LOOKING, f"opening blobs/{fan_out}"):
             try:
                 directory = os.open(fan_out, OPEN_DIRECTORY, dir_fd=self._blobs)
@@ -249,5 +249,9 @@ def read_up_to(file: int, offset: int, length: int) -> bytes:
     return b"".join(parts)
 
 
-def _fan_out_of(name: str) -> str:
-    return name[:FAN_OUT_HEX_DIGITS]
+def fan_out_of(name: str) -> str:
+    """Return the directory under ``blobs/`` in which the file ``name`` belongs."""
+    # The second (of 1,024 ms) in which the generation was minted, modulo 256: what is written at the
+    # same time shares a directory, and so its fsync, while over time all 256 fill evenly.
+    milliseconds = int(name[GENERATION_AT : GENERATION_AT + 8] + name[GENERATION_AT + 9 : GENERATION_AT + 13], 16)
+    return f"{(milliseconds >> 10) & 0xFF:02x}"

@@ -99,10 +99,7 @@ class StagedFile:
 
     def discard(self) -> None:
         """Abandon the file, and remove what there is of it. Never raises; may be called twice."""
-        with self._lock:
-            self._abandoned = True
-            if self._users:
-                return
+        self._abandoned = True
         self._remove()
 
     @contextmanager

@@ -33,6 +33,13 @@ def mounted_ext4(path: Path, size_mib: int = 16) -> Iterator[Path]:
     with image.open("wb") as file:
         file.truncate(size_mib << 20)
     subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True, capture_output=True)
+    with remounted_ext4(path, image):
+        yield path
+
+
+@contextmanager
+def remounted_ext4(path: Path, image: Path) -> Iterator[Path]:
+    """Mount the ext4 in the file ``image`` at ``path``, or skip the test."""
     with _mounted(path, ["mount", "-o", "loop", str(image), str(path)]):
         yield path
 
@@ -59,6 +66,8 @@ def detach(path: Path) -> None:
 def _mounted(path: Path, command: list[str]) -> Iterator[None]:
     if os.geteuid() != 0:
         pytest.skip("mounting a disk for this test needs root")
+    if shutil.which("mount") is None:
+        pytest.skip("mount is not installed: no disk can be mounted here")
     path.mkdir()
     mounting = subprocess.run(command, capture_output=True, text=True)
     if mounting.returncode:

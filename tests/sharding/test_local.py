@@ -7,6 +7,7 @@ import errno
 import os
 import shutil
 import threading
+import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ import pytest
 
 from sharding import self_test
 from sharding.errors import ReplicaCorrupt, ReplicaMissing, ShardFull, ShardRefused, ShardUnavailable
-from sharding.files import FAN_OUT_HEX_DIGITS
+from sharding.files import fan_out_of
 from sharding.identity import ShardIdentityError
 from sharding.local import LocalShard
 from sharding.model import BLOCK_BYTES, BlobName
@@ -107,8 +108,7 @@ async def test_open_makes_the_layout_and_survives_a_second_start(shard_root: Pat
         assert shard.id == SHARD
         assert await read_all(shard, name, 4) == b"data"
     assert sorted(os.listdir(shard_root)) == ["blobs", "shard.json", "tmp"]
-    fan_out = name.sha256.hex()[:FAN_OUT_HEX_DIGITS]
-    assert (shard_root / "blobs" / fan_out / str(name)).read_bytes() == b"data"
+    assert (shard_root / "blobs" / fan_out_of(str(name)) / str(name)).read_bytes() == b"data"
 
 
 async def test_open_empties_tmp(shard_root: Path) -> None:
@@ -247,9 +247,14 @@ async def test_no_new_blob_is_taken_under_the_reserve_and_the_rest_works(shard_r
 
 
 async def test_space_is_sampled_at_most_once_a_second(shard: LocalShard, monkeypatch: pytest.MonkeyPatch) -> None:
-    samples = []
+    samples: list[int] = []
     real = os.fstatvfs
-    monkeypatch.setattr(os, "fstatvfs", lambda file: samples.append(file) or real(file))
+
+    def sample(file: int) -> os.statvfs_result:
+        samples.append(file)
+        return real(file)
+
+    monkeypatch.setattr(os, "fstatvfs", sample)
     clock = [1000.0]
     monkeypatch.setattr("sharding.files.time.monotonic", lambda: clock[0])
     await asyncio.gather(*(shard.put(make_name(bytes([n])), bytes([n])) for n in range(20)))
@@ -292,7 +297,7 @@ async def test_planted_directory_link_is_not_followed(shard: LocalShard, shard_r
     elsewhere.mkdir()
     name = make_name(b"data")
     (elsewhere / str(name)).write_bytes(b"data")
-    (shard_root / "blobs" / name.sha256.hex()[:FAN_OUT_HEX_DIGITS]).symlink_to(elsewhere)
+    (shard_root / "blobs" / fan_out_of(str(name))).symlink_to(elsewhere)
     with pytest.raises(ShardUnavailable):
         await shard.read(name, size=4, offset=0, length=4)
     with pytest.raises(ShardUnavailable):
@@ -448,6 +453,19 @@ async def test_staged_blob_takes_nothing_more_after_an_error(
     assert await shard.sizes([name]) == [None]
 
 
+async def test_staged_bytes_that_cannot_be_read_are_not_committed(
+    shard: LocalShard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, staged = await stage_all(shard, b"data")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", fail_with(errno.EIO))
+        with pytest.raises(ReplicaCorrupt):
+            await staged.read(0, 4)
+    with pytest.raises(ShardUnavailable):
+        await staged.commit(name.sha256, block_digests(b"data"))
+    assert await shard.sizes([name]) == [None]
+
+
 async def test_abort_after_a_commit_keeps_the_blob(shard: LocalShard) -> None:
     name, staged = await stage_all(shard, b"data")
     await staged.commit(name.sha256, block_digests(b"data"))
@@ -484,7 +502,7 @@ async def test_abort_never_closes_a_file_under_a_running_call(
     descriptors = len(os.listdir("/proc/self/fd"))
     with gated(monkeypatch, function) as gate:
         call = staged.write(b"more") if function == "write" else staged.commit(name.sha256, block_digests(b"data"))
-        running = asyncio.create_task(call)  # type: ignore[arg-type]
+        running = asyncio.create_task(call)
         await gate.wait_reached()
         running.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -514,18 +532,57 @@ async def test_stage_given_up_leaves_neither_file_nor_descriptor(
             await asyncio.sleep(0.01)
 
 
-async def test_abort_cancelled_still_removes_the_staged_bytes(
-    shard: LocalShard, shard_root: Path, monkeypatch: pytest.MonkeyPatch
+async def test_abort_cancelled_while_it_waits_still_removes_the_staged_bytes(
+    shard_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    _, staged = await stage_all(shard, b"data")
-    with gated(monkeypatch, "unlink") as gate:
-        aborting = asyncio.create_task(staged.abort())  # type: ignore[arg-type]
+    async with open_at(shard_root, threads=1) as shard:
+        _, staged = await stage_all(shard, b"data")
+        with gated(monkeypatch, "fdatasync") as gate:
+            putting = asyncio.create_task(shard.put(make_name(b"other"), b"other"))
+            await gate.wait_reached()
+            aborting = asyncio.create_task(staged.abort())
+            await asyncio.sleep(0)
+            aborting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await aborting
+            assert len(os.listdir(shard_root / "tmp")) == 2
+            gate.open()
+            await putting
+        await settled(shard)
+        assert os.listdir(shard_root / "tmp") == []
+
+
+async def test_put_given_up_before_its_rename_is_never_visible(
+    shard_root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renamed: list[object] = []
+    async with open_at(shard_root, threads=1) as shard:
+        monkeypatch.setattr(os, "rename", lambda *names, **_: renamed.append(names))
+        with gated(monkeypatch, "fdatasync") as gate:
+            putting = asyncio.create_task(shard.put(make_name(b"data"), b"data"))
+            await gate.wait_reached()
+            putting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await putting
+            gate.open()
+            await settled(shard)
+    assert renamed == []
+
+
+async def test_staged_blob_takes_nothing_more_after_a_cancelled_write(
+    shard: LocalShard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, staged = await stage_all(shard, b"data")
+    with gated(monkeypatch, "write") as gate:
+        writing = asyncio.create_task(staged.write(b"more"))
         await gate.wait_reached()
-        aborting.cancel()
+        writing.cancel()
         with pytest.raises(asyncio.CancelledError):
-            await aborting
-    await settled(shard)
-    assert os.listdir(shard_root / "tmp") == []
+            await writing
+        gate.open()
+    with pytest.raises(ShardUnavailable):
+        await staged.commit(name.sha256, block_digests(b"datamore"))
+    assert await shard.sizes([name]) == [None]
 
 
 async def test_close_waits_for_a_write_under_way(
@@ -544,16 +601,29 @@ async def test_close_waits_for_a_write_under_way(
         await putting
 
 
-async def test_large_staged_blob_is_flushed_on_the_way(
-    shard: LocalShard, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_large_staged_blob_is_flushed_on_the_way(shard: LocalShard, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sharding.staging.FLUSH_BYTES", 2 * BLOCK_BYTES)
     synced: list[int] = []
     real = os.fdatasync
-    monkeypatch.setattr(os, "fdatasync", lambda file: synced.append(os.fstat(file).st_size) or real(file))
+
+    def sync(file: int) -> None:
+        synced.append(os.fstat(file).st_size)
+        real(file)
+
+    monkeypatch.setattr(os, "fdatasync", sync)
     data = os.urandom(5 * BLOCK_BYTES)
     name, staged = await stage_all(shard, data)
     assert synced == [2 * BLOCK_BYTES, 4 * BLOCK_BYTES]
     await staged.commit(name.sha256, block_digests(data))
     assert synced[-1] == 5 * BLOCK_BYTES
     assert await read_all(shard, name, len(data)) == data
+
+
+def test_files_of_one_moment_share_a_directory_and_time_fills_all_of_them() -> None:
+    start = 0x0192_0000_0000
+
+    def directory(milliseconds: int) -> str:
+        return fan_out_of(f"{'a' * 64}.{uuid.UUID(int=milliseconds << 80 | 7 << 76 | 2 << 62)}")
+
+    assert {directory(start + offset) for offset in range(1024)} == {directory(start)}
+    assert len({directory(start + second * 1024) for second in range(256)}) == 256

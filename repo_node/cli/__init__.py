@@ -1,0 +1,67 @@
+"""The command line ``holdfast``. Commands are imported when they are used, so that ``--help`` is quick."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import NamedTuple
+
+import click
+
+
+class Entry(NamedTuple):
+    """Where a command lives, and the line the overview shows for it."""
+
+    module: str
+    attribute: str
+    summary: str
+
+
+COMMANDS = {
+    "up": Entry("repo_node.cli.launch", "up", "Start a cluster on this machine."),
+    "down": Entry("repo_node.cli.launch", "down", "Stop the cluster that `up` started."),
+    "status": Entry("repo_node.cli.status", "status", "Show nodes, zones, shards, blobs and missing copies."),
+    "upload": Entry("repo_node.cli.upload", "upload", "Upload files and directories."),
+    "download": Entry("repo_node.cli.download", "download", "Download files and folders."),
+    "settings": Entry("repo_node.cli.settings", "settings", "List, read and change the cluster's settings."),
+    "token": Entry("repo_node.cli.token", "token", "Create, list and revoke access tokens."),
+    "node": Entry("repo_node.cli.node", "node", "Run one node in the foreground."),
+    "check-config": Entry("repo_node.cli.node", "check_config", "Check a node's configuration file."),
+    "init-db": Entry("repo_node.cli.database", "init_db", "Create or upgrade the database schema."),
+}
+
+
+class LazyGroup(click.Group):
+    """A group whose overview needs no command to be imported."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        entry = COMMANDS.get(cmd_name)
+        if entry is None:
+            return None
+        command = getattr(import_module(entry.module), entry.attribute)
+        if not isinstance(command, click.Command):
+            raise TypeError(f"{entry.module}.{entry.attribute} is no command")
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
+
+
+@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="holdfast", prog_name="holdfast")
+def main() -> None:
+    """Holdfast keeps your binaries on N of M disks, and any node may die.
+
+    \b
+    A first round:
+      holdfast up --detach
+      holdfast upload dist/app.tgz generic-local/app/1.0/
+      holdfast download generic-local/app/1.0/app.tgz
+      holdfast status
+
+    Commands that talk to a cluster find it through --url, --data, HOLDFAST_URL or ./holdfast-data, in
+    this order. Exit status: 0 done, 1 failed, 2 wrong usage.
+    """

@@ -1,0 +1,120 @@
+"""The cluster's settings: list, read, change."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+from urllib.parse import quote
+
+import click
+from rich.table import Table
+from rich.text import Text
+
+from repo_node.cli.calls import run_call
+from repo_node.cli.connection import ConnectionOptions, connection_options
+from repo_node.cli.tables import new_console, new_table
+from repo_node.cli.wording import printable
+
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print the server's answer as JSON.")
+
+
+@click.group()
+def settings() -> None:
+    """List, read and change the settings that all nodes share.
+
+    They are kept in Postgres, checked when they are set, and hold on every node within a second.
+
+    \b
+    Examples:
+      holdfast settings list
+      holdfast settings set redundancy 3
+    """
+
+
+@settings.command("list")
+@AS_JSON
+@connection_options
+def list_settings(connection: ConnectionOptions, as_json: bool) -> None:
+    """List every setting with its value and its meaning.
+
+    A value that somebody has set is marked with a star and followed by its default; the others are defaults.
+
+    \b
+    Example:
+      holdfast settings list --json
+    """
+    answer = run_call(connection, lambda client: client.call("GET", "/api/holdfast/settings"), "settings")
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+    else:
+        new_console().print(table_of(answer["settings"]))
+
+
+@settings.command("get")
+@click.argument("key", metavar="NAME")
+@AS_JSON
+@connection_options
+def get_setting(connection: ConnectionOptions, key: str, as_json: bool) -> None:
+    """Print the value of one setting, as JSON.
+
+    \b
+    Example:
+      holdfast settings get redundancy
+    """
+    answer = run_call(connection, lambda client: client.call("GET", url_path_of(key)), "value")
+    click.echo(json.dumps(answer, indent=2) if as_json else json.dumps(answer["value"]))
+
+
+# A value may be -1: options that do not exist are values here.
+@settings.command("set", context_settings={"ignore_unknown_options": True})
+@click.argument("key", metavar="NAME")
+@click.argument("value", metavar="VALUE")
+@AS_JSON
+@connection_options
+def set_setting(connection: ConnectionOptions, key: str, value: str, as_json: bool) -> None:
+    """Change one setting on every node. VALUE is a number, true, false, null or a "quoted text".
+
+    \b
+    Examples:
+      holdfast settings set redundancy 3
+      holdfast settings set write_quorum null
+    """
+    parsed = parse_value(key, value)
+    answer = run_call(connection, lambda client: client.call("PUT", url_path_of(key), body={"value": parsed}), "value")
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+    else:
+        click.echo(f"{key} is {json.dumps(answer['value'])} now, on every node within a second.")
+
+
+def parse_value(key: str, text: str) -> Any:
+    """Return the JSON scalar that ``text`` is. Raises ``click.UsageError``."""
+    from repo_node.settings import SettingError, parse
+
+    try:
+        value = parse(key, text)
+    except SettingError as error:
+        raise click.UsageError(printable(str(error))) from None
+    if isinstance(value, dict | list) or (isinstance(value, float) and not math.isfinite(value)):
+        raise click.UsageError(f"{key}: {printable(text)} is not a single value; write a number, true, false or null")
+    return value
+
+
+def url_path_of(key: str) -> str:
+    return f"/api/holdfast/settings/{quote(key, safe='')}"
+
+
+def table_of(rows: list[dict[str, Any]]) -> Table:
+    table = new_table("Settings")
+    table.add_column("Name", no_wrap=True)
+    table.add_column("Value", justify="right", no_wrap=True)
+    table.add_column("Meaning", ratio=1)
+    for row in rows:
+        value, default = json.dumps(row["value"]), json.dumps(row["default"])
+        table.add_row(
+            Text(printable(str(row["key"]))),
+            Text(printable(f"{value} *" if row["is_set"] else value)),
+            Text(printable(str(row["description"]) + (f" (default {default})" if row["is_set"] else ""))),
+        )
+    return table

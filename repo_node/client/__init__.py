@@ -1,0 +1,1 @@
+"""A client of a node's REST: sessions, retries, and verified uploads and downloads. Knows no terminal."""
