@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from uuid import UUID
 
 import aiohttp
@@ -42,20 +42,24 @@ class Peer:
 
     url: str
     session: aiohttp.ClientSession
-    token: str
+    token: str = field(repr=False)
     cluster: UUID
     headers: Callable[[], Mapping[str, str]] = dict
     call_seconds: float = 10.0
     stall_seconds: float = 15.0
     commit_seconds: float = 60.0
+    _credentials: Mapping[str, str] = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        credentials = {
+            wire.AUTHORIZATION: f"{wire.AUTHORIZATION_SCHEME} {self.token}",
+            wire.CLUSTER_HEADER: str(self.cluster),
+        }
+        object.__setattr__(self, "_credentials", credentials)
 
     def all_headers(self) -> dict[str, str]:
         """Return the headers that every call carries."""
-        return {
-            wire.AUTHORIZATION: f"{wire.AUTHORIZATION_SCHEME} {self.token}",
-            wire.CLUSTER_HEADER: str(self.cluster),
-            **self.headers(),
-        }
+        return {**self._credentials, **self.headers()}
 
     async def identify(self) -> PeerIdentity:
         """Return who is there. Raises ``PeerError``."""
@@ -155,7 +159,7 @@ class ShardCalls:
 
     async def error_of(self, response: aiohttp.ClientResponse) -> ShardError:
         """Return the error that an answer stands for."""
-        return wire.parse_error(self.id, response.status, await read_body(response, wire.ERROR_BODY_BYTES_MAX))
+        return wire.parse_error(self.id, await read_body(response, wire.ERROR_BODY_BYTES_MAX), response.status)
 
     def unreachable(self, error: Exception) -> ShardUnavailable:
         """Return what ``error`` of the network means for the shard."""

@@ -83,19 +83,30 @@ def parse_name(text: str) -> BlobName:
     return BlobName(bytes.fromhex(match[1]), Generation(UUID(match[2])))
 
 
-def describe(error: ShardError) -> Refusal:
+REFUSABLE = (Refusal, ShardError, TimeoutError)
+"""What ``refusal_of`` has words for."""
+
+
+def refusal_of(error: Refusal | ShardError | TimeoutError) -> Refusal:
     """Return what is said on the wire of ``error``."""
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, TimeoutError):
+        return Refusal(UNAVAILABLE, "the bytes did not come in time")
     code = next((code for code, (_, kind) in ERRORS.items() if isinstance(error, kind)), UNAVAILABLE)
     return Refusal(code, str(error).removeprefix(f"shard {error.shard}: "))
 
 
-def parse_error(shard: ShardId, status: int, body: bytes) -> ShardError:
-    """Return the error that an answer stands for; one that is not understood says nothing about the shard's files."""
+def parse_error(shard: ShardId, body: bytes, status: int | None = None) -> ShardError:
+    """Return the error that an answer stands for; one that is not understood says nothing about the shard's files.
+
+    ``status`` is the HTTP status it came with, where there was one.
+    """
     try:
         document = json.loads(body)
-        expected_status, kind = ERRORS[document["error"]]
-        if status == expected_status:
+        known_status, kind = ERRORS[document["error"]]
+        if status in (None, known_status):
             return kind(shard, str(document["message"])[:MESSAGE_CHARACTERS_MAX])
     except (ValueError, KeyError, TypeError, RecursionError):
         pass  # a proxy's page, another program's answer, or a later version's word
-    return ShardUnavailable(shard, f"its owner answered {status}, which is not understood")
+    return ShardUnavailable(shard, f"its owner gave an answer that is not understood (status {status})")

@@ -15,9 +15,9 @@ from aiohttp import web
 
 from repo_node import keys
 from repo_node.api.shards import ShardHandlers, internal_route
+from repo_node.api.staged import LINGER_SECONDS
 from repo_node.logs import request_id
 from sharding import wire
-from sharding.errors import ShardError
 from sharding.model import NodeId
 from sharding.shard import Shard
 
@@ -25,11 +25,9 @@ IDLE_SECONDS = 30.0
 """How long a peer may send no byte of a body, or take none of an answer."""
 
 STAGED_UPLOADS_MAX = 256
-"""Each costs up to 2 MiB of memory: a block, and what the connection has read ahead."""
+"""Each holds one block in memory; what comes while it is being written waits in the kernel."""
 
 KEEPALIVE_SECONDS = 75.0
-LINGER_SECONDS = 5.0
-"""How long an answer that came before the end of a body is given to arrive."""
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -90,12 +88,8 @@ class Gate:
             request_id.set(given)
         try:
             return await handler(request)
-        except wire.Refusal as error:
-            return _say(request, error)
-        except ShardError as error:
-            return _say(request, wire.describe(error))
-        except TimeoutError:
-            return _say(request, wire.Refusal(wire.UNAVAILABLE, "the bytes did not come in time"))
+        except wire.REFUSABLE as error:
+            return _say(request, wire.refusal_of(error))
 
     def _refuse(self, request: web.Request) -> web.Response | None:
         given = request.headers.get(wire.AUTHORIZATION, "").encode("utf-8", "surrogateescape")

@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 import json
 import re
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from uuid import UUID
 
 from aiohttp import web
 
-from repo_node.api.staged import StagedUploads
+from repo_node.api.staged import FrameConnection, StagedUpload, StagedUploads
 from sharding import wire
 from sharding.digests import block_digests
-from sharding.frames import Commit, Frame, FrameDecoder, FrameError
+from sharding.frames import UPGRADE, Commit, Signal
 from sharding.model import BLOCK_BYTES, BlobName, Buffer, Generation
 from sharding.shard import Shard
 
@@ -76,20 +76,18 @@ class ShardHandlers:
         return web.json_response({"sizes": await shard.sizes(names)})
 
     async def stage(self, request: web.Request) -> web.StreamResponse:
-        """Stage a blob while its bytes come, and commit it when told to; else nothing stays."""
+        """Upgrade to frames and stage a blob while its bytes come; without a commit, nothing stays."""
         shard, uid, generation = self._shard(request), _uuid(request, "uid"), Generation(_uuid(request, "generation"))
+        if request.headers.get("Upgrade") != UPGRADE:
+            raise _bad(f"the connection must be upgraded to {UPGRADE}")
+        response = web.StreamResponse(status=101, headers={"Connection": "Upgrade", "Upgrade": UPGRADE})
+        response.force_close()
         async with self._uploads.open(shard, uid, generation) as upload:
-            await request.writer.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            request.writer.output_size = 0  # of the answer itself, nothing is sent yet
-            decoder = FrameDecoder()
-            while not decoder.ended:
-                for frame in _frames(decoder, await self._chunk(request)):
-                    if isinstance(frame, memoryview):
-                        await upload.take(frame)
-                    elif isinstance(frame, Commit):
-                        await upload.commit(frame)
-                        return web.Response(status=201)
-        return web.Response(status=204)
+            connection = self._take_over(request, upload)
+            await response.prepare(request)
+            refusal = await _receive(connection, upload)
+        await connection.answer(refusal)
+        return response
 
     async def read_staged(self, request: web.Request) -> web.StreamResponse:
         """Answer with bytes of a blob that is being staged."""
@@ -101,6 +99,12 @@ class ShardHandlers:
         async with asyncio.timeout(self._idle_seconds):
             data = await upload.read(offset, length)
         return await self._answer(request, data)
+
+    def _take_over(self, request: web.Request, upload: StagedUpload) -> FrameConnection:
+        transport = request.transport
+        if not isinstance(transport, asyncio.Transport):
+            raise ConnectionError("the peer is gone")
+        return FrameConnection(transport, request.protocol, upload, self._idle_seconds)
 
     def _shard(self, request: web.Request) -> Shard:
         uid = _uuid(request, "uid")
@@ -159,11 +163,16 @@ async def withhold_continue(request: web.Request) -> None:
     """Ask for no body before the handler has looked at the request."""
 
 
-def _frames(decoder: FrameDecoder, chunk: bytes) -> Iterator[Frame]:
+async def _receive(connection: FrameConnection, upload: StagedUpload) -> wire.Refusal | None:
+    """Write what comes until the last frame, and do what that says; return what went wrong."""
     try:
-        yield from decoder.feed(chunk)
-    except FrameError as error:
-        raise _bad(str(error)) from error
+        while (event := await connection.next_event()) is Signal.BLOCK:
+            await upload.write_block()
+        if isinstance(event, Commit):
+            await upload.commit(event)
+    except wire.REFUSABLE as error:
+        return wire.refusal_of(error)
+    return None
 
 
 def _uuid(request: web.Request, field: str) -> UUID:

@@ -1,0 +1,38 @@
+"""How a node begins and ends."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from tests.cluster.processes import Cluster, free_ports, wait_until
+
+
+def test_sigterm_ends_a_node_that_waits_for_postgres(tmp_path: Path) -> None:
+    made = Cluster(tmp_path / "cluster", f"postgresql://nobody@127.0.0.1:{free_ports(1)[0]}/nothing")
+    node = made.add_node()
+    node.start()
+    try:
+        wait_until(lambda: "waiting for Postgres" in node.log.read_text(), "the node to wait", 20)
+        began = time.monotonic()
+        assert node.stop() == 0
+        assert time.monotonic() - began < 5
+    finally:
+        node.kill()
+
+
+def test_stopped_node_leaves_with_status_0_and_says_so_to_the_cluster(three: Cluster) -> None:
+    assert three.nodes[0].stop() == 0
+    rows = three.query("SELECT stopped_at IS NOT NULL AS stopped FROM nodes WHERE id = 'node-1'")
+    assert rows[0]["stopped"]
+    assert three.query("SELECT count(*) FROM nodes WHERE stopped_at IS NULL")[0]["count"] == 2
+
+
+def test_second_node_of_the_same_name_is_refused_while_the_first_lives(three: Cluster) -> None:
+    twin = three.add_node()
+    twin.config.write_text(twin.config.read_text().replace('id = "node-4"', 'id = "node-1"'))
+    twin.start()
+    assert twin.process is not None
+    assert twin.process.wait(30) == 1
+    assert "a node named node-1 is alive elsewhere" in twin.log.read_text()
+    three.nodes.remove(twin)
