@@ -45,7 +45,7 @@ class Address(BaseModel):
     def parse(cls, value: Any) -> Any:
         if isinstance(value, Address):
             return value
-        match = ADDRESS.match(value) if isinstance(value, str) else None
+        match = ADDRESS.fullmatch(value) if isinstance(value, str) else None
         if not match or not 0 < int(match["port"]) < 65_536:
             raise ValueError('write it as "host:port" with a port from 1 to 65535, for example "0.0.0.0:8081"')
         return {"host": match["host"].strip("[]"), "port": int(match["port"])}
@@ -153,9 +153,17 @@ class NodeConfig(Section):
     database: DatabaseSection
     http: HttpSection
     internal: InternalSection
-    shards: tuple[ShardSection, ...] = Field(min_length=1, strict=False)
+    shards: tuple[ShardSection, ...] = Field(strict=False)
     log: LogSection = LogSection()
     cluster_key: bytes = Field(default=b"", exclude=True, repr=False)
+
+    @field_validator("shards")
+    @classmethod
+    def check_shards(cls, value: tuple[ShardSection, ...]) -> tuple[ShardSection, ...]:
+        # Not ``min_length``: a fault in the only shard would be reported as the lack of any, too.
+        if not value:
+            raise ValueError("at least one [[shards]] section is required")
+        return value
 
 
 def check_http_url(value: str) -> str:

@@ -39,7 +39,7 @@ class Settings(BaseModel):
     heartbeat_seconds: float = Field(2, ge=0.1, le=60, description="between two heartbeats of a node")
     node_down_seconds: float = Field(10, ge=0.5, le=600, description="silence after which a node counts as down")
     password_cache_seconds: float = Field(60, ge=0, le=3600, description="how long a checked password is remembered")
-    path_bytes_max: int = Field(1024, ge=64, le=4096, description="longest artifact path, in bytes")
+    path_bytes_max: int = Field(1024, ge=64, le=2048, description="longest artifact path, in bytes")
     ranges_max: int = Field(16, ge=1, le=1000, description="ranges one request may ask for")
 
     @model_validator(mode="after")
@@ -65,8 +65,8 @@ def parse(key: str, text: str) -> Any:
         raise SettingError(f"there is no setting {key}; holdfast settings list shows them all")
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
-        raise SettingError(f"{key}: {text!r} is not a number or null") from None
+    except (ValueError, RecursionError):
+        raise SettingError(f"{key}: {text[:40]!r} is not a number or null") from None
 
 
 def combine(values: Mapping[str, Any]) -> Settings:

@@ -94,7 +94,6 @@ class Database:
 
         ``statement`` names what is measured.
         """
-
         return await self._run(
             statement,
             lambda connection: heed_standby(connection, run_transaction(connection, work)),
@@ -233,6 +232,9 @@ async def open_database(config: DatabaseSection, observer: QueryObserver) -> Asy
         server_settings={
             "application_name": "holdfast",
             "idle_in_transaction_session_timeout": "15000",
+            # A statement that missed its deadline must not wait for a lock on, and its repeats behind it, until
+            # Postgres has no connection left: the server looks every second whether we are still there.
+            "client_connection_check_interval": "1000",
             "jit": "off",
             # The functions of schema.sql want a fresh snapshot in each statement, whatever the database's default.
             "default_transaction_isolation": "read committed",

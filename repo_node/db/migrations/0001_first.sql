@@ -281,20 +281,19 @@ DECLARE
 BEGIN
     PERFORM pg_advisory_xact_lock_shared(1, p_repo);
     SELECT r.key INTO v_key FROM repositories r WHERE r.id = p_repo;
-    IF NOT FOUND THEN
-        outcome := 'no_repository';
-        RETURN;
+    IF FOUND THEN
+        INSERT INTO events AS e (kind, upload_id, repository, path, sha256, adopted, principal, request_id)
+        VALUES ('deploy', p_upload, v_key, concat_ws('/', nullif(p_folder, ''), p_name), p_sha256, true,
+                p_principal, p_request)
+        ON CONFLICT (upload_id) DO NOTHING
+        RETURNING e.id, e.at INTO v_event, v_at;
     END IF;
-
-    INSERT INTO events AS e (kind, upload_id, repository, path, sha256, adopted, principal, request_id)
-    VALUES ('deploy', p_upload, v_key, concat_ws('/', nullif(p_folder, ''), p_name), p_sha256, true,
-            p_principal, p_request)
-    ON CONFLICT (upload_id) DO NOTHING
-    RETURNING e.id, e.at INTO v_event, v_at;
     IF v_event IS NULL THEN
+        -- Done before, though the repository be gone by now: what was adopted then is still referred to.
         -- Written, though nothing changes, so that this answer too waits for a synchronous standby.
         UPDATE events e SET adopted = e.adopted WHERE e.upload_id = p_upload
         RETURNING CASE WHEN e.adopted THEN 'adopted' ELSE 'deduplicated' END, e.at INTO outcome, created_at;
+        outcome := coalesce(outcome, 'no_repository');
         RETURN;
     END IF;
     IF p_started < clock_timestamp() - p_age_max THEN

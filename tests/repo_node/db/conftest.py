@@ -1,0 +1,87 @@
+"""Fixtures of the metadata tests: a small cluster in a database that is emptied before each test.
+
+Making a database of its own for each of these tests would take most of their time; those that change
+the schema, or fill it, ask for ``dsn`` instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import asyncpg
+import pytest
+
+from tests.postgres import TestServer
+from tests.repo_node.db.scene import Queries, Scene, open_scene
+
+# Children before parents: nothing cascades.
+EMPTIED = (
+    "events",
+    "repair_queue",
+    "gc_candidates",
+    "artifacts",
+    "replicas",
+    "blobs",
+    "shard_space",
+    "shards",
+    "nodes",
+    "tokens",
+    "settings",
+    "repositories",
+)
+KEPT = ("schema_migrations", "cluster", "users")
+TABLES_SQL = "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'"
+LEAVE_SQL = (
+    "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database() AND pid <> $1"
+)
+RESTART_SQL = """
+    SELECT setval(seqrelid, 1, false) FROM pg_sequence WHERE seqrelid <> pg_get_serial_sequence('users', 'id')::regclass
+"""
+SEED_SQL = "INSERT INTO repositories (key, created_by) VALUES ('generic-local', 'init-db')"
+ADMIN_SQL = "UPDATE users SET is_admin = true, is_enabled = true WHERE name = 'admin'"
+
+
+@pytest.fixture(scope="session")
+def shared_dsn(postgres: TestServer) -> Iterator[str]:
+    with postgres.database(postgres.template()) as value:
+        yield value
+
+
+@pytest.fixture
+async def clean_dsn(shared_dsn: str) -> str:
+    """A database with the schema and its first rows, shared by tests that run one after the other."""
+    connection = await asyncpg.connect(shared_dsn, timeout=10)
+    try:
+        assert {row[0] for row in await connection.fetch(TABLES_SQL)} == {*EMPTIED, *KEPT}, "a table is not emptied"
+        await connection.execute(LEAVE_SQL, connection.get_server_pid())
+        async with connection.transaction():
+            for name in EMPTIED:
+                await connection.execute(f"DELETE FROM {name}")
+            for statement in (RESTART_SQL, SEED_SQL, ADMIN_SQL):
+                await connection.execute(statement)
+    finally:
+        await connection.close()
+    return shared_dsn
+
+
+@pytest.fixture
+def queries() -> Queries:
+    """What the database of ``scene`` told its observer."""
+    return Queries()
+
+
+@pytest.fixture
+async def scene(clean_dsn: str, queries: Queries) -> AsyncIterator[Scene]:
+    """Three nodes in three zones with two shards each, and the repository ``generic-local``."""
+    async with open_scene(clean_dsn, queries) as value:
+        yield value
+
+
+@pytest.fixture
+async def connection(clean_dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    """A connection beside the pool of ``scene``, to the same database."""
+    value = await asyncpg.connect(clean_dsn, timeout=10)
+    try:
+        yield value
+    finally:
+        value.terminate()

@@ -1,0 +1,103 @@
+"""What the nodes hold in memory is announced when it changes; uploads announce nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+
+from repo_node import settings as typed
+from repo_node.db import artifacts, blobs, nodes, principals, repositories, settings
+from sharding.model import NodeId
+from tests.repo_node.db.scene import REPOSITORY, Scene, only_row
+
+
+class Announcements:
+    """What came over the channel ``holdfast``."""
+
+    def __init__(self, listener: asyncpg.Connection, sender: asyncpg.Connection) -> None:
+        self._queue: asyncio.Queue[str] = asyncio.Queue()
+        self._listener = listener
+        self._sender = sender
+
+    async def listen(self) -> None:
+        await self._listener.add_listener("holdfast", lambda *args: self._queue.put_nowait(str(args[3])))
+
+    async def take(self) -> list[str]:
+        """Return what was announced since the last call; announcements arrive in the order of the commits."""
+        await self._sender.execute("SELECT pg_notify('holdfast', 'end')")
+        taken = []
+        while (payload := await asyncio.wait_for(self._queue.get(), 10)) != "end":
+            taken.append(payload)
+        return taken
+
+
+@pytest.fixture
+async def announcements(scene: Scene, connection: asyncpg.Connection) -> AsyncIterator[Announcements]:
+    listener = await asyncpg.connect(scene.dsn)
+    value = Announcements(listener, connection)
+    await value.listen()
+    yield value
+    listener.terminate()
+
+
+async def test_changes_of_what_is_kept_in_memory_are_announced(
+    scene: Scene, connection: asyncpg.Connection, announcements: Announcements
+) -> None:
+    database = scene.database
+    await settings.write(database, "redundancy", 3, principal="x", request_id="r", check=typed.combine)
+    assert await announcements.take() == ["settings"]
+    await repositories.create(
+        database, "new", rclass="local", package_type="generic", description="", redundancy=None, principal="x",
+        request_id="r",
+    )  # fmt: skip
+    assert await announcements.take() == ["repositories"]
+    await repositories.delete(database, "new", principal="x", request_id="r")
+    assert await announcements.take() == ["repositories"]
+    token = await principals.create_token(
+        database, "admin", secret_sha256=bytes(32), ending="", description="", scopes=["read"], expires_in=None,
+        request_id="r",
+    )  # fmt: skip
+    assert await announcements.take() == ["tokens"]
+    await principals.revoke_token(database, token, principal="x", request_id="r")
+    assert await announcements.take() == ["tokens"]
+    await connection.execute("UPDATE users SET is_enabled = false")
+    assert await announcements.take() == ["users"]
+    await connection.execute("UPDATE shards SET state = 'draining' WHERE id = 1")
+    assert await announcements.take() == ["shards"]
+
+
+async def test_claim_of_a_shard_is_announced(
+    scene: Scene, connection: asyncpg.Connection, announcements: Announcements
+) -> None:
+    row = await only_row(
+        connection, "SELECT s.uid, n.incarnation FROM shards s JOIN nodes n ON n.id = s.node_id LIMIT 1"
+    )
+    await nodes.claim_shard(
+        connection, uid=row["uid"], node=NodeId("n1"), path="/disk1", weight=1, incarnation=row["incarnation"]
+    )
+    assert await announcements.take() == ["shards"]
+
+
+async def test_refused_setting_announces_nothing(scene: Scene, announcements: Announcements) -> None:
+    with pytest.raises(typed.SettingError):
+        await settings.write(scene.database, "redundancy", 0, principal="x", request_id="r", check=typed.combine)
+    assert await announcements.take() == []
+
+
+async def test_daily_work_announces_nothing(
+    scene: Scene, connection: asyncpg.Connection, announcements: Announcements
+) -> None:
+    _, [first, *_] = await scene.upload("f/a", b"one")
+    await scene.upload("f/b", b"one")
+    await scene.upload("f/a", b"two")
+    await artifacts.make_folder(scene.database, scene.repository, "g/h", "x")
+    await blobs.mark_suspect(scene.database, first.shard, first.generation)
+    await artifacts.delete(scene.database, scene.repository, "", "f", principal="x", request_id="r")
+    await artifacts.resolve(scene.database, REPOSITORY, "f", "a")
+    incarnation = await connection.fetchval("SELECT incarnation FROM nodes WHERE id = 'n1'")
+    await nodes.heartbeat(connection, NodeId("n1"), incarnation, {})
+    await nodes.stop(connection, NodeId("n1"), incarnation)
+    assert await announcements.take() == []

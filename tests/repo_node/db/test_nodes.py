@@ -1,0 +1,287 @@
+"""Nodes and shards as rows: who may take whose name, who owns a disk, who is fenced."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import datetime, timedelta
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+
+from repo_node.db import nodes
+from repo_node.db.nodes import Fenced, NameTaken
+from sharding.model import NodeId, ShardId, ShardState, ZoneId
+from sharding.shard import ShardSpace
+from tests.repo_node.db.scene import Scene, only_row, table
+
+NODE = NodeId("alpha")
+GB = 1 << 30
+
+
+async def register(
+    connection: asyncpg.Connection, node: str = NODE, url: str = "http://10.0.0.1:8181", zone: str = "z1"
+) -> UUID:
+    """Register a new process as ``node`` and return its incarnation."""
+    incarnation = uuid4()
+    await nodes.register(
+        connection,
+        node=NodeId(node),
+        zone=ZoneId(zone),
+        url="http://front",
+        internal_url=url,
+        version="1.2.3",
+        incarnation=incarnation,
+    )
+    return incarnation
+
+
+async def claim(
+    connection: asyncpg.Connection,
+    uid: UUID,
+    incarnation: UUID,
+    node: str = NODE,
+    path: str = "/disk",
+    weight: float = 1,
+) -> ShardId:
+    return await nodes.claim_shard(
+        connection, uid=uid, node=NodeId(node), path=path, weight=weight, incarnation=incarnation
+    )
+
+
+async def silence(connection: asyncpg.Connection, node: str = NODE) -> None:
+    await connection.execute("UPDATE nodes SET heartbeat_at = now() - interval '1 minute' WHERE id = $1", node)
+
+
+async def beat(connection: asyncpg.Connection, incarnation: UUID, *shards: ShardId) -> None:
+    spaces = {shard: (ShardSpace(100 * GB, 40 * GB), True) for shard in shards}
+    await nodes.heartbeat(connection, NODE, incarnation, spaces)
+
+
+# ---------------------------------------------------------------- names
+
+
+async def test_registered_node_is_in_the_cluster(connection: asyncpg.Connection) -> None:
+    incarnation = await register(connection)
+    cluster = await nodes.read_cluster(connection)
+    node = cluster.nodes[NODE]
+    assert (node.id, node.zone, node.url, node.internal_url) == ("alpha", "z1", "http://front", "http://10.0.0.1:8181")
+    assert (node.version, node.incarnation, node.up) == ("1.2.3", incarnation, True)
+    assert 0 <= node.heartbeat_age_seconds < 10
+    assert cluster.cluster_id == await connection.fetchval("SELECT cluster_id FROM cluster")
+    assert abs(cluster.database_time - datetime.now().astimezone()) < timedelta(minutes=1)
+
+
+async def test_name_of_a_living_node_elsewhere_is_taken(connection: asyncpg.Connection) -> None:
+    first = await register(connection)
+    with pytest.raises(NameTaken, match="alpha"):
+        await register(connection, url="http://10.0.0.2:8181")
+    row = await only_row(connection, "SELECT incarnation, internal_url FROM nodes")
+    assert tuple(row) == (first, "http://10.0.0.1:8181")
+
+
+async def test_successor_on_the_same_socket_takes_over_at_once(connection: asyncpg.Connection) -> None:
+    await register(connection)
+    second = await register(connection, zone="z2")
+    assert await table(connection, "SELECT incarnation, zone FROM nodes") == [(second, "z2")]
+
+
+@pytest.mark.parametrize("gone", ["silent", "stopped"])
+async def test_name_of_a_node_that_is_down_may_be_taken_from_elsewhere(
+    connection: asyncpg.Connection, gone: str
+) -> None:
+    first = await register(connection)
+    if gone == "silent":
+        await silence(connection)
+    else:
+        await nodes.stop(connection, NODE, first)
+    second = await register(connection, url="http://10.0.0.2:8181")
+    node = (await nodes.read_cluster(connection)).nodes[NODE]
+    assert (node.incarnation, node.internal_url, node.up) == (second, "http://10.0.0.2:8181", True)
+
+
+async def test_of_two_that_take_over_at_once_one_wins(clean_dsn: str, connection: asyncpg.Connection) -> None:
+    await register(connection)
+    await silence(connection)
+    rivals = [await asyncpg.connect(clean_dsn) for _ in range(4)]
+    results = await asyncio.gather(
+        *(register(rival, url=f"http://10.0.1.{i}:1") for i, rival in enumerate(rivals)), return_exceptions=True
+    )
+    winners = [result for result in results if isinstance(result, UUID)]
+    assert [type(result) for result in results if not isinstance(result, UUID)] == [NameTaken] * 3
+    assert await table(connection, "SELECT incarnation FROM nodes") == [(winners[0],)]
+    for rival in rivals:
+        await rival.close()
+
+
+async def test_stop_makes_a_node_down_before_it_is_silent(connection: asyncpg.Connection) -> None:
+    incarnation = await register(connection)
+    await nodes.stop(connection, NODE, uuid4())
+    assert (await nodes.read_cluster(connection)).nodes[NODE].up, "only the process itself can say that it left"
+    await nodes.stop(connection, NODE, incarnation)
+    assert not (await nodes.read_cluster(connection)).nodes[NODE].up
+
+
+async def test_silent_node_is_down_until_it_is_heard_again(connection: asyncpg.Connection) -> None:
+    incarnation = await register(connection)
+    await silence(connection)
+    assert not (await nodes.read_cluster(connection)).nodes[NODE].up
+    await beat(connection, incarnation)
+    assert (await nodes.read_cluster(connection)).nodes[NODE].up
+
+
+# ---------------------------------------------------------------- shards
+
+
+async def test_new_shard_is_claimed_and_remembered_by_path(connection: asyncpg.Connection) -> None:
+    incarnation, uid = await register(connection), uuid4()
+    shard = await claim(connection, uid, incarnation, weight=2.5)
+    assert await nodes.shards_of_node(connection, NODE) == {"/disk": uid}
+    assert await nodes.shards_of_node(connection, NodeId("beta")) == {}
+    row = (await nodes.read_cluster(connection)).shards[shard]
+    assert (row.id, row.path, row.state, row.owner) == (shard, "/disk", ShardState.ACTIVE, incarnation)
+    assert (row.member.uid, row.member.zone, row.member.node, row.member.weight) == (uid, "z1", NODE, 2.5)
+    assert (row.capacity_bytes, row.free_bytes, row.writable) == (0, 0, False), "not before its first heartbeat"
+
+
+async def test_claim_by_the_next_process_of_the_node_keeps_id_and_state(connection: asyncpg.Connection) -> None:
+    first, uid = await register(connection), uuid4()
+    shard = await claim(connection, uid, first)
+    await connection.execute("UPDATE shards SET state = 'draining'")
+    second = await register(connection)
+    assert await claim(connection, uid, second, path="/mnt/other", weight=3) == shard
+    row = (await nodes.read_cluster(connection)).shards[shard]
+    assert (row.owner, row.path, row.state, row.member.weight) == (second, "/mnt/other", ShardState.DRAINING, 3)
+
+
+async def test_claim_repeated_by_its_owner_is_no_error(connection: asyncpg.Connection) -> None:
+    incarnation, uid = await register(connection), uuid4()
+    assert await claim(connection, uid, incarnation) == await claim(connection, uid, incarnation)
+
+
+async def test_disk_at_two_paths_of_one_node_is_refused(connection: asyncpg.Connection) -> None:
+    incarnation, uid = await register(connection), uuid4()
+    await claim(connection, uid, incarnation, path="/disk1")
+    with pytest.raises(NameTaken, match=f"/disk2: shard {uid}"):
+        await claim(connection, uid, incarnation, path="/disk2")
+    assert await table(connection, "SELECT path FROM shards") == [("/disk1",)]
+
+
+async def test_clone_of_a_living_nodes_disk_is_refused(connection: asyncpg.Connection) -> None:
+    first, uid = await register(connection), uuid4()
+    await claim(connection, uid, first)
+    second = await register(connection, "beta", "http://10.0.0.2:8181")
+    with pytest.raises(NameTaken, match="clone"):
+        await claim(connection, uid, second, "beta")
+    assert await table(connection, "SELECT node_id, owner FROM shards") == [(NODE, first)]
+    await beat(connection, first)
+
+
+@pytest.mark.parametrize("gone", ["silent", "stopped", "restarted without it"])
+async def test_disk_moves_from_a_node_that_is_down_to_another(connection: asyncpg.Connection, gone: str) -> None:
+    first, uid = await register(connection), uuid4()
+    shard = await claim(connection, uid, first)
+    match gone:
+        case "silent":
+            await silence(connection)
+        case "stopped":
+            await nodes.stop(connection, NODE, first)
+        case _:
+            await register(connection)
+    second = await register(connection, "beta", "http://10.0.0.2:8181", zone="z2")
+    assert await claim(connection, uid, second, "beta") == shard
+    row = (await nodes.read_cluster(connection)).shards[shard]
+    assert (row.member.node, row.member.zone, row.owner) == ("beta", "z2", second)
+
+
+async def test_of_two_that_claim_a_new_disk_at_once_one_wins(clean_dsn: str, connection: asyncpg.Connection) -> None:
+    uid, others = uuid4(), [await asyncpg.connect(clean_dsn) for _ in range(3)]
+    incarnations = [await register(connection, f"n{i}", f"http://10.0.0.{i}:1") for i in range(3)]
+    results = await asyncio.gather(
+        *(claim(other, uid, incarnations[i], f"n{i}") for i, other in enumerate(others)), return_exceptions=True
+    )
+    assert sorted(type(result).__name__ for result in results) == ["NameTaken", "NameTaken", "int"]
+    for other in others:
+        await other.close()
+
+
+async def test_claim_by_a_process_whose_name_was_taken_is_fenced(connection: asyncpg.Connection) -> None:
+    """A process that froze between registering and claiming must not take the disk from its successor."""
+    first, uid = await register(connection), uuid4()
+    second = await register(connection)
+    shard = await claim(connection, uid, second)
+    with pytest.raises(Fenced, match="alpha"):
+        await claim(connection, uid, first)
+    with pytest.raises(Fenced):
+        await claim(connection, uuid4(), first)
+    await beat(connection, second, shard)
+
+
+# ---------------------------------------------------------------- heartbeats
+
+
+async def test_heartbeat_reports_the_space_of_shards(connection: asyncpg.Connection) -> None:
+    incarnation = await register(connection)
+    one = await claim(connection, uuid4(), incarnation, path="/one")
+    two = await claim(connection, uuid4(), incarnation, path="/two")
+    await nodes.heartbeat(
+        connection, NODE, incarnation, {one: (ShardSpace(100 * GB, 40 * GB), True), two: (ShardSpace(GB, 0), False)}
+    )
+    shards = (await nodes.read_cluster(connection)).shards
+    assert [(shards[s].capacity_bytes, shards[s].free_bytes, shards[s].writable) for s in (one, two)] == [
+        (100 * GB, 40 * GB, True),
+        (GB, 0, False),
+    ]
+    await nodes.heartbeat(connection, NODE, incarnation, {one: (ShardSpace(100 * GB, 39 * GB), False)})
+    row = (await nodes.read_cluster(connection)).shards[one]
+    assert (row.free_bytes, row.writable) == (39 * GB, False)
+
+
+async def test_heartbeat_of_a_node_whose_name_was_taken_is_fenced(connection: asyncpg.Connection) -> None:
+    first = await register(connection)
+    second = await register(connection)
+    await silence(connection)
+    with pytest.raises(Fenced, match="alpha"):
+        await beat(connection, first)
+    assert not (await nodes.read_cluster(connection)).nodes[NODE].up, "the fenced one kept its successor alive"
+    await beat(connection, second)
+
+
+async def test_heartbeat_of_a_node_whose_shard_was_taken_is_fenced(connection: asyncpg.Connection) -> None:
+    first, uid = await register(connection), uuid4()
+    shard = await claim(connection, uid, first)
+    await beat(connection, first, shard)
+    await silence(connection)
+    second = await register(connection, "beta", "http://10.0.0.2:8181")
+    await claim(connection, uid, second, "beta")
+    with pytest.raises(Fenced, match="shard"):
+        await beat(connection, first, shard)
+    assert not (await nodes.read_cluster(connection)).nodes[NODE].up, "nothing of a fenced heartbeat stands"
+    assert await table(connection, "SELECT free_bytes FROM shard_space") == [(40 * GB,)]
+
+
+async def test_heartbeat_of_a_node_that_was_never_registered_is_fenced(connection: asyncpg.Connection) -> None:
+    with pytest.raises(Fenced):
+        await beat(connection, uuid4())
+
+
+async def test_heartbeats_wait_for_nobody_who_holds_a_shards_row(
+    clean_dsn: str, connection: asyncpg.Connection
+) -> None:
+    """Every upload locks its shards' rows against deletion, by foreign key; no heartbeat may touch those."""
+    incarnation = await register(connection)
+    shard = await claim(connection, uuid4(), incarnation)
+    await beat(connection, incarnation, shard)
+    other = await asyncpg.connect(clean_dsn)
+    async with other.transaction():
+        await other.fetch("SELECT 1 FROM shards FOR UPDATE")
+        await asyncio.wait_for(beat(connection, incarnation, shard), 5)
+    await other.close()
+
+
+async def test_read_cluster_shows_the_scene(scene: Scene, connection: asyncpg.Connection) -> None:
+    cluster = await nodes.read_cluster(connection)
+    assert {(s, row.member.node, row.member.zone) for s, row in cluster.shards.items()} == {
+        (1, "n1", "z1"), (2, "n1", "z1"), (3, "n2", "z2"), (4, "n2", "z2"), (5, "n3", "z3"), (6, "n3", "z3"),
+    }  # fmt: skip
+    assert {row.member.node for row in cluster.shards.values()} == set(cluster.nodes)

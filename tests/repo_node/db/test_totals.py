@@ -1,0 +1,54 @@
+"""The counts that people look at equal what the rows say."""
+
+from __future__ import annotations
+
+import asyncpg
+import pytest
+
+from repo_node.db import blobs, totals
+from repo_node.db.totals import Totals
+from sharding.model import ShardId
+from tests.repo_node.db.scene import Scene, copies
+
+
+async def test_empty_store_counts_nothing(scene: Scene) -> None:
+    assert await totals.read(scene.database) == Totals(0, 0, 0, 0, 0, {})
+
+
+async def test_totals_count_blobs_bytes_and_what_is_missing(scene: Scene) -> None:
+    await scene.upload("whole", b"12345", shards=(1, 3))
+    await scene.upload("same", b"12345")
+    await scene.upload("empty", b"")
+    await scene.commit(scene.deployment("short", b"123", redundancy=3), copies(1), short=True)
+    await scene.commit(scene.deployment("twice on a shard", b"1234"), copies(5, 5))
+    assert await totals.read(scene.database) == Totals(
+        blobs=4,
+        bytes=12,
+        missing_copies=3,
+        short_blobs=2,
+        repair_queue=1,
+        replicas={ShardId(1): 2, ShardId(3): 1, ShardId(5): 2},
+    )
+
+
+@pytest.mark.parametrize(
+    "misfortune",
+    [
+        "UPDATE shards SET state = 'lost' WHERE id = 3",
+        "UPDATE shards SET state = 'offline' WHERE id = 3",
+        "UPDATE nodes SET stopped_at = now() WHERE id = 'n2'",
+    ],
+)
+async def test_copy_that_is_not_good_is_missing(scene: Scene, connection: asyncpg.Connection, misfortune: str) -> None:
+    await scene.upload("a", shards=(1, 3))
+    await connection.execute(misfortune)
+    found = await totals.read(scene.database)
+    assert (found.missing_copies, found.short_blobs, found.replicas) == (1, 1, {1: 1, 3: 1})
+
+
+async def test_suspect_copy_is_missing_and_queued(scene: Scene) -> None:
+    _, [bad, _] = await scene.upload("a", shards=(1, 3))
+    await blobs.mark_suspect(scene.database, bad.shard, bad.generation)
+    found = await totals.read(scene.database)
+    assert (found.missing_copies, found.short_blobs, found.repair_queue) == (1, 1, 1)
+    assert found.replicas == {1: 1, 3: 1}
