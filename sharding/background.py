@@ -7,6 +7,8 @@ import logging
 from collections.abc import Coroutine
 from typing import Any
 
+from sharding.tasks import stop
+
 log = logging.getLogger(__name__)
 
 
@@ -16,10 +18,11 @@ class Background:
     def __init__(self, tasks_max: int) -> None:
         self._tasks_max = tasks_max
         self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
 
     def start(self, work: Coroutine[Any, Any, None]) -> bool:
-        """Start ``work``; False, and nothing is done, when too much is under way already."""
-        if len(self._tasks) >= self._tasks_max:
+        """Start ``work``; False, and nothing is done, when too much is under way already, or after ``close``."""
+        if self._closed or len(self._tasks) >= self._tasks_max:
             work.close()
             return False
         task = asyncio.create_task(work)
@@ -34,8 +37,9 @@ class Background:
 
     async def close(self, wait_seconds: float) -> None:
         """Let what is under way end for at most ``wait_seconds``, then stop it."""
+        self._closed = True
         if self._tasks:
-            _, late = await asyncio.wait(set(self._tasks), timeout=wait_seconds)
-            for task in late:
-                task.cancel()
-            await asyncio.gather(*late, return_exceptions=True)
+            try:
+                await asyncio.wait(self._tasks, timeout=wait_seconds)
+            finally:
+                await stop(tuple(self._tasks))

@@ -50,6 +50,11 @@ class BlobHasher:
             self._blocks += self._block.digest()
             self._block.reset()
 
+    def block_digest(self, index: int) -> bytes:
+        """Return the digest of a block, all of whose bytes have been taken; the last one may be short."""
+        start = index * BLOCK_DIGEST_BYTES
+        return bytes(self._blocks[start : start + BLOCK_DIGEST_BYTES]) or self._block.digest()
+
     def finish(self) -> BlobDigests:
         """Return the digests of all bytes taken so far."""
         last = self._block.digest() if self._size % BLOCK_BYTES else b""

@@ -55,15 +55,27 @@ class ReplicaCorrupt(ShardError):
 
 
 class WriteQuorumNotMet(StoreError):
-    """An upload reached ``durable`` of the ``needed`` copies; nothing is visible.
+    """An upload reached ``durable`` of the ``needed`` copies, or too few zones; nothing is visible.
 
     ``full`` is true when it was for want of space alone; ``reasons`` are for the log.
     """
 
     retryable = True
 
-    def __init__(self, durable: int, needed: int, *, full: bool = False, reasons: tuple[ShardError, ...] = ()) -> None:
-        super().__init__(f"{durable} durable copies of the {needed} needed for an acknowledgement")
+    def __init__(
+        self,
+        durable: int,
+        needed: int,
+        *,
+        zones: int = 0,
+        zones_needed: int = 0,
+        full: bool = False,
+        reasons: tuple[ShardError, ...] = (),
+    ) -> None:
+        message = f"{durable} durable copies of the {needed} needed for an acknowledgement"
+        if durable >= needed and zones < zones_needed:
+            message += f", but in {zones} of the {zones_needed} zones needed"
+        super().__init__(message)
         self.reasons = reasons
         self.durable = durable
         self.needed = needed
@@ -71,7 +83,7 @@ class WriteQuorumNotMet(StoreError):
 
 
 class BlobUnavailable(StoreError):
-    """None of the known replicas could be read now. ``missing`` is true when every shard said "not there"."""
+    """None of the known replicas could be read now, for ``reasons``; the blob may well exist."""
 
     retryable = True
 

@@ -1,7 +1,7 @@
 """Removes, in the background, files that nothing refers to nor ever will: by exact generation, best effort.
 
-What it cannot reach stays for reconcile. A write that was given up is deleted twice, the second
-time when it can no longer be under way: it may arrive after its deletion.
+What it cannot reach, or is too much at once, stays for reconcile. A write that was given up is
+deleted twice, the second time when it can no longer be under way: it may arrive after its deletion.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from sharding.errors import StoreError
 from sharding.model import BlobName, Member, ShardId
 from sharding.shard import Shard, StagedBlob
 
-TASKS_MAX = 10_000
+DELETIONS_MAX = 10_000
+ABORTS_MAX = 10_000
 SECOND_DELETION_SECONDS = 20.0
 CLOSE_SECONDS = 5.0
 
@@ -25,26 +26,30 @@ class Janitor:
 
     def __init__(self, shard: Callable[[ShardId], Shard | None]) -> None:
         self._shard = shard
-        self._background = Background(TASKS_MAX)
-        self._closing = asyncio.Event()
+        # Apart, since nobody else ever ends what is staged on a living peer: deletions must not crowd it out.
+        self._aborts = Background(ABORTS_MAX)
+        self._deletions = Background(DELETIONS_MAX)
+        self._second: dict[tuple[ShardId, BlobName], asyncio.TimerHandle] = {}
 
     def delete_later(self, member: Member, name: BlobName) -> None:
         """Delete a generation whose write failed or was given up."""
-        self._background.start(self._delete_twice(member.shard, name))
+        self.delete_replica(member.shard, name)
+        if len(self._second) < DELETIONS_MAX:
+            self._second[member.shard, name] = asyncio.get_running_loop().call_later(
+                SECOND_DELETION_SECONDS, self._delete_again, member.shard, name
+            )
 
     def delete_replica(self, shard: ShardId, name: BlobName) -> None:
         """Delete a generation that is complete."""
-        self._background.start(self._delete(shard, name))
+        self._deletions.start(self._delete(shard, name))
 
     def abort_later(self, staged: StagedBlob) -> None:
         """Abort a staged blob."""
-        self._background.start(staged.abort())
+        self._aborts.start(staged.abort())
 
-    async def _delete_twice(self, shard: ShardId, name: BlobName) -> None:
-        await self._delete(shard, name)
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._closing.wait(), SECOND_DELETION_SECONDS)
-        await self._delete(shard, name)
+    def _delete_again(self, shard: ShardId, name: BlobName) -> None:
+        self._second.pop((shard, name), None)
+        self.delete_replica(shard, name)
 
     async def _delete(self, shard: ShardId, name: BlobName) -> None:
         store = self._shard(shard)
@@ -54,5 +59,7 @@ class Janitor:
 
     async def close(self) -> None:
         """Finish what is under way within a few seconds, then stop."""
-        self._closing.set()
-        await self._background.close(CLOSE_SECONDS)
+        for (shard, name), timer in list(self._second.items()):
+            timer.cancel()
+            self._delete_again(shard, name)
+        await asyncio.gather(self._aborts.close(CLOSE_SECONDS), self._deletions.close(CLOSE_SECONDS))

@@ -13,12 +13,14 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from sharding.commit import Commit, Placement
+from sharding.digests import block_digests
 from sharding.errors import ShardError
 from sharding.identifiers import mint_generation, mint_uid
 from sharding.janitor import Janitor
-from sharding.model import BlobName, Generation, Replica, ShardId
+from sharding.model import BLOCK_BYTES, BLOCK_DIGEST_BYTES, BlobDigests, BlobName, Generation, Replica, ShardId
 from sharding.reader import BlobCatalogue, BlobReader, BlobToRead
 from sharding.tally import WritePolicy
+from sharding.tasks import run_all
 from sharding.upload import Upload
 from sharding.view import StoreView
 
@@ -74,7 +76,7 @@ class ShardingProvider:
         for replica in replicas:
             by_shard.setdefault(replica.shard, []).append(replica.generation)
         asked = (self._confirm_on(shard, sha256, size, names) for shard, names in by_shard.items())
-        return [generation for found in await asyncio.gather(*asked) for generation in found]
+        return [generation for found in await run_all(asked) for generation in found]
 
     async def _confirm_on(
         self, shard: ShardId, sha256: bytes, size: int, generations: Sequence[Generation]
@@ -88,6 +90,30 @@ class ShardingProvider:
             return []
         return [generation for generation, found in zip(generations, sizes, strict=True) if found == size]
 
+    async def prove(self, digests: BlobDigests, replicas: Iterable[Replica]) -> list[Generation]:
+        """Return those of ``replicas`` whose every block, read now, is what ``digests`` say.
+
+        What takes longer than an upload may wait for its commit is not proved, only not known to be right.
+        """
+        return [found for found in await run_all(self._prove(digests, one) for one in replicas) if found is not None]
+
+    async def _prove(self, digests: BlobDigests, replica: Replica) -> Generation | None:
+        store = self._view().shards.get(replica.shard)
+        if store is None:
+            return None
+        name = BlobName(digests.sha256, replica.generation)
+        try:
+            async with asyncio.timeout(self._limits().commit_wait_seconds):
+                for offset in range(0, digests.size, BLOCK_BYTES):
+                    length = min(BLOCK_BYTES, digests.size - offset)
+                    data = await store.read(name, size=digests.size, offset=offset, length=length)
+                    at = offset // BLOCK_BYTES * BLOCK_DIGEST_BYTES
+                    if block_digests(data) != digests.blocks[at : at + BLOCK_DIGEST_BYTES]:
+                        return None
+        except (ShardError, TimeoutError):
+            return None
+        return replica.generation
+
     def drop(self, sha256: bytes, replicas: Iterable[Replica]) -> None:
         """Remove, in the background, durable files that no row refers to nor ever will."""
         for replica in replicas:
@@ -95,7 +121,7 @@ class ShardingProvider:
 
     def read(self, blob: BlobToRead, catalogue: BlobCatalogue) -> BlobReader:
         """Return a reader of ``blob``; nothing is read yet."""
-        return BlobReader(self._view(), blob, catalogue, hedge_seconds=self._limits().read_hedge_seconds)
+        return BlobReader(self._view, blob, catalogue, hedge_seconds=self._limits().read_hedge_seconds)
 
     async def close(self) -> None:
         """Finish tidying, within bounds, and stop."""

@@ -7,14 +7,21 @@ slow or wrong makes the reader go on with another at the same offset.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from sharding.digests import verify_blocks
-from sharding.errors import BlobUnavailable, ReplicaCorrupt, ReplicaMissing, ShardError, StoreError
+from sharding.digests import block_digests
+from sharding.errors import BlobUnavailable, ReplicaCorrupt, ReplicaMissing, ShardError, ShardUnavailable
 from sharding.model import BLOCK_BYTES, BLOCK_DIGEST_BYTES, BlobName, Buffer, Replica
+from sharding.tasks import hedged, stop
 from sharding.view import StoreView
+
+LOOKS_AGAIN_AFTER_SECONDS = (0.0, 0.5, 1.0, 1.0)
+"""A peer that restarts is reachable again, and known to be, within about two seconds."""
+
+PATIENCE_SECONDS = 3.0
+"""Where the shards took longer than this to fail, a reader does not wait for them to come back."""
 
 
 class BlobCatalogue(Protocol):
@@ -43,22 +50,27 @@ class BlobToRead:
 
 
 class BlobReader:
-    """Reads one blob for one client."""
+    """Reads one blob for one client. ``view`` is asked anew whenever the rows are."""
 
-    def __init__(self, view: StoreView, blob: BlobToRead, catalogue: BlobCatalogue, *, hedge_seconds: float) -> None:
-        self._view = view
+    def __init__(
+        self, view: Callable[[], StoreView], blob: BlobToRead, catalogue: BlobCatalogue, *, hedge_seconds: float
+    ) -> None:
+        self._latest_view = view
         self._blob = blob
         self._catalogue = catalogue
         self._hedge_seconds = hedge_seconds
-        self._good = view.in_reading_order(blob.replicas)
-        self._failures: list[StoreError] = []
-        self._re_read = False
+        self._reported: set[Replica] = set()
+        self._failures: list[ShardError] = []
+        self._view = view()
+        self._replicas: list[Replica] = self._view.in_reading_order(blob.replicas)
 
     async def stream(self, first: int, last: int) -> AsyncGenerator[memoryview, None]:
         """Yield the bytes from offset ``first`` to ``last`` inclusive, a block at a time, one read ahead.
 
         Raises ``BlobUnavailable`` when no replica can give the next block.
         """
+        if last < first:
+            return
         blocks = range(first // BLOCK_BYTES, last // BLOCK_BYTES + 1)
         ahead = asyncio.create_task(self._block(blocks[0]))
         try:
@@ -69,48 +81,43 @@ class BlobReader:
                 start = block * BLOCK_BYTES
                 yield memoryview(data)[max(first - start, 0) : last - start + 1]
         finally:
-            ahead.cancel()
-            await asyncio.gather(ahead, return_exceptions=True)
+            await stop((ahead,))
 
     async def read_small(self) -> Buffer:
         """Return the whole of a blob of one block. Raises ``BlobUnavailable``."""
         return await self._block(0) if self._blob.size else b""
 
     async def _block(self, block: int) -> Buffer:
-        digests = await self._catalogue.block_digests(block, 1)
-        if len(digests) != BLOCK_DIGEST_BYTES:
+        """Return one block. Before giving up, look again for replicas that came, or became reachable, meanwhile."""
+        digest = await self._catalogue.block_digests(block, 1)
+        self._failures = []
+        if len(digest) != BLOCK_DIGEST_BYTES:
             raise self._unavailable()
-        while True:
-            for replica in list(self._good):
-                data = await self._try(replica, block, digests)
-                if data is not None:
-                    return data
-            if self._re_read:
-                raise self._unavailable()
-            await self._read_rows_again()
+        loop = asyncio.get_running_loop()
+        patience = loop.time() + PATIENCE_SECONDS
+        data = await self._read_any(list(self._replicas), block, digest)
+        for pause_seconds in LOOKS_AGAIN_AFTER_SECONDS:
+            if data is not None:
+                return data
+            if pause_seconds and (loop.time() > patience or not self._in_doubt()):
+                break
+            await asyncio.sleep(pause_seconds)
+            await self._look_again()
+            data = await self._read_any(list(self._replicas), block, digest)
+        if data is None:
+            raise self._unavailable()
+        return data
 
-    async def _try(self, replica: Replica, block: int, digests: bytes) -> Buffer | None:
-        """Return the block from ``replica``, or from another one if that one takes too long; None on failure."""
-        reading = asyncio.create_task(self._read(replica, block, digests))
-        racing = {reading}
-        try:
-            done, _ = await asyncio.wait(racing, timeout=self._hedge_seconds)
-            if not done:
-                other = next((other for other in self._good if other != replica), None)
-                if other is not None:
-                    racing.add(asyncio.create_task(self._read(other, block, digests)))
-            while racing:
-                done, racing = await asyncio.wait(racing, return_when=asyncio.FIRST_COMPLETED)
-                for task in done:
-                    if (data := task.result()) is not None:
-                        return data
+    async def _read_any(self, replicas: Sequence[Replica], block: int, digest: bytes) -> Buffer | None:
+        """Return the block from the first of ``replicas``, or from the others when it fails or takes long."""
+        if not replicas:
             return None
-        finally:
-            for task in racing:
-                task.cancel()
-            await asyncio.gather(*racing, return_exceptions=True)
+        first = self._read(replicas[0], block, digest)
+        if len(replicas) == 1:
+            return await first
+        return await hedged(first, lambda: self._read_any(replicas[1:], block, digest), self._hedge_seconds)
 
-    async def _read(self, replica: Replica, block: int, digests: bytes) -> Buffer | None:
+    async def _read(self, replica: Replica, block: int, digest: bytes) -> Buffer | None:
         """Return one verified block from one replica; on failure strike the replica off and return None."""
         offset = block * BLOCK_BYTES
         length = min(BLOCK_BYTES, self._blob.size - offset)
@@ -118,21 +125,33 @@ class BlobReader:
         try:
             shard = self._view.shards[replica.shard]
             data = await shard.read(name, size=self._blob.size, offset=offset, length=length)
-            if verify_blocks(data, digests) is None:
-                return data
-            raise ReplicaCorrupt(replica.shard, f"{name}: block {block} is not what was stored")
+            if block_digests(data) != digest:
+                raise ReplicaCorrupt(replica.shard, f"{name}: block {block} is not what was stored")
         except ShardError as error:
-            self._failures.append(error)
-            if replica in self._good:
-                self._good.remove(replica)
-            if isinstance(error, (ReplicaMissing, ReplicaCorrupt)):
-                self._catalogue.report(replica, error)
+            self._strike_off(replica, error)
             return None
+        if self._replicas[0] is not replica:  # it overtook those before it, and will again
+            self._replicas = [replica, *(other for other in self._replicas if other is not replica)]
+        return data
 
-    async def _read_rows_again(self) -> None:
-        """Look once for replicas that came, or became reachable, since the look-up."""
-        self._re_read = True
-        self._good = self._view.in_reading_order(await self._catalogue.replicas())
+    def _strike_off(self, replica: Replica, error: ShardError) -> None:
+        self._failures.append(error)
+        self._replicas = [other for other in self._replicas if other is not replica]
+        if isinstance(error, (ReplicaMissing, ReplicaCorrupt)) and replica not in self._reported:
+            self._reported.add(replica)
+            self._catalogue.report(replica, error)
+
+    async def _look_again(self) -> None:
+        """Start anew from the rows as they are now. A shard that this node does not know cannot be asked."""
+        replicas = await self._catalogue.replicas()
+        self._failures = []
+        self._view = self._latest_view()
+        self._replicas = self._view.in_reading_order(replicas)
+        unknown = {replica.shard for replica in replicas} - self._view.shards.keys()
+        self._failures.extend(ShardUnavailable(shard, "this node does not know it") for shard in unknown)
+
+    def _in_doubt(self) -> bool:
+        return any(isinstance(failure, ShardUnavailable) for failure in self._failures)
 
     def _unavailable(self) -> BlobUnavailable:
         return BlobUnavailable(self._blob.sha256, tuple(self._failures))

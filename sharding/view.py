@@ -27,17 +27,29 @@ class StoreView:
     zone: ZoneId
     members: Mapping[ShardId, Member] = field(init=False)
     zones: int = field(init=False)
+    """Zones with a ring member, whether living or not."""
+    writable_zones: int = field(init=False)
+    writable_or_full_zones: int = field(init=False)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "members", {member.shard: member for member in self.ring.members})
-        object.__setattr__(self, "zones", len({member.zone for member in self.ring.members}))
+        members = {member.shard: member for member in self.ring.members}
+        object.__setattr__(self, "members", members)
+        object.__setattr__(self, "zones", len(self.ring.zones))
+        for name, shards in (
+            ("writable_zones", self.writable),
+            ("writable_or_full_zones", self.writable | self.full),
+        ):
+            object.__setattr__(self, name, len({members[shard].zone for shard in shards if shard in members}))
 
     def takes(self, member: Member) -> bool:
         """Say whether a new replica may go to this shard."""
         return member.shard in self.writable
 
     def in_reading_order(self, replicas: Iterable[Replica]) -> list[Replica]:
-        """Return ``replicas`` best first: own disks, own zone, elsewhere; then the doubtful ones."""
+        """Return ``replicas`` best first: own disks, own zone, elsewhere; then the doubtful ones.
+
+        Those on shards this node does not know are left out: it cannot ask them.
+        """
 
         def rank(replica: Replica) -> tuple[bool, bool, int]:
             member = self.members.get(replica.shard)

@@ -79,6 +79,12 @@ class FaultyShard:
         _check_possible(operation, [fault for fault in faults if fault is not None])
         self._planned[operation].extend(faults)
 
+    def heal(self) -> None:
+        """Work again: nothing is planned any more, nothing stalls."""
+        self.down = self.full = False
+        self._planned.clear()
+        self.release()
+
     def release(self) -> None:
         """Let every call go on that stalls now."""
         self._released.set()

@@ -1,0 +1,172 @@
+"""Tasks run side by side: results, errors, and that none is left, whenever the caller gives up."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from sharding.tasks import hedged, run_all, stop
+from tests.sharding.memory import instant
+
+
+class Mistake(Exception):
+    pass
+
+
+def after(seconds: float, result: str | None | Exception, log: list[str] | None = None) -> Awaitable[str | None]:
+    """Give ``result`` after some seconds; note in ``log`` if cancelled before."""
+
+    async def give() -> str | None:
+        try:
+            await asyncio.sleep(seconds)
+        except asyncio.CancelledError:
+            if log is not None:
+                log.append("cancelled")
+            raise
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    return give()
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+# ------------------------------------------------------------------ stop
+
+
+@instant
+async def test_stop_waits_until_each_task_has_cleaned_up_even_when_it_is_cancelled_itself() -> None:
+    cleaned = []
+
+    async def work() -> None:
+        try:
+            await asyncio.sleep(100)
+        finally:
+            await asyncio.sleep(0)
+            cleaned.append(1)
+
+    tasks = {asyncio.create_task(work()) for _ in range(3)}
+    await asyncio.sleep(0)
+    stopping = asyncio.create_task(stop(tasks))
+    await asyncio.sleep(0)
+    stopping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await stopping
+    assert all(task.done() for task in tasks)
+
+
+@instant
+async def test_stop_takes_notice_of_errors_of_tasks_that_ended_before() -> None:
+    async def fail() -> None:
+        raise Mistake
+
+    task = asyncio.create_task(fail())
+    await asyncio.sleep(0)
+    await stop((task,))
+    assert isinstance(task.exception(), Mistake)
+
+
+# ------------------------------------------------------------------ run_all
+
+
+@instant
+async def test_run_all_returns_the_results_in_order() -> None:
+    assert await run_all(after(seconds, str(seconds)) for seconds in (3, 1, 2)) == ["3", "1", "2"]
+    assert await run_all([]) == []
+
+
+@instant
+async def test_run_all_raises_an_error_only_when_all_have_ended() -> None:
+    log: list[str] = []
+    with pytest.raises(Mistake):
+        await run_all((after(1, Mistake()), after(5, "slow", log)))
+    assert (now(), log) == (pytest.approx(5), [])
+
+
+# ------------------------------------------------------------------ hedged
+
+Other = Callable[[], "asyncio.coroutines.Coroutine[object, object, str | None]"]
+
+
+@pytest.mark.parametrize(
+    ("first", "first_seconds", "other", "other_seconds", "expected", "seconds"),
+    [
+        ("first", 0.5, "other", 0.1, "first", 0.5),
+        ("first", 3, "other", 9, "first", 3),
+        ("first", 9, "other", 3, "other", 4),
+        (None, 0.5, "other", 3, "other", 3.5),
+        (None, 2, "other", 3, "other", 4),
+        (None, 9, "other", 3, "other", 4),
+        ("first", 9, None, 3, "first", 9),
+        (None, 9, None, 3, None, 9),
+        (None, 0.5, None, 3, None, 3.5),
+        (Mistake(), 2, "other", 3, Mistake, 2),
+        ("first", 9, Mistake(), 3, "first", 9),
+        (None, 9, Mistake(), 3, Mistake, 9),
+        (TimeoutError(), 2, "other", 3, TimeoutError, 2),
+    ],
+)
+@instant
+async def test_hedged_returns_whichever_succeeds_first_and_starts_the_other_after_a_second(
+    first: str | None | Exception,
+    first_seconds: float,
+    other: str | None | Exception,
+    other_seconds: float,
+    expected: object,
+    seconds: float,
+) -> None:
+    work = hedged(after(first_seconds, first), lambda: after(other_seconds, other), 1)  # type: ignore[arg-type, return-value]
+    if isinstance(expected, type):
+        with pytest.raises(expected):
+            await work
+    else:
+        assert await work == expected
+    assert now() == pytest.approx(seconds)
+
+
+@instant
+async def test_hedged_never_starts_the_other_when_the_first_is_quick() -> None:
+    def start() -> None:
+        pytest.fail("it was started")
+
+    assert await hedged(after(0.9, "first"), start, 1) == "first"  # type: ignore[arg-type]
+    await asyncio.sleep(10)
+
+
+@pytest.mark.parametrize(("first_seconds", "other_seconds"), [(9, 3), (3, 9)])
+@instant
+async def test_hedged_has_cancelled_the_loser_when_it_returns(first_seconds: float, other_seconds: float) -> None:
+    log: list[str] = []
+    await hedged(after(first_seconds, "first", log), lambda: after(other_seconds, "other", log), 1)  # type: ignore[arg-type, return-value]
+    assert log == ["cancelled"]
+
+
+@pytest.mark.parametrize("seconds", [0.5, 2.0, 4.0])
+@instant
+async def test_hedged_given_up_leaves_neither_behind(seconds: float) -> None:
+    log: list[str] = []
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(seconds):
+            await hedged(after(3, None, log), lambda: after(9, "other", log), 1)  # type: ignore[arg-type, return-value]
+    assert len(log) == (2 if seconds == 2.0 else 1)
+
+
+@instant
+async def test_hedged_works_at_every_race_between_the_two() -> None:
+    for steps in range(12):
+
+        async def stepwise(steps: int = steps) -> str:
+            await asyncio.sleep(1)
+            for _ in range(steps):
+                await asyncio.sleep(0)
+            return "first"
+
+        task = asyncio.current_task()
+        assert task is not None
+        assert await hedged(stepwise(), lambda: after(0, "other"), 1) in ("first", "other")  # type: ignore[arg-type, return-value]
+        assert task.cancelling() == 0
