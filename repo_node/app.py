@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
+import resource
 import signal
-import socket
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 import asyncpg
 from aiohttp import web
 
-from repo_node import __version__, keys, logs
+from repo_node import __version__, keys, logs, memory
 from repo_node.api import artifacts as artifacts_api
 from repo_node.api import holdfast as holdfast_api
 from repo_node.api import repositories as repositories_api
@@ -24,24 +23,24 @@ from repo_node.api import system as system_api
 from repo_node.api.internal import internal_app
 from repo_node.artifacts import Artifacts
 from repo_node.auth.authenticator import Authenticator
-from repo_node.cluster.durability import UnsafeDatabase, check_durability
 from repo_node.cluster.membership import Membership, connect
 from repo_node.cluster.own_shards import OwnShard, open_own_shards
 from repo_node.cluster.topology import Topology
-from repo_node.config import Address, NodeConfig
+from repo_node.config import NodeConfig
 from repo_node.db import migrate, nodes
-from repo_node.db.errors import CatalogueUnavailable, SchemaTooOld
+from repo_node.db.durability import check_durability
+from repo_node.db.errors import CatalogueUnavailable, NotDurable, SchemaTooOld
 from repo_node.db.nodes import Fenced, NameTaken
 from repo_node.db.pool import Database, open_database
 from repo_node.logs import request_id
 from repo_node.metrics import Metrics
 from repo_node.node import Node
 from repo_node.repositories import Repositories
-from repo_node.settings import LiveSettings
-from repo_node.web.connections import LimitedRunner
+from repo_node.settings import LiveSettings, SettingError
 from repo_node.web.context import SERVICES, Services
 from repo_node.web.lag import watch_lag
-from repo_node.web.middleware import answer
+from repo_node.web.listeners import listen_on, serving_internal, serving_metrics, serving_public
+from repo_node.web.middleware import answer, complete_head
 from repo_node.web.routes import Routes
 from repo_node.web.state import NODE
 from sharding import wire
@@ -57,16 +56,20 @@ T = TypeVar("T")
 log = logging.getLogger("holdfast")
 
 RETRY_SECONDS = 0.5
-BACKLOG = 1024
+FILES_BESIDES_CONNECTIONS = 2_048
+"""Open files a busy node needs for its shards, its peers and Postgres."""
 
 REFUSALS = (
     CatalogueUnavailable,
     SchemaTooOld,
-    UnsafeDatabase,
+    NotDurable,
+    SettingError,
     NameTaken,
     Fenced,
     ShardIdentityError,
     ShardError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
     OSError,
 )
 """What ends a node with a sentence rather than a traceback."""
@@ -75,22 +78,41 @@ REFUSALS = (
 def run(config: NodeConfig) -> int:
     """Run a node until SIGTERM or SIGINT; return its exit status. Blocks."""
     logs.configure(config.log)
-    # Requests make no cycles worth a full collection every few hundred of them.
-    gc.set_threshold(50_000, 20, 50)
+    memory.tune()
+    raise_file_limit(config.http.connections_max + FILES_BESIDES_CONNECTIONS)
     try:
         asyncio.run(serve(config))
+    except asyncio.CancelledError:
+        log.info("stopped before it was ready", extra={"facts": {"node": config.node.id}})
     except REFUSALS as error:
         log.critical("the node cannot run", extra={"facts": {"cause": str(error)}})
         return 1
     return 0
 
 
+def raise_file_limit(wanted: int) -> None:
+    """Let this process open ``wanted`` files, or as many as its hard limit allows."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if allowed < wanted:
+        facts = {"open_files_max": allowed, "wanted": wanted}
+        log.warning("fewer open files are allowed than http.connections_max needs", extra={"facts": facts})
+
+
 async def serve(config: NodeConfig) -> None:
     """Run a node until it is told to stop. Raises what ``REFUSALS`` lists."""
-    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    serving = asyncio.current_task()
+    assert serving is not None
+    # Until it is ready, a node has nothing to finish: it may be waiting for Postgres.
     for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        loop.add_signal_handler(number, serving.cancel)
     async with running_node(config) as (node, beating):
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
         log.info("ready", extra={"facts": {"node": config.node.id, "listen": str(config.http.listen)}})
         async with task(stop.wait()) as stopping:
             await asyncio.wait((beating, stopping), return_when=asyncio.FIRST_COMPLETED)
@@ -147,8 +169,7 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
         node = Node(metrics, database, membership, topology)
         services = Services(artifacts, Repositories(database), authenticator, settings, metrics, config.http)
         await stack.enter_async_context(serving_public(public_app(services, node), config, node))
-        if config.http.metrics_listen is not None:
-            await stack.enter_async_context(serving_metrics(node, config.http.metrics_listen))
+        await stack.enter_async_context(serving_metrics(metrics_app(node), config, node))
         yield node, beating
 
 
@@ -156,24 +177,24 @@ async def join(
     stack: AsyncExitStack, config: NodeConfig, incarnation: UUID, database: Database
 ) -> tuple[UUID, dict[ShardId, OwnShard]]:
     """Wait for Postgres, check that it can be trusted, register, and open the node's shards."""
-    connection = await stack.enter_async_context(reached(config))
-    await migrate.check_version(database)
-    await check_durability(connection)
-    cluster_id: UUID = await connection.fetchval("SELECT cluster_id FROM cluster")
-    node = NodeId(config.node.id)
-    await nodes.register(
-        connection,
-        node=node,
-        zone=ZoneId(config.node.zone),
-        url=f"http://{config.http.listen}",
-        internal_url=config.internal.url,
-        version=__version__,
-        incarnation=incarnation,
-    )
-    own = await open_own_shards(
-        stack, connection, config.shards, cluster_id=cluster_id, node=node, incarnation=incarnation
-    )
-    return cluster_id, own
+    async with reached(config) as connection:
+        await migrate.check_version(database)
+        await check_durability(database)
+        cluster = await nodes.read_cluster(connection)
+        node = NodeId(config.node.id)
+        await nodes.register(
+            connection,
+            node=node,
+            zone=ZoneId(config.node.zone),
+            url=f"http://{config.http.listen}",
+            internal_url=config.internal.url,
+            version=__version__,
+            incarnation=incarnation,
+        )
+        own = await open_own_shards(
+            stack, connection, config.shards, cluster_id=cluster.cluster_id, node=node, incarnation=incarnation
+        )
+    return cluster.cluster_id, own
 
 
 @asynccontextmanager
@@ -225,61 +246,21 @@ def local_shards(own: Mapping[ShardId, OwnShard]) -> Callable[[UUID], Shard | No
 
 def public_app(services: Services, node: Node) -> web.Application:
     """Build the public application: every route with the permission it needs."""
-    app = web.Application(middlewares=[answer], client_max_size=0)
+    app = web.Application(middlewares=[answer])
     app[SERVICES], app[NODE] = services, node
+    app.on_response_prepare.append(complete_head)
     routes = Routes(app)
     for api in (system_api, repositories_api, storage_api, holdfast_api, artifacts_api):
         api.add_routes(routes)
     return app
 
 
-@asynccontextmanager
-async def serving_public(app: web.Application, config: NodeConfig, node: Node) -> AsyncIterator[None]:
-    """Serve on the node's own address, and on the one its neighbours on this machine share.
-
-    The shared one closes as soon as the node leaves: its clients then reach the neighbours.
-    """
-    runner = LimitedRunner(app, config.http, lambda limit: node.metrics.connections_cut.labels(limit).inc())
-    async with AsyncExitStack() as stack:
-        own = stack.enter_context(listen_on(config.http.listen))
-        await stack.enter_async_context(running(runner))
-        await web.SockSite(runner, own, backlog=BACKLOG).start()
-        if config.http.shared_listen is not None:
-            front = stack.enter_context(listen_on(config.http.shared_listen, shared=True))
-            site = web.SockSite(runner, front, backlog=BACKLOG)
-            await site.start()
-            node.on_leave.append(site.stop)
-        yield
-
-
-@asynccontextmanager
-async def serving_internal(app: web.Application, config: NodeConfig, listener: socket.socket) -> AsyncIterator[None]:
-    runner = web.AppRunner(app, shutdown_timeout=config.internal.call_timeout_seconds)
-    async with running(runner):
-        await web.SockSite(runner, listener, backlog=BACKLOG).start()
-        yield
-
-
-@asynccontextmanager
-async def serving_metrics(node: Node, address: Address) -> AsyncIterator[None]:
-    """Serve ``/metrics`` alone, without credentials, on an address of its own."""
+def metrics_app(node: Node) -> web.Application:
+    """Build the application that serves ``/metrics`` alone, to whoever reaches its address."""
     app = web.Application()
     app[NODE] = node
     app.router.add_get("/metrics", system_api.metrics)
-    runner = web.AppRunner(app, access_log=None)
-    with listen_on(address) as listener:
-        async with running(runner):
-            await web.SockSite(runner, listener).start()
-            yield
-
-
-@asynccontextmanager
-async def running(runner: web.AppRunner) -> AsyncIterator[None]:
-    await runner.setup()
-    try:
-        yield
-    finally:
-        await runner.cleanup()
+    return app
 
 
 @asynccontextmanager
@@ -291,19 +272,3 @@ async def task(work: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
     finally:
         running.cancel()
         await asyncio.gather(running, return_exceptions=True)
-
-
-@contextmanager
-def listen_on(address: Address, *, shared: bool = False) -> Iterator[socket.socket]:
-    """Bind a socket; ``shared`` lets other processes bind the same address too, the kernel spreads clients."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as bound:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if shared:
-            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-        try:
-            bound.bind((address.host, address.port))
-        except OSError as error:
-            raise OSError(f"cannot listen on {address}: {error.strerror}") from error
-        bound.setblocking(False)
-        yield bound

@@ -16,7 +16,7 @@ from repo_node.db.errors import OutcomeUnknown
 from repo_node.db.pool import Database
 from repo_node.errors import BodyTooLarge, ChecksumMismatch, NotFound, Overloaded, RequestError
 from repo_node.metrics import Metrics
-from repo_node.outcome import until_known
+from repo_node.outcome import Known, until_known
 from repo_node.paths import ArtifactPath
 from repo_node.settings import LiveSettings
 from sharding.background import Background
@@ -75,9 +75,7 @@ class Deployed:
 class Artifacts:
     """Uploads, downloads, listings and deletions."""
 
-    def __init__(
-        self, database: Database, store: ShardingProvider, settings: LiveSettings, metrics: Metrics
-    ) -> None:
+    def __init__(self, database: Database, store: ShardingProvider, settings: LiveSettings, metrics: Metrics) -> None:
         self._database = database
         self._store = store
         self._settings = settings
@@ -106,7 +104,7 @@ class Artifacts:
     async def _deploy(self, request: DeployRequest, body: AsyncIterator[Buffer]) -> Deployed:
         start = await repositories.find(self._database, request.at.repository)
         if start is None:
-            raise NotFound(f"There is no repository {request.at.repository}.")
+            raise no_repository(request.at)
         policy = self._settings.now.write_policy(start.repository.redundancy)
         async with self._store.open_upload(policy) as upload:
             began = time.perf_counter()
@@ -148,7 +146,7 @@ class Artifacts:
     async def _commit(self, deployment: Deployment, placement: Placement) -> datetime:
         """Write the rows. Our files stay when they are referred to, or might be; else they go."""
         try:
-            result = await self._commit_rows(deployment, placement)
+            known = await self._commit_rows(deployment, placement)
         except OutcomeUnknown:
             self._metrics.uploads.labels("unknown").inc()
             raise
@@ -156,7 +154,10 @@ class Artifacts:
             self._store.drop(deployment.digests.sha256, placement.replicas)
             self._metrics.uploads.labels("refused").inc()
             raise
-        if result.outcome is not CommitOutcome.ADOPTED:
+        result = known.result
+        # A refusal after a doubt settles nothing: the attempt that never answered may still arrive.
+        settled = result.outcome is CommitOutcome.DEDUPLICATED or not known.doubted
+        if result.outcome is not CommitOutcome.ADOPTED and settled:
             self._store.drop(deployment.digests.sha256, placement.replicas)
         self._metrics.uploads.labels(result.outcome.value).inc()
         match result.outcome:
@@ -169,17 +170,21 @@ class Artifacts:
         assert result.created_at is not None
         return result.created_at
 
-    async def _commit_rows(self, deployment: Deployment, placement: Placement) -> CommitResult:
-        result = await self._commit_once(deployment, placement, None)
-        if result.outcome is not CommitOutcome.CONFIRM:
-            return result
+    async def _commit_rows(self, deployment: Deployment, placement: Placement) -> Known[CommitResult]:
+        first = await self._commit_once(deployment, placement, None)
+        if first.result.outcome is not CommitOutcome.CONFIRM:
+            return first
         digests = deployment.digests
-        confirmed = await self._store.confirm(digests.sha256, digests.size, result.existing)
-        return await self._commit_once(deployment, placement, confirmed)
+        # Right in size is not right: a copy that rotted would cost the content with the only good bytes at hand.
+        present = await self._store.confirm(digests.sha256, digests.size, first.result.existing)
+        existing = [replica for replica in first.result.existing if replica.generation in present]
+        confirmed = await self._store.prove(digests, existing)
+        second = await self._commit_once(deployment, placement, confirmed)
+        return Known(second.result, first.doubted or second.doubted)
 
     async def _commit_once(
         self, deployment: Deployment, placement: Placement, confirmed: Sequence[Generation] | None
-    ) -> CommitResult:
+    ) -> Known[CommitResult]:
         now = self._settings.now
         return await until_known(
             lambda: blobs.commit_upload(
@@ -200,7 +205,7 @@ class Artifacts:
         """Return the artifact or folder at a path. Raises ``NotFound``, ``CatalogueUnavailable``."""
         found = await rows.resolve(self._database, at.repository, at.folder, at.name)
         if found.repository_id is None:
-            raise NotFound(f"Unable to find item: there is no repository {at.repository}.")
+            raise no_repository(at)
         if found.item is None:
             raise NotFound("File not found.")
         return found.item
@@ -212,18 +217,18 @@ class Artifacts:
 
     # ------------------------------------------------------------------ folders, deletion
 
-    async def children(self, repository: str, path: str) -> list[Child]:
-        """Return what lies directly in a folder, '' being the repository's root. Raises ``NotFound``."""
-        found = await repositories.find(self._database, repository)
+    async def children(self, at: ArtifactPath) -> list[Child]:
+        """Return what lies directly in a folder, or in a repository. Raises ``NotFound``."""
+        found = await repositories.find(self._database, at.repository)
         if found is None:
-            raise NotFound(f"Unable to find item: there is no repository {repository}.")
-        return await rows.children(self._database, found.repository.id, path)
+            raise no_repository(at)
+        return await rows.children(self._database, found.repository.id, at.path)
 
     async def make_folder(self, at: ArtifactPath, principal: str) -> Item:
         """Make a folder and its ancestors; one that exists is no error. Raises ``PathConflict``, ``NotFound``."""
         found = await repositories.find(self._database, at.repository)
         if found is None:
-            raise NotFound(f"There is no repository {at.repository}.")
+            raise no_repository(at)
         await rows.make_folder(self._database, found.repository.id, at.path, principal)
         return await self.get(at)
 
@@ -231,7 +236,7 @@ class Artifacts:
         """Delete an artifact, or a folder with everything in it. Raises ``NotFound``."""
         found = await repositories.find(self._database, at.repository)
         if found is None:
-            raise NotFound(f"There is no repository {at.repository}.")
+            raise no_repository(at)
         gone = await rows.delete(
             self._database, found.repository.id, at.folder, at.name, principal=principal, request_id=request_id
         )
@@ -274,3 +279,6 @@ class CatalogueOfBlob:
             self._metrics.bad_replicas.labels(fault).inc()
 
 
+def no_repository(at: ArtifactPath) -> NotFound:
+    # The words by which clients of Artifactory tell absence from other failures.
+    return NotFound(f"Unable to find item: there is no repository {at.repository}.")

@@ -5,6 +5,7 @@ Unknown is not absent: 404 is said only when the database says so; every doubt i
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 from repo_node.db.blobs import PathConflict
@@ -61,6 +62,11 @@ class Answer:
     status: int
     message: str
     may_retry: bool = False
+
+    def body(self) -> bytes:
+        """Return the JSON that every client of Artifactory's API understands."""
+        document = {"errors": [{"status": self.status, "message": self.message}]}
+        return json.dumps(document, ensure_ascii=False).encode()
 
 
 def answer_for(error: Exception) -> Answer | None:

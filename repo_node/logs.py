@@ -31,19 +31,29 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             event["exception"] = self.formatException(record.exc_info)
-        return json.dumps(event, default=str, ensure_ascii=False)
+        line = json.dumps(event, default=str, ensure_ascii=False)
+        return line if line.isprintable() else "".join(map(json_escaped, line))
 
 
 class TextFormatter(logging.Formatter):
-    """The same for people."""
+    """The same for people; no text can begin a line of its own or reach the terminal as a control sequence."""
 
     def format(self, record: logging.LogRecord) -> str:
         at = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
         facts = "".join(f" {key}={value}" for key, value in getattr(record, "facts", {}).items())
-        line = f"{at} {record.levelname.lower():7} {request_id.get()} {record.getMessage()}{facts}"
+        lines = [f"{at} {record.levelname.lower():7} {request_id.get()} {record.getMessage()}{facts}"]
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
-        return line.replace("\r", "\\r") if record.exc_info else line.replace("\n", "\\n").replace("\r", "\\r")
+            lines += [f"    {line}" for line in self.formatException(record.exc_info).split("\n")]
+        return "\n".join(line if line.isprintable() else "".join(map(text_escaped, line)) for line in lines)
+
+
+def json_escaped(character: str) -> str:
+    """Return a character of a JSON document such that it shows."""
+    return character if character.isprintable() else json.dumps(character)[1:-1]
+
+
+def text_escaped(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
 
 
 def configure(section: LogSection) -> None:

@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, PlatformCollector, ProcessCollector
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    Info,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+)
 from prometheus_client.gc_collector import GCCollector
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -13,6 +22,8 @@ class Metrics:
     """The node's instruments. Satisfies ``QueryObserver`` and ``ShardObserver``."""
 
     def __init__(self) -> None:
+        # A second series for each counter and histogram, which nobody asks for.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
@@ -84,7 +95,10 @@ class Metrics:
             "holdfast_shard_free_bytes", "Free above the reserve", ["shard", "node", "zone"], registry=registry
         )
         self.shard_used_bytes = Gauge(
-            "holdfast_shard_used_bytes", "Used on the shard's file system", ["shard", "node", "zone"], registry=registry
+            "holdfast_shard_used_bytes",
+            "Used on the shard's file system, the reserve counted in",
+            ["shard", "node", "zone"],
+            registry=registry,
         )
         self.shard_state = Gauge(
             "holdfast_shard_state", "1 for the state the shard is in", ["shard", "state"], registry=registry

@@ -9,12 +9,12 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import unquote_to_bytes
+from urllib.parse import quote, unquote_to_bytes
 
 SEGMENT_BYTES_MAX = 255
 PROPERTIES_MAX = 100
 FORBIDDEN_IN_KEYS = set(")(}{][*+^$/~`!@#%&<>;=,±§ ")
-REPOSITORY_KEY = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+REPOSITORY_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 RESERVED_KEYS = frozenset({"api", "ui", "metrics", "access", "internal", "list", "v1", "v2", "webapp", "repo"})
 
 
@@ -29,6 +29,11 @@ class Target:
     segments: tuple[str, ...]
     is_folder: bool
     properties: Mapping[str, tuple[str, ...]]
+
+    @property
+    def encoded(self) -> str:
+        """The path in its one percent-encoded form, without matrix parameters and trailing slash."""
+        return "/" + "/".join(quote(segment, safe="") for segment in self.segments)
 
     def __str__(self) -> str:
         return "/" + "/".join(self.segments) + ("/" if self.is_folder and self.segments else "")
@@ -115,7 +120,7 @@ def artifact_path(segments: tuple[str, ...], *, path_bytes_max: int) -> Artifact
 
 def check_repository_key(key: str) -> str:
     """Return ``key`` if a repository may be called so. Raises ``BadPath``."""
-    if not REPOSITORY_KEY.match(key) or key.lower() in RESERVED_KEYS:
+    if not REPOSITORY_KEY.fullmatch(key) or key.lower() in RESERVED_KEYS:
         raise BadPath(
             "a repository key has 1 to 64 letters, digits, '.', '_' or '-', begins with a letter or digit, "
             f"and is none of {', '.join(sorted(RESERVED_KEYS))}"

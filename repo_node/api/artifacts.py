@@ -10,6 +10,7 @@ from repo_node.api.documents import file_document, folder_document, json_respons
 from repo_node.artifacts import DeclaredDigests, DeployRequest
 from repo_node.auth.permissions import Permission
 from repo_node.errors import ChecksumMismatch, NotFound, RequestError
+from repo_node.paths import ArtifactPath
 from repo_node.web.body import read_body, refuse_large
 from repo_node.web.context import REQUEST_ID, SERVICES, TARGET, artifact_at, base_url, principal_of
 from repo_node.web.routes import Routes
@@ -32,8 +33,10 @@ async def retrieve(request: web.Request) -> web.StreamResponse:
     if not at.name:
         raise NotFound("File not found.")
     item = await request.app[SERVICES].artifacts.get(at)
-    if item.blob is None or request[TARGET].is_folder:
-        raise NotFound("File not found." if item.blob else f"{at.path} is a folder; see api/storage for its contents.")
+    if item.blob is None:
+        raise NotFound("File not found: this is a folder; api/storage lists it.")
+    if request[TARGET].is_folder:
+        raise NotFound("File not found.")
     asked = request[TARGET].properties
     if any(set(values) - set(item.properties.get(key, ())) for key, values in asked.items()):
         raise NotFound("File not found: its properties are not those asked for.")
@@ -42,15 +45,18 @@ async def retrieve(request: web.Request) -> web.StreamResponse:
 
 async def deploy(request: web.Request) -> web.StreamResponse:
     services, at = request.app[SERVICES], artifact_at(request)
-    principal = principal_of(request)
-    if request[TARGET].is_folder or not at.name:
-        return await make_folder(request)
+    if not at.name:
+        raise RequestError("To make a repository, use PUT api/repositories/{key}.")
+    if request[TARGET].is_folder:
+        return await make_folder(request, at)
     refuse_large(request)
     if request.headers.get("X-Checksum-Deploy", "false").lower() == "true":
         raise NotFound("File not found: checksum deploy is not offered here; send the body.")
+    if request.headers.get("X-Explode-Archive", "false").lower() == "true":
+        raise RequestError("Archives are not unpacked here; nothing was stored.")
     declared = declared_digests(request)
     deployed = await services.artifacts.deploy(
-        DeployRequest(at, principal.name, request[REQUEST_ID], request[TARGET].properties, declared),
+        DeployRequest(at, principal_of(request).name, request[REQUEST_ID], request[TARGET].properties, declared),
         read_body(request),
     )
     digests = deployed.digests
@@ -73,13 +79,10 @@ def original_checksums(declared: DeclaredDigests, computed: dict[str, str]) -> d
     return {name: value for name, value in computed.items() if name == "sha256" or getattr(declared, name) is not None}
 
 
-async def make_folder(request: web.Request) -> web.StreamResponse:
-    services, at = request.app[SERVICES], artifact_at(request)
+async def make_folder(request: web.Request, at: ArtifactPath) -> web.StreamResponse:
     async for _ in read_body(request):
         raise RequestError("A folder has no body; leave out the trailing slash to deploy a file.")
-    if not at.name:
-        raise RequestError("To make a repository, use PUT api/repositories/{key}.")
-    item = await services.artifacts.make_folder(at, principal_of(request).name)
+    item = await request.app[SERVICES].artifacts.make_folder(at, principal_of(request).name)
     document = folder_document(base_url(request), at, item, [])
     return json_response(document, status=201, headers={"Location": document["uri"]})
 
@@ -88,6 +91,8 @@ async def delete(request: web.Request) -> web.StreamResponse:
     services, at = request.app[SERVICES], artifact_at(request)
     if not at.name:
         raise RequestError("To delete a repository, use DELETE api/repositories/{key}.")
+    if request[TARGET].properties:
+        raise RequestError("DELETE takes no matrix parameters: it would delete whatever the properties are.")
     await services.artifacts.delete(at, principal=principal_of(request).name, request_id=request[REQUEST_ID])
     return web.Response(status=204)
 

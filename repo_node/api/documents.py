@@ -5,13 +5,30 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import quote
 
 from aiohttp import web
+from pydantic import AfterValidator, ValidationError
 
 from repo_node.db.artifacts import Child, Item
 from repo_node.paths import ArtifactPath
+
+
+def check_plain(text: str) -> str:
+    """Return ``text`` if Postgres can keep it. Raises ``ValueError``."""
+    if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in text):
+        raise ValueError("a NUL and half of a surrogate pair cannot be kept")
+    return text
+
+
+PlainText = Annotated[str, AfterValidator(check_plain)]
+
+
+def first_fault(error: ValidationError) -> str:
+    """Return what is wrong with a document, and where in it."""
+    fault = error.errors(include_url=False, include_context=False)[0]
+    return f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].removeprefix('Value error, ')}"
 
 
 def json_response(

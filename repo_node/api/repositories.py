@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from repo_node.api.documents import json_response
+from repo_node.api.documents import PlainText, first_fault, json_response
 from repo_node.auth.permissions import Permission
 from repo_node.db.repositories import Repository
 from repo_node.errors import RequestError
-from repo_node.web.body import read_document
+from repo_node.web.body import read_json
 from repo_node.web.context import REQUEST_ID, SERVICES, TARGET, base_url, principal_of
 from repo_node.web.routes import Routes
 
@@ -24,7 +23,7 @@ class RepositoryDocument(BaseModel):
     key: str | None = None
     rclass: str = "local"
     packageType: str = "generic"
-    description: str = Field("", max_length=2000)
+    description: PlainText | None = Field(None, max_length=2000)
     redundancy: int | None = Field(None, ge=1, le=16)
 
 
@@ -74,10 +73,10 @@ def document_of(repository: Repository) -> dict[str, Any]:
 
 
 async def create(request: web.Request) -> web.StreamResponse:
-    key, body = key_of(request), await read_document(request)
+    key = key_of(request)
     try:
-        document = RepositoryDocument.model_validate(json.loads(body or b"{}"))
-    except (ValidationError, ValueError) as error:
+        document = RepositoryDocument.model_validate(await read_json(request))
+    except ValidationError as error:
         raise RequestError(f"The repository's description cannot be read: {first_fault(error)}") from None
     if document.key not in (None, key):
         raise RequestError(f"The body names the repository {document.key}, the URL {key}.")
@@ -85,7 +84,7 @@ async def create(request: web.Request) -> web.StreamResponse:
         raise RequestError("Only local generic repositories can be made: rclass local, packageType generic.")
     await request.app[SERVICES].repositories.create(
         key,
-        description=document.description,
+        description=document.description or "",
         redundancy=document.redundancy,
         principal=principal_of(request).name,
         request_id=request[REQUEST_ID],
@@ -99,10 +98,3 @@ async def delete(request: web.Request) -> web.StreamResponse:
         key, principal=principal_of(request).name, request_id=request[REQUEST_ID]
     )
     return web.Response(text=f"Repository {key} and all its content have been removed successfully.\n")
-
-
-def first_fault(error: Exception) -> str:
-    if isinstance(error, ValidationError):
-        fault = error.errors()[0]
-        return f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}"
-    return str(error)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from aiohttp import web
 
-from repo_node.api.documents import file_info, folder_document, json_response, timestamp
+from repo_node.api.documents import file_info, folder_document, json_response, storage_uri, timestamp
 from repo_node.auth.permissions import Permission
-from repo_node.errors import NotFound
+from repo_node.db.artifacts import Item
+from repo_node.errors import NotFound, RequestError
 from repo_node.paths import ArtifactPath
 from repo_node.web.context import SERVICES, artifact_at, base_url
 from repo_node.web.routes import Routes
@@ -14,6 +17,11 @@ from repo_node.web.streaming import media_type
 
 FILE_INFO = "application/vnd.org.jfrog.artifactory.storage.FileInfo+json"
 FOLDER_INFO = "application/vnd.org.jfrog.artifactory.storage.FolderInfo+json"
+ITEM_PROPERTIES = "application/vnd.org.jfrog.artifactory.storage.ItemProperties+json"
+
+NO_PROPERTIES = "No properties could be found."
+UNANSWERED = frozenset({"lastModified", "list", "permissions", "stats"})
+"""Questions of Artifactory's that get a refusal rather than the answer to another one."""
 
 
 def add_routes(routes: Routes) -> None:
@@ -22,26 +30,40 @@ def add_routes(routes: Routes) -> None:
 
 async def info(request: web.Request) -> web.StreamResponse:
     at = artifact_at(request, skip=3)
+    if unknown := UNANSWERED & set(request.query):
+        raise RequestError(f"api/storage does not answer ?{min(unknown)} here.")
     if not at.name:
         return await root_info(request, at)
-    artifacts = request.app[SERVICES].artifacts
+    artifacts, base = request.app[SERVICES].artifacts, base_url(request)
     try:
         item = await artifacts.get(at)
     except NotFound:
         raise NotFound("Unable to find item") from None
-    base = base_url(request)
+    if "properties" in request.query:
+        return json_response(properties_document(base, at, item, request.query["properties"]), kind=ITEM_PROPERTIES)
     if item.blob is not None:
         return json_response(file_info(base, at, item, media_type(at.name)), kind=FILE_INFO)
-    children = await artifacts.children(at.repository, at.path)
+    children = await artifacts.children(at)
     return json_response(folder_document(base, at, item, children), kind=FOLDER_INFO)
 
 
 async def root_info(request: web.Request, at: ArtifactPath) -> web.StreamResponse:
     """Answer for the root of a repository, whose times are the repository's own."""
     services = request.app[SERVICES]
+    children = await services.artifacts.children(at)
+    if "properties" in request.query:
+        raise NotFound(NO_PROPERTIES)
     repository = await services.repositories.get(at.repository)
-    children = await services.artifacts.children(at.repository, "")
     document = folder_document(base_url(request), at, None, children)
     created = timestamp(repository.created_at)
     document.update(created=created, lastModified=created, lastUpdated=created)
     return json_response(document, kind=FOLDER_INFO)
+
+
+def properties_document(base: str, at: ArtifactPath, item: Item, wanted: str) -> dict[str, Any]:
+    """Return the properties named in ``wanted``, separated by commas, or all of them. Raises ``NotFound``."""
+    names = set(wanted.split(",")) if wanted else set(item.properties)
+    found = {name: values for name, values in item.properties.items() if name in names}
+    if not found:
+        raise NotFound(NO_PROPERTIES)
+    return {"uri": storage_uri(base, at), "properties": found}

@@ -6,6 +6,7 @@ from Postgres arrive: a changed password or a revoked token is then forgotten at
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import hashlib
@@ -15,6 +16,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 from repo_node.auth import tokens
 from repo_node.auth.passwords import PasswordVerifier
@@ -42,9 +44,7 @@ class Credentials:
 class Authenticator:
     """Checks credentials. ``fresh`` says whether announcements arrive; ``remember_seconds`` is a setting."""
 
-    def __init__(
-        self, database: Database, fresh: Callable[[], bool], remember_seconds: Callable[[], float]
-    ) -> None:
+    def __init__(self, database: Database, fresh: Callable[[], bool], remember_seconds: Callable[[], float]) -> None:
         self._database = database
         self._fresh = fresh
         self._remember_seconds = remember_seconds
@@ -52,6 +52,8 @@ class Authenticator:
         self._waiting = 0
         self._key = secrets.token_bytes(32)
         self._remembered: OrderedDict[bytes, tuple[Principal, float]] = OrderedDict()
+        self._forgotten = 0
+        self._turns: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
 
     async def authenticate(self, headers: Mapping[str, str]) -> Principal | None:
         """Return who sent ``headers``; None when they carry no credentials.
@@ -62,22 +64,40 @@ class Authenticator:
         if credentials is None:
             return None
         handle = self._handle(credentials)
+        return self._recall(handle) or await self._prove(handle, credentials)
+
+    async def _prove(self, handle: bytes, credentials: Credentials) -> Principal:
+        """Check credentials: once for all the requests that bring the same ones at the same time."""
+        turn = self._turns.setdefault(handle, asyncio.Lock())
+        async with turn:
+            if (known := self._recall(handle)) is not None:
+                return known
+            forgotten = self._forgotten
+            principal, seconds = await self._check(credentials)
+            # What changed while it was being checked may have made it wrong.
+            if forgotten == self._forgotten:
+                self._remember(handle, principal, seconds)
+            return principal
+
+    def _recall(self, handle: bytes) -> Principal | None:
         known = self._remembered.get(handle) if self._fresh() else None
-        if known is not None and known[1] > time.monotonic():
-            return known[0]
-        principal, seconds = await self._check(credentials)
+        return known[0] if known is not None and known[1] > time.monotonic() else None
+
+    def _remember(self, handle: bytes, principal: Principal, seconds: float) -> None:
         if self._fresh() and seconds > 0:
             self._remembered[handle] = (principal, time.monotonic() + seconds)
             if len(self._remembered) > REMEMBERED_MAX:
                 self._remembered.popitem(last=False)
-        return principal
 
     def forget(self) -> None:
         """Forget everything proved so far: users or tokens have changed."""
+        self._forgotten += 1
         self._remembered.clear()
 
     def _handle(self, credentials: Credentials) -> bytes:
-        text = f"{credentials.user}\0{credentials.secret}"
+        # No user name has a NUL, so that a bearer's secret is never taken for a user's password.
+        user = "\0" if credentials.user is None else credentials.user
+        text = f"{user}\0{credentials.secret}"
         return hmac.new(self._key, text.encode("utf-8", "surrogateescape"), hashlib.sha256).digest()
 
     async def _check(self, credentials: Credentials) -> tuple[Principal, float]:

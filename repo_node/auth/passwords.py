@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import secrets
 from concurrent.futures import ThreadPoolExecutor
 
 from argon2 import PasswordHasher
@@ -35,14 +36,19 @@ class PasswordVerifier:
     """Checks passwords in threads of its own: at most ``VERIFIERS_MAX`` at once, the rest wait in line."""
 
     def __init__(self) -> None:
-        self._nobody = hash_password("the password of nobody")
         self._executor = ThreadPoolExecutor(VERIFIERS_MAX, thread_name_prefix="argon2")
+        self._nobody = self._executor.submit(hash_password, secrets.token_urlsafe())
 
     async def verify(self, hashed: str | None, password: str) -> bool:
         """Say whether ``password`` fits; None, for an unknown user, takes as long and is never right."""
         loop = asyncio.get_running_loop()
-        fits = await loop.run_in_executor(self._executor, check_password, hashed or self._nobody, password)
-        return fits and hashed is not None
+        return await loop.run_in_executor(self._executor, self._verify, hashed, password)
+
+    def _verify(self, hashed: str | None, password: str) -> bool:
+        if hashed is None:
+            check_password(self._nobody.result(), password)
+            return False
+        return check_password(hashed, password)
 
     def close(self) -> None:
         self._executor.shutdown(wait=False, cancel_futures=True)

@@ -24,7 +24,7 @@ from repo_node.db.errors import CatalogueUnavailable
 from repo_node.db.nodes import ClusterRows, Fenced
 from repo_node.db.pool import BROKEN, describe, drop
 from repo_node.metrics import Metrics
-from repo_node.settings import LiveSettings, lenient
+from repo_node.settings import LiveSettings, SettingError, lenient
 from sharding.model import NodeId, ShardId
 from sharding.shard import ShardSpace
 
@@ -55,7 +55,7 @@ async def connect(config: NodeConfig) -> AsyncIterator[asyncpg.Connection]:
 
 
 class Membership:
-    """Keeps this node in the cluster and its picture of the cluster current, until ``close``."""
+    """Keeps this node in the cluster and its picture of the cluster current."""
 
     def __init__(
         self,
@@ -109,7 +109,10 @@ class Membership:
             await asyncio.sleep(RECONNECT_SECONDS)
 
     async def _run_on(self, connection: asyncpg.Connection) -> None:
+        connection.add_termination_listener(self._hear_end)
         await connection.add_listener(CHANNEL, self._hear)  # type: ignore[arg-type]
+        # What was proved or read until now may have changed unheard.
+        self._on_principals()
         self._settings_changed = True
         while True:
             self._wake.clear()
@@ -122,11 +125,19 @@ class Membership:
         await nodes.heartbeat(connection, self._node, self._incarnation, await self._spaces())
         if self._settings_changed:
             self._settings_changed = False
-            rows = await connection.fetch(setting_rows.READ.sql)
-            self._settings.now = lenient(setting_rows.decode(rows))
+            self._take_settings(await connection.fetch(setting_rows.READ.sql))
         self.rows = await nodes.read_cluster(connection)
         await self._on_cluster(self.rows)
         self._beat_at = asyncio.get_running_loop().time()
+
+    def _take_settings(self, rows: list[asyncpg.Record]) -> None:
+        """Let ``rows`` hold from now on. Raises ``SettingError`` at the start; later, what held goes on to hold."""
+        try:
+            self._settings.now = lenient(setting_rows.decode(rows))
+        except SettingError as error:
+            if self.rows is None:
+                raise
+            log.error("the settings cannot be used; those before still hold", extra={"facts": {"cause": str(error)}})
 
     async def _spaces(self) -> dict[ShardId, tuple[ShardSpace, bool]]:
         reports = await asyncio.gather(*(own.report(SPACE_TIMEOUT_SECONDS) for own in self._own.values()))
@@ -139,6 +150,11 @@ class Membership:
                 return
             case "settings":
                 self._settings_changed = True
+        self._wake.set()
+
+    def _hear_end(self, connection: Any) -> None:
+        """Distrust at once: the end of a connection is heard before a heartbeat fails on it."""
+        self._distrust()
         self._wake.set()
 
     def _distrust(self) -> None:

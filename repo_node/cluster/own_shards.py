@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
@@ -28,25 +27,33 @@ from sharding.shard import ShardSpace
 MIN_FREE_BYTES = 1
 """Free above the reserve, below which a shard says that it takes no new blobs."""
 
+ANSWER_HOLDS_SECONDS = 10.0
 NO_SPACE = ShardSpace(0, 0)
 
 
-@dataclass(frozen=True, slots=True)
 class OwnShard:
     """A shard this node owns and has open."""
 
-    uid: UUID
-    path: Path
-    shard: LocalShard
+    def __init__(self, uid: UUID, shard: LocalShard) -> None:
+        self.uid = uid
+        self.shard = shard
+        self._space = NO_SPACE
+        self._answered_at = float("-inf")
 
     async def report(self, timeout_seconds: float) -> tuple[ShardSpace, bool]:
-        """Return the shard's space and whether it takes writes; a disk that does not answer takes none."""
+        """Return the shard's space and whether it takes writes; a disk that does not answer takes none.
+
+        A busy disk is not a dead one: for a while, its last answer still holds.
+        """
+        clock = asyncio.get_running_loop().time
         try:
             async with asyncio.timeout(timeout_seconds):
-                space = await self.shard.space()
+                self._space = await self.shard.space()
+            self._answered_at = clock()
         except (ShardError, TimeoutError):
-            return NO_SPACE, False
-        return space, space.free_bytes >= MIN_FREE_BYTES
+            if clock() - self._answered_at > ANSWER_HOLDS_SECONDS:
+                self._space = NO_SPACE
+        return self._space, self._space.free_bytes >= MIN_FREE_BYTES
 
 
 async def open_own_shards(
@@ -84,7 +91,7 @@ async def open_own_shards(
                 shard_id, section.path, described, reserve_bytes=section.reserve_bytes, threads=section.threads
             )
         )
-        opened[shard_id] = OwnShard(uid, section.path, shard)
+        opened[shard_id] = OwnShard(uid, shard)
     return opened
 
 
@@ -103,12 +110,8 @@ def identify(path: Path, cluster_id: UUID, known: Mapping[str, UUID]) -> ShardId
         raise ShardIdentityError(
             f"{path} belongs to the cluster {found.cluster_id}, this one is {cluster_id}: is the right disk mounted?"
         )
-    if expected is not None and expected != found.shard_uid and expected not in other_paths(known, path):
+    if expected not in (None, found.shard_uid):
         raise ShardIdentityError(
             f"{path} held shard {expected} and holds {found.shard_uid} now: is the right disk mounted?"
         )
     return found
-
-
-def other_paths(known: Mapping[str, UUID], path: Path) -> set[UUID]:
-    return {uid for place, uid in known.items() if place != str(path)}

@@ -96,7 +96,10 @@ class Topology:
             if reachable and shard.state.serves_reads:
                 readable.add(shard.id)
             if reachable and shard.state.takes_writes:
-                (writable if shard.writable else full).add(shard.id)
+                if shard.writable:
+                    writable.add(shard.id)
+                elif shard.capacity_bytes:  # none is told of a disk that does not answer: it may have room
+                    full.add(shard.id)
         return StoreView(
             ring=self._ring,
             shards=shards,

@@ -152,6 +152,9 @@ class Layout:
             if name not in known:
                 private.make_private_directory(path.parent / name)
                 shards.append({"path": name, "reserve_bytes": SHARD_RESERVE_BYTES})
+        if not before:
+            # There is no load balancer that would have to notice that a node leaves.
+            before = {"http": {"drain_notice_seconds": 0.0}}
         managed = managed_keys(node, plan, dsn)
         document: dict[str, Any] = {
             section: {**before.get(section, {}), **values} for section, values in managed.items()

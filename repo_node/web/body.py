@@ -3,68 +3,64 @@
 from __future__ import annotations
 
 import asyncio
-import time
+import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 from aiohttp import web
 
 from repo_node.config import HttpSection
 from repo_node.errors import BodyTooLarge, BodyTooSlow, RequestError
-from repo_node.web.context import ANNOUNCED, SERVICES
+from repo_node.web.context import CONTINUE_DUE, SERVICES
 
 DOCUMENT_BYTES_MAX = 1 << 20
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class RateFloor:
-    """Notices a transfer that stays below a minimum rate over a whole window."""
+    """Notices a sender who stays below a minimum rate over a whole window of waiting for them."""
 
     def __init__(self, http: HttpSection) -> None:
-        self._floor = http.rate_bytes_per_second_min * http.rate_window_seconds
+        self._bytes_per_second_min = http.rate_bytes_per_second_min
         self._window_seconds = http.rate_window_seconds
-        self._began = time.monotonic()
+        self._seconds = 0.0
         self._bytes = 0
 
-    def is_below(self, count: int) -> bool:
-        """Count ``count`` more bytes; True when the window that ends now carried too few."""
+    def is_below(self, count: int, seconds: float) -> bool:
+        """Count ``count`` bytes that took ``seconds`` to come; True at the end of a window with too few."""
         self._bytes += count
-        now = time.monotonic()
-        if now - self._began < self._window_seconds:
+        self._seconds += seconds
+        if self._seconds < self._window_seconds:
             return False
-        below = self._bytes < self._floor
-        self._began, self._bytes = now, 0
+        below = self._bytes < self._bytes_per_second_min * self._seconds
+        self._bytes, self._seconds = 0, 0.0
         return below
-
-
-async def defer_continue(request: web.Request) -> None:
-    """Handle Expect: the 100 goes out when the body is first read, so a refusal costs the client no body."""
-    if request.headers.get("Expect", "").lower() != "100-continue":
-        raise RequestError("Only Expect: 100-continue is supported.", status=417)
-    request[ANNOUNCED] = False
 
 
 async def read_body(request: web.Request) -> AsyncIterator[bytes]:
     """Yield the body in pieces of whatever size the network gave.
 
-    Raises ``BodyTooSlow``; a body that ends before its announced length raises an error of aiohttp's.
+    A client that waits for a 100 gets it here, so that a refusal before costs it no body. Raises
+    ``BodyTooSlow``; a body that ends before its announced length raises an error of aiohttp's.
     """
-    services = request.app[SERVICES]
-    http, received = services.http, services.metrics.received_bytes
-    if request.get(ANNOUNCED) is False and request.transport is not None:
-        request.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request[ANNOUNCED] = True
+    services, clock = request.app[SERVICES], asyncio.get_running_loop().time
+    http, metrics = services.http, services.metrics
+    if request.pop(CONTINUE_DUE, False) and request.transport is not None:
+        request.transport.write(CONTINUE)
     floor = RateFloor(http)
     while True:
+        asked = clock()
         try:
             async with asyncio.timeout(http.idle_timeout_seconds):
                 piece = await request.content.readany()
         except TimeoutError:
-            services.metrics.connections_cut.labels("idle_timeout_seconds").inc()
+            metrics.connections_cut.labels("idle_timeout_seconds").inc()
             raise BodyTooSlow(f"Nothing of the body came for {http.idle_timeout_seconds:g} seconds.") from None
         if not piece:
             return
-        received.inc(len(piece))
-        if floor.is_below(len(piece)):
-            services.metrics.connections_cut.labels("rate_bytes_per_second_min").inc()
+        metrics.received_bytes.inc(len(piece))
+        if floor.is_below(len(piece), clock() - asked):
+            metrics.connections_cut.labels("rate_bytes_per_second_min").inc()
             raise BodyTooSlow(f"The body came at less than {http.rate_bytes_per_second_min} bytes per second.")
         yield piece
 
@@ -76,8 +72,18 @@ def refuse_large(request: web.Request) -> None:
         raise BodyTooLarge(f"The body is larger than {limit} bytes (setting body_bytes_max).")
 
 
+async def read_json(request: web.Request) -> dict[str, Any]:
+    """Return the JSON object in a small body; none for an empty one. Raises ``BodyTooLarge``, ``RequestError``."""
+    try:
+        document = json.loads(await read_document(request) or b"{}")
+    except (ValueError, RecursionError):
+        raise RequestError("The body is not valid JSON.") from None
+    if not isinstance(document, dict):
+        raise RequestError("The body must be a JSON object.")
+    return document
+
+
 async def read_document(request: web.Request) -> bytes:
-    """Return a small body, such as JSON, whole. Raises ``BodyTooLarge``, ``RequestError``."""
     if request.headers.get("Content-Encoding", "identity").lower() != "identity":
         raise RequestError("Send this body without Content-Encoding.", status=415)
     body = bytearray()

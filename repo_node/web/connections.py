@@ -1,76 +1,185 @@
-"""Connections with a deadline for the request head and a bound on their number; aiohttp has neither."""
+"""Connections with limits: time for a request's head, clients that take nothing, their number. aiohttp has none."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import logging
+import socket
+import struct
 from typing import Any
 
 from aiohttp import web
-from aiohttp.web_protocol import RequestHandler
+from aiohttp.web_protocol import RequestHandler, _ErrInfo
 from aiohttp.web_server import Server
 
 from repo_node.config import HttpSection
+from repo_node.errors import Answer
+from repo_node.metrics import Metrics
+from repo_node.web.arrival import on_arrival
+from repo_node.web.routes import NO_ROUTE
+
+log = logging.getLogger("holdfast.http")
 
 READ_BUFFER_BYTES = 512 << 10
 """Body bytes aiohttp may hold for one connection before it stops reading."""
 
+LINGER_SECONDS = 2.0
+"""How long what a refused client still sends is read and dropped, so that it gets to read its answer."""
+
+SERVER = "Holdfast"
+
+# struct tcp_info of Linux: tcpi_bytes_acked.
+TCP_INFO_BYTES = 128
+BYTES_ACKED_OFFSET = 120
+
 
 class LimitedHandler(RequestHandler):
-    """Cuts a client that takes too long over a request head; ``on_cut`` is told the limit's name."""
+    """One connection. Cuts a client that takes too long over a request's head or over reading its answer."""
 
-    __slots__ = ("_connections_max", "_head_deadline", "_head_timeout_seconds", "_on_cut")
+    __slots__ = (
+        "_head_deadline",
+        "_http",
+        "_look_timer",
+        "_metrics",
+        "_sending",
+        "_taken_bytes",
+        "_taken_then_bytes",
+        "_waiting_since",
+    )
 
-    def __init__(
-        self,
-        manager: Server,
-        *,
-        head_timeout_seconds: float,
-        connections_max: int,
-        on_cut: Callable[[str], None],
-        **options: Any,
-    ) -> None:
+    def __init__(self, manager: LimitedServer, *, http: HttpSection, metrics: Metrics, **options: Any) -> None:
         super().__init__(manager, **options)
-        self._head_timeout_seconds = head_timeout_seconds
-        self._connections_max = connections_max
-        self._on_cut = on_cut
+        self._http = http
+        self._metrics = metrics
         self._head_deadline: asyncio.TimerHandle | None = None
+        self._look_timer: asyncio.TimerHandle | None = None
+        self._sending: asyncio.Transport | None = None
+        self._taken_bytes = 0
+        self._waiting_since: float | None = None
+        self._taken_then_bytes = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert self._manager is not None
-        if len(self._manager.connections) >= self._connections_max:
-            self._on_cut("connections_max")
-            transport.close()
+        assert isinstance(transport, asyncio.Transport) and isinstance(self._manager, LimitedServer)
+        self._sending = transport
+        if self._manager.connections_count >= self._http.connections_max:
+            self._cut("connections_max")
         super().connection_made(transport)
         self._arm()
+        self._look_later()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        self._disarm()
+        if self._look_timer is not None:
+            self._look_timer.cancel()
+        self._sending = None
+        super().connection_lost(exc)
+
+    # ------------------------------------------------------------------ the request's head
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
+        self._break_malformed_body()
         waits_for_head = self._waiter is not None and not self._waiter.done()
         if not waits_for_head:
             self._disarm()
         elif self._head_deadline is None:
             self._arm()
 
-    def connection_lost(self, exc: BaseException | None) -> None:
-        self._disarm()
-        super().connection_lost(exc)
+    def _break_malformed_body(self) -> None:
+        """Tell whoever reads a body that it is malformed; aiohttp would let them wait for more of it."""
+        if self._messages and isinstance(self._messages[-1][0], _ErrInfo) and self._current_request is not None:
+            body = self._current_request.content
+            if not body.is_eof():
+                body.set_exception(web.RequestPayloadError("malformed"))
+                body.feed_eof()
 
     def _arm(self) -> None:
-        self._head_deadline = self._loop.call_later(self._head_timeout_seconds, self._cut)
+        self._head_deadline = self._loop.call_later(
+            self._http.header_timeout_seconds, self._cut, "header_timeout_seconds"
+        )
 
     def _disarm(self) -> None:
         if self._head_deadline is not None:
             self._head_deadline.cancel()
             self._head_deadline = None
 
-    def _cut(self) -> None:
-        self._on_cut("header_timeout_seconds")
-        self.force_close()
+    # ------------------------------------------------------------------ the answer
+
+    def _look_later(self) -> None:
+        self._look_timer = self._loop.call_later(self._http.idle_timeout_seconds, self._look)
+
+    def _look(self) -> None:
+        """Cut a client that takes nothing, or too little, of what waits for it; also while the connection closes."""
+        assert self._sending is not None
+        taken = bytes_taken(self._sending)
+        if not self._sending.get_write_buffer_size():
+            self._waiting_since = None
+        elif taken == self._taken_bytes:
+            self._cut("idle_timeout_seconds")
+            return
+        elif self._is_too_slow(taken):
+            self._cut("rate_bytes_per_second_min")
+            return
+        self._taken_bytes = taken
+        self._look_later()
+
+    def _is_too_slow(self, taken: int) -> bool:
+        """Say whether a whole window of waiting for the client has carried too few bytes."""
+        now = self._loop.time()
+        if self._waiting_since is not None:
+            seconds, count = now - self._waiting_since, taken - self._taken_then_bytes
+            if seconds < self._http.rate_window_seconds:
+                return False
+            if count < self._http.rate_bytes_per_second_min * seconds:
+                return True
+        self._waiting_since, self._taken_then_bytes = now, taken
+        return False
+
+    def _cut(self, limit: str) -> None:
+        """Drop the connection with what it still buffers, which a plain close would wait for."""
+        self._metrics.connections_cut.labels(limit).inc()
+        if self._sending is not None:
+            self._sending.abort()
+
+    # ------------------------------------------------------------------ what never was a request
+
+    def handle_error(
+        self, request: web.BaseRequest, status: int = 500, exc: BaseException | None = None, message: str | None = None
+    ) -> web.StreamResponse:
+        """Answer what never reached the application, without repeating any of it: it may hold a secret."""
+        if isinstance(exc, ConnectionError) or request.writer.output_size:
+            raise ConnectionResetError("the client is gone") from exc
+        if status >= 500:
+            log.error("a request failed outside of its handler", exc_info=exc)
+        answer = Answer(status, "The request is not valid HTTP." if status < 500 else "An unexpected failure.")
+        self._metrics.requests.labels("other", NO_ROUTE, status).inc()
+        response = web.Response(
+            status=status, body=answer.body(), content_type="application/json", headers={"Server": SERVER}
+        )
+        response.force_close()
+        return response
+
+
+def bytes_taken(transport: asyncio.Transport) -> int:
+    """Return how many bytes the other end has acknowledged.
+
+    What left the process says less: several megabytes wait in the kernel, and go in bursts.
+    """
+    info = transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
+    taken: int = struct.unpack_from("=Q", info, BYTES_ACKED_OFFSET)[0]
+    return taken
+
+
+async def say_server(request: web.BaseRequest, response: web.StreamResponse) -> None:
+    response.headers["Server"] = SERVER
 
 
 class LimitedServer(Server):
     """Makes ``LimitedHandler``s."""
+
+    @property
+    def connections_count(self) -> int:
+        return len(self._connections)
 
     def __call__(self) -> RequestHandler:
         return LimitedHandler(self, loop=self._loop, **self._kwargs)
@@ -79,24 +188,21 @@ class LimitedServer(Server):
 class LimitedRunner(web.AppRunner):
     """Runs an application behind ``LimitedServer``; bodies arrive exactly as sent, never inflated."""
 
-    def __init__(self, app: web.Application, http: HttpSection, on_cut: Callable[[str], None]) -> None:
+    def __init__(self, app: web.Application, http: HttpSection, metrics: Metrics) -> None:
+        app.on_response_prepare.append(say_server)
         super().__init__(
             app,
             access_log=None,
             auto_decompress=False,
             keepalive_timeout=http.keepalive_timeout_seconds,
             read_bufsize=READ_BUFFER_BYTES,
-            lingering_time=2.0,
+            lingering_time=LINGER_SECONDS,
             shutdown_timeout=http.shutdown_timeout_seconds,
         )
-        self._limits = {
-            "head_timeout_seconds": http.header_timeout_seconds,
-            "connections_max": http.connections_max,
-            "on_cut": on_cut,
-        }
+        self._limits = {"http": http, "metrics": metrics}
 
     async def _make_server(self) -> Server:
         made = await super()._make_server()
         options = {**self._kwargs, **self._limits}
         options.pop("access_log_class", None)
-        return LimitedServer(made.request_handler, request_factory=made.request_factory, **options)
+        return LimitedServer(made.request_handler, request_factory=on_arrival(made.request_factory), **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from aiohttp import web
@@ -33,7 +34,12 @@ SERVICES = web.AppKey("services", Services)
 TARGET = web.RequestKey("target", Target)
 PRINCIPAL = web.RequestKey("principal", Principal)
 REQUEST_ID = web.RequestKey("request_id", str)
-ANNOUNCED = web.RequestKey("continue_announced", bool)
+CONTINUE_DUE = web.RequestKey("continue_due", bool)
+"""Whether the client waits for a 100 before it sends the body."""
+REFUSED = web.RequestKey("refused", Exception)
+"""Why the request cannot be served whoever sent it."""
+
+HOST = re.compile(r"[A-Za-z0-9._-]{1,253}(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](?::[0-9]{1,5})?")
 
 NOBODY = Principal("anonymous", is_admin=False, scopes=frozenset())
 
@@ -51,5 +57,9 @@ def artifact_at(request: web.Request, skip: int = 1) -> ArtifactPath:
 
 def base_url(request: web.Request) -> str:
     """Return the URL under which this client reaches Artifactory's tree: configured, else as it was addressed."""
-    configured = request.app[SERVICES].http.public_url
-    return f"{configured or f'{request.scheme}://{request.host}'}/artifactory"
+    http = request.app[SERVICES].http
+    if http.public_url is not None:
+        return f"{http.public_url}/artifactory"
+    # Not request.host: without the header that asks the resolver, and blocks.
+    host = request.headers.get("Host", "")
+    return f"{request.scheme}://{host if HOST.fullmatch(host) else http.listen}/artifactory"

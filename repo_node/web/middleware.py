@@ -1,8 +1,7 @@
-"""The one middleware every request passes: request id, canonical path, authentication, permission, errors, log."""
+"""The one middleware every request passes: request id, authentication, permission, errors, log."""
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 import time
@@ -12,11 +11,9 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from repo_node.auth.permissions import Permission
-from repo_node.db.errors import CatalogueUnavailable
 from repo_node.errors import Answer, Forbidden, Unauthenticated, answer_for
 from repo_node.logs import request_id as current_request_id
-from repo_node.paths import parse_target
-from repo_node.web.context import NOBODY, PRINCIPAL, REQUEST_ID, SERVICES, TARGET
+from repo_node.web.context import NOBODY, PRINCIPAL, REFUSED, REQUEST_ID, SERVICES, TARGET
 from repo_node.web.routes import permission_of, template_of
 from repo_node.web.state import NODE
 from sharding.identifiers import uuid7
@@ -25,7 +22,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 log = logging.getLogger("holdfast.requests")
 
-ACCEPTED_ID = re.compile(r"^[A-Za-z0-9._-]{8,64}$")
+ACCEPTED_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 METHODS = frozenset({"GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "OPTIONS"})
 CLIENT_GONE = 499
 """Logged, never sent: the client left before its answer was complete."""
@@ -36,7 +33,7 @@ async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Answer one request, whatever happens in its handler."""
     began = time.perf_counter()
     offered = request.headers.get("X-Request-Id", "")
-    request[REQUEST_ID] = identity = offered if ACCEPTED_ID.match(offered) else uuid7().hex
+    request[REQUEST_ID] = identity = offered if ACCEPTED_ID.fullmatch(offered) else uuid7().hex
     current_request_id.set(identity)
     node = request.app[NODE]
     node.in_flight += 1
@@ -50,20 +47,27 @@ async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
         record(request, status, time.perf_counter() - began)
 
 
+async def complete_head(request: web.Request, response: web.StreamResponse) -> None:
+    """Set what every answer carries. While the node leaves, clients are told to come back by another connection."""
+    response.headers["X-Request-Id"] = request[REQUEST_ID]
+    response.headers["X-Content-Type-Options"] = "nosniff"
+    if request.app[NODE].is_leaving:
+        response.force_close()
+        response.headers["Connection"] = "close"
+
+
 async def handle(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
-        request[TARGET] = parse_target(request.raw_path)
+        if REFUSED in request:
+            raise request[REFUSED]
         await authorise(request)
-        response = await handler(request)
+        return await handler(request)
     except web.HTTPException as error:
         return refuse(request, Answer(error.status, error.reason), error.headers)
     except ConnectionError:
         raise
     except Exception as error:
         return answer_error(request, error)
-    if not response.prepared:
-        response.headers["X-Request-Id"] = request[REQUEST_ID]
-    return response
 
 
 async def authorise(request: web.Request) -> None:
@@ -96,10 +100,7 @@ def answer_error(request: web.Request, error: Exception) -> web.StreamResponse:
         log.exception("unexpected failure", exc_info=error)
         found = Answer(500, "An unexpected failure; the node's log has it under this request's id.")
     elif found.status >= 500:
-        log.warning(
-            "request failed",
-            extra={"facts": {"status": found.status, "cause": str(error), "reasons": reasons_of(error)}},
-        )
+        log.warning("request failed", extra={"facts": {"status": found.status, "cause": str(error)}})
     if request.writer.output_size:
         # Bytes are on their way: the one honest end left is a broken connection.
         if request.transport is not None:
@@ -108,25 +109,18 @@ def answer_error(request: web.Request, error: Exception) -> web.StreamResponse:
     extra: dict[str, str] = {}
     if isinstance(error, Unauthenticated):
         extra["WWW-Authenticate"] = 'Basic realm="Holdfast", charset="UTF-8"'
-    if found.may_retry or isinstance(error, CatalogueUnavailable):
+    if found.may_retry:
         extra["Retry-After"] = str(request.app[SERVICES].settings.now.retry_after_seconds)
     return refuse(request, found, extra)
 
 
-def reasons_of(error: Exception) -> list[str]:
-    """Return what lay behind a failure of the store, shard by shard."""
-    return [str(reason) for reason in getattr(error, "reasons", ())]
-
-
 def refuse(request: web.Request, found: Answer, headers: Mapping[str, str]) -> web.Response:
     """Return the error body every client of Artifactory's API understands."""
-    body = json.dumps({"errors": [{"status": found.status, "message": found.message}]}, ensure_ascii=False)
-    response = web.Response(status=found.status, body=body.encode(), content_type="application/json")
-    for name in ("WWW-Authenticate", "Retry-After", "Allow", "Location", "Content-Range"):
+    response = web.Response(status=found.status, body=found.body(), content_type="application/json")
+    for name in ("WWW-Authenticate", "Retry-After", "Allow", "Content-Range"):
         if name in headers:
             response.headers[name] = headers[name]
-    response.headers["X-Request-Id"] = request[REQUEST_ID]
-    if request.body_exists and not request.content.is_eof():
+    if request.body_exists and (not request.content.is_eof() or request.content.exception() is not None):
         response.force_close()
     return response
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import format_datetime, parsedate_to_datetime
 
-SPEC = re.compile(r"^(\d*)-(\d*)$")
+SPEC = re.compile(r"([0-9]*)-([0-9]*)")
 DIGITS_MAX = 18
 
 
@@ -57,7 +57,7 @@ def parse_ranges(header: str | None, size: int, *, ranges_max: int) -> list[Byte
         return []
     found = []
     for spec in specs:
-        match = SPEC.match(spec)
+        match = SPEC.fullmatch(spec)
         if match is None or spec == "-" or len(spec) > 2 * DIGITS_MAX:
             return []
         first, last = match.groups()
@@ -105,6 +105,6 @@ def parse_date(text: str | None) -> datetime | None:
         return None
     try:
         parsed = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return parsed if parsed.tzinfo else parsed.replace(tzinfo=UTC)

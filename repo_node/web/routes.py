@@ -7,7 +7,6 @@ from collections.abc import Awaitable, Callable
 from aiohttp import web
 
 from repo_node.auth.permissions import Permission
-from repo_node.web.body import defer_continue
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Permissions = dict[tuple[str, str], Permission]
@@ -26,7 +25,7 @@ class Routes:
     def add(self, method: str, path: str, handler: Handler, permission: Permission) -> None:
         """Serve ``method`` on ``path``; GET serves HEAD too."""
         for verb in ("GET", "HEAD") if method == "GET" else (method,):
-            route = self._app.router.add_route(verb, path, handler, expect_handler=defer_continue)
+            route = self._app.router.add_route(verb, path, handler)
             assert route.resource is not None
             self._app[PERMISSIONS][verb, route.resource.canonical] = permission
 

@@ -184,9 +184,7 @@ async def test_handoff_keeps_apart_from_a_copy_that_is_still_on_its_way(size: in
 @both_sizes
 @pytest.mark.parametrize(("fault", "full"), [(Fault.FAIL, False), (Fault.FAIL_AFTER, False), (Fault.FULL, True)])
 @instant
-async def test_commit_is_refused_and_leaves_nothing_when_every_shard_fails(
-    size: int, fault: Fault, full: bool
-) -> None:
+async def test_commit_is_refused_and_leaves_nothing_when_every_shard_fails(size: int, fault: Fault, full: bool) -> None:
     with small_blocks(BLOCK):
         cluster = Cluster(THREE_ZONES)
         for faulty in cluster.faulty.values():
@@ -492,9 +490,7 @@ plans = st.lists(
             for operation in (Operation.PUT, Operation.STAGE, Operation.WRITE, Operation.COMMIT)
         }
     ),
-    reading=st.lists(
-        st.sampled_from([None, None, Fault.FAIL, Fault.CORRUPT]), min_size=6, max_size=6
-    ),
+    reading=st.lists(st.sampled_from([None, None, Fault.FAIL, Fault.CORRUPT]), min_size=6, max_size=6),
 )
 @settings(max_examples=250, deadline=None)
 def test_commit_acknowledges_a_quorum_or_leaves_nothing(

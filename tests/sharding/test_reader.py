@@ -428,7 +428,8 @@ async def test_failure_ahead_of_a_client_that_leaves_is_nobodys_business() -> No
     shards=st.lists(st.integers(0, 5), min_size=1, max_size=4, unique=True),
     faults=st.lists(
         st.lists(
-            st.sampled_from([None, None, Fault.FAIL, Fault.FAIL_AFTER, Fault.CORRUPT, Fault.LOSE, Fault.STALL]), max_size=6
+            st.sampled_from([None, None, Fault.FAIL, Fault.FAIL_AFTER, Fault.CORRUPT, Fault.LOSE, Fault.STALL]),
+            max_size=6,
         ),
         min_size=6,
         max_size=6,

@@ -190,7 +190,8 @@ async def test_open_upload_is_refused_at_once_when_too_few_shards_take_writes() 
 
 
 @pytest.mark.parametrize(
-    ("full", "away", "for_space"), [("12345", "", True), ("1", "2345", True), ("", "12345", False), ("12", "0345", True)]
+    ("full", "away", "for_space"),
+    [("12345", "", True), ("1", "2345", True), ("", "12345", False), ("12", "0345", True)],
 )
 @instant
 async def test_open_upload_refused_says_whether_space_alone_is_wanting(full: str, away: str, for_space: bool) -> None:

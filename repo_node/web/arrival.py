@@ -1,0 +1,55 @@
+"""What a request becomes before it is routed: its path canonical, its Expect taken out of aiohttp's hands.
+
+The router, the permissions, the handlers and the log all see one and the same target, so that no
+percent-encoding, matrix parameter or trailing slash leads to another route. aiohttp itself would
+answer an Expect on a path it does not know with 100, before anybody has asked who the client is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+from aiohttp import HttpVersion11, web
+from multidict import CIMultiDict, CIMultiDictProxy
+from yarl import URL
+
+from repo_node.errors import RequestError
+from repo_node.paths import BadPath, parse_target
+from repo_node.web.context import CONTINUE_DUE, REFUSED, TARGET
+
+RequestFactory = Callable[..., web.BaseRequest]
+
+CANONICAL = re.compile(r"(?:/[A-Za-z0-9._-]+)+")
+"""Paths that are in canonical form for certain, which spares most requests a second URL."""
+
+
+def on_arrival(make: RequestFactory) -> RequestFactory:
+    """Return ``make``, giving it messages in canonical form; what is wrong with one stands in ``REFUSED``."""
+
+    def arrive(message: Any, *args: Any) -> web.BaseRequest:
+        found: dict[Any, Any] = {}
+        try:
+            found[TARGET] = target = parse_target(message.path)
+            if not CANONICAL.fullmatch(message.path.partition("?")[0]):
+                query = message.url.raw_query_string
+                message = message._replace(url=URL.build(path=target.encoded, query_string=query, encoded=True))
+        except BadPath as error:
+            found[REFUSED] = error
+        if (expected := message.headers.get("Expect")) is not None:
+            message = without_expect(message)
+            if expected.lower() != "100-continue":
+                found.setdefault(REFUSED, RequestError("Only Expect: 100-continue is supported.", status=417))
+            found[CONTINUE_DUE] = message.version >= HttpVersion11
+        request = make(message, *args)
+        request.update(found)
+        return request
+
+    return arrive
+
+
+def without_expect(message: Any) -> Any:
+    headers = CIMultiDict(message.headers)
+    del headers["Expect"]
+    return message._replace(headers=CIMultiDictProxy(headers))

@@ -1,0 +1,144 @@
+"""A node's life among others: heartbeats, a broken connection, fencing, leaving."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import pytest
+
+from repo_node.cluster import membership
+from repo_node.db.nodes import Fenced
+from tests.repo_node.nodes import RunningCluster, RunningNode, configure, new_path, random_bytes, run_nodes, wait_until
+
+READINESS = "/artifactory/api/v1/system/readiness"
+FAST = {"heartbeat_seconds": 0.2, "node_down_seconds": 1.0}
+
+
+def up(seen_by: RunningNode, name: str) -> bool:
+    return next(node.up for node in seen_by.node.cluster().nodes.values() if node.id == name)
+
+
+def break_heartbeat_connection(cluster: RunningCluster, name: str) -> None:
+    rows = cluster.sql(
+        """
+        SELECT pg_terminate_backend(pid) AS gone FROM pg_stat_activity
+         WHERE datname = current_database() AND application_name = $1
+        """,
+        f"holdfast {name}",
+    )
+    assert [row["gone"] for row in rows] == [True]
+
+
+def test_a_node_has_one_connection_of_its_own(three: RunningCluster) -> None:
+    rows = three.sql(
+        "SELECT application_name AS name FROM pg_stat_activity WHERE datname = current_database() "
+        "AND application_name LIKE 'holdfast node-%'"
+    )
+    assert sorted(row["name"] for row in rows) == ["holdfast node-1", "holdfast node-2", "holdfast node-3"]
+
+
+def test_a_broken_connection_is_distrusted_at_once_and_made_anew(
+    three: RunningCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = three.first
+    monkeypatch.setattr(membership, "RECONNECT_SECONDS", 1.0)
+    token = three.token("read")
+    client = first.client(f"Bearer {token}")
+    client.get("/artifactory/api/repositories")
+    queries = {"query": "token_find"}
+    metric = "holdfast_database_query_duration_seconds_count"
+    before = first.metric(metric, **queries)
+    client.get("/artifactory/api/repositories")
+    assert first.metric(metric, **queries) == before
+    break_heartbeat_connection(three, "node-1")
+    wait_until(lambda: not first.is_ready(), 2)
+    # Nothing is believed from memory meanwhile, and requests go on.
+    assert client.get("/artifactory/api/repositories").status == 200
+    assert first.metric(metric, **queries) == before + 1
+    wait_until(first.is_ready, 10)
+    assert all(node.is_ready() for node in three.nodes)
+    assert not first.beating.done()
+    three.set({"ranges_max": 11})
+    three.set({"ranges_max": 16})
+
+
+def test_a_node_whose_name_another_process_took_ends(ready_dsn: str, directory: Path) -> None:
+    with run_nodes([configure(ready_dsn, directory)]) as cluster:
+        cluster.sql("UPDATE nodes SET incarnation = gen_random_uuid()")
+        wait_until(cluster.first.beating.done, 10)
+        assert isinstance(cluster.first.beating.exception(), Fenced)
+
+
+def test_a_node_whose_shard_another_claimed_ends(ready_dsn: str, directory: Path) -> None:
+    with run_nodes([configure(ready_dsn, directory)]) as cluster:
+        cluster.sql("UPDATE shards SET owner = gen_random_uuid() WHERE id = (SELECT min(id) FROM shards)")
+        wait_until(cluster.first.beating.done, 10)
+        assert isinstance(cluster.first.beating.exception(), Fenced)
+
+
+def test_a_silent_peer_is_down_in_time_and_its_shards_take_nothing(ready_dsn: str, directory: Path) -> None:
+    configs = [configure(ready_dsn, directory, name=f"node-{n}", zone=f"zone-{n}") for n in (1, 2, 3)]
+    with run_nodes(configs) as cluster:
+        cluster.set(FAST)
+        first, third = cluster.nodes[0], cluster.nodes[2]
+        path, body = new_path(), random_bytes(2_000_000)
+        assert first.admin.put(path, body).status == 201
+        began = time.monotonic()
+        cluster.loop.call_soon_threadsafe(third.beating.cancel)
+        wait_until(lambda: not up(first, "node-3"), 10)
+        assert time.monotonic() - began >= 0.5
+        assert len(first.node.view().writable) == 4
+        assert not third.is_ready()
+        for _ in range(5):
+            assert first.admin.put(new_path(), random_bytes(1000)).status == 201
+        rows = cluster.sql(
+            "SELECT count(*) AS n FROM replicas r JOIN shards s ON s.id = r.shard_id "
+            "JOIN blobs b ON b.id = r.blob_id WHERE s.node_id = 'node-3' AND b.size = 1000"
+        )
+        assert rows[0]["n"] == 0
+        assert [node.admin.get(path).body for node in cluster.nodes[:2]] == [body] * 2
+
+
+def test_a_node_that_leaves_says_so_and_finishes(ready_dsn: str, directory: Path) -> None:
+    configs = [configure(ready_dsn, directory, name=f"node-{n}", zone=f"zone-{n}") for n in (1, 2)]
+    with run_nodes(configs) as cluster:
+        first, second = cluster.nodes
+        path, body = new_path(), random_bytes(2_000_000)
+        with first.admin.raw() as raw:
+            raw.send_head("PUT", path, f"Content-Length: {len(body)}")
+            raw.send(body[:1_500_000])
+            cluster.on_loop(first.node.leave())
+            assert first.client().get(READINESS).status == 404
+            assert first.client().get("/artifactory/api/system/ping").status == 503
+            raw.send(body[1_500_000:])
+            status, headers, _ = raw.read_answer()
+        assert (status, headers["connection"]) == (201, "close")
+        assert first.admin.get(path).body == body
+        assert second.is_ready()
+    rows = cluster.sql("SELECT stopped_at FROM nodes")
+    assert len(rows) == 2 and all(row["stopped_at"] for row in rows)
+
+
+def test_a_node_that_left_is_down_at_once_for_its_peers(ready_dsn: str, directory: Path) -> None:
+    config = configure(ready_dsn, directory, name="node-2", zone="zone-2")
+    with run_nodes([configure(ready_dsn, directory)]) as cluster:
+        with run_nodes([config], ready=lambda one: one.node.is_ready()):
+            wait_until(lambda: len(cluster.first.node.view().writable) == 4)
+        wait_until(lambda: not up(cluster.first, "node-2"), 5)
+        assert len(cluster.first.node.view().writable) == 2
+        with run_nodes([config], ready=lambda one: one.node.is_ready()):
+            wait_until(lambda: len(cluster.first.node.view().writable) == 4)
+
+
+def test_peers_shards_follow_their_node_to_another_address(ready_dsn: str, directory: Path) -> None:
+    names = {"name": "node-2", "zone": "zone-2"}
+    path, body = new_path(), random_bytes(3_000_000)
+    with run_nodes([configure(ready_dsn, directory)]) as cluster:
+        for _ in range(2):
+            config = configure(ready_dsn, directory, **names)  # type: ignore[arg-type]
+            with run_nodes([config], ready=lambda one: one.node.is_ready()):
+                wait_until(lambda: len(cluster.first.node.view().writable) == 4)
+                assert cluster.admin.put(path, body + config.internal.url.encode()).status == 201
+                assert cluster.admin.get(path).body.startswith(body)
+                assert cluster.sql("SELECT count(*) AS n FROM repair_queue")[0]["n"] == 0

@@ -1,0 +1,196 @@
+"""Postgres cut off, frozen, or silent at the moment of a commit: 503 in time, nothing lost, nothing done twice."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pytest
+
+from tests.postgres import TestServer
+from tests.repo_node.db.severing_proxy import Fate, SeveringProxy, open_proxy
+from tests.repo_node.gateway import Gateway, OpenGateway, in_thread
+from tests.repo_node.nodes import (
+    RunningCluster,
+    configure,
+    new_path,
+    prepare,
+    random_bytes,
+    run_nodes,
+    wait_until,
+)
+
+SYSTEM = "/artifactory/api/v1/system"
+TIMEOUT_SECONDS = 0.8
+DEADLINE_SECONDS = 4.0
+"""A connection, a statement, and a slow machine."""
+
+DATABASE = {"connect_timeout_seconds": TIMEOUT_SECONDS, "statement_timeout_seconds": TIMEOUT_SECONDS}
+
+
+@dataclass
+class Behind:
+    """A node that reaches Postgres through a gateway only."""
+
+    cluster: RunningCluster
+    gateway: Gateway
+    path: str
+    body: bytes
+    token: str
+
+
+@pytest.fixture(scope="module")
+def behind(postgres: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Behind]:
+    """A node behind a gateway, with an artifact and a token that it knows well."""
+    path, body = new_path(), random_bytes(3 << 20)
+    with postgres.database(postgres.template()) as dsn, in_thread(OpenGateway(dsn)) as (gateway, through):
+        prepare(dsn)
+        config = configure(through, tmp_path_factory.mktemp("behind"), database=DATABASE)
+        with run_nodes([config]) as cluster:
+            cluster.dsn = dsn
+            assert cluster.admin.put(path, body).status == 201
+            yield Behind(cluster, gateway, path, body, cluster.token("read", "write", "delete"))
+
+
+@contextmanager
+def away(behind: Behind, how: str) -> Iterator[None]:
+    """Keep Postgres away for the length of the block, and wait until the node has it back."""
+    getattr(behind.gateway, how)()
+    try:
+        yield
+    finally:
+        behind.gateway.restore()
+        wait_until(behind.cluster.first.is_ready)
+
+
+@pytest.mark.parametrize("how", ["cut", "freeze"])
+def test_while_postgres_is_away_everything_is_503_in_time(behind: Behind, how: str) -> None:
+    first, path = behind.cluster.first, new_path()
+    client = first.client(f"Bearer {behind.token}")
+    assert client.get(behind.path).body == behind.body
+    with away(behind, how):
+        for method, target in (
+            ("GET", behind.path),
+            ("HEAD", behind.path),
+            ("PUT", path),
+            ("DELETE", behind.path),
+            ("GET", behind.path.replace("/artifactory/", "/artifactory/api/storage/")),
+            ("GET", "/artifactory/api/repositories"),
+        ):
+            began = time.monotonic()
+            answer = client.request(method, target, b"x" if method == "PUT" else None)
+            assert time.monotonic() - began < DEADLINE_SECONDS
+            assert (answer.status, answer.headers["Retry-After"]) == (503, "2"), (method, target)
+        with client.raw() as raw:
+            raw.send_head("PUT", path, "Expect: 100-continue", "Content-Length: 10")
+            assert raw.read_head()[0] == 503
+        wait_until(lambda: client.get(f"{SYSTEM}/readiness").status == 503)
+        assert "Retry-After" in client.get(f"{SYSTEM}/readiness").headers
+        assert client.get(f"{SYSTEM}/liveness").status == 200
+    assert client.get(f"{SYSTEM}/readiness").status == 200
+    assert client.get(behind.path).body == behind.body
+    assert client.get(path).status == 404
+
+
+def test_a_password_is_not_believed_from_memory_while_nothing_is_heard(behind: Behind) -> None:
+    admin = behind.cluster.admin
+    assert admin.get(behind.path).status == 200
+    with away(behind, "cut"):
+        wait_until(lambda: not behind.cluster.first.is_ready())
+        assert admin.get(behind.path).status == 503
+    assert admin.get(behind.path).status == 200
+
+
+def test_what_changes_unheard_holds_when_postgres_is_back(behind: Behind) -> None:
+    cluster = behind.cluster
+    made = cluster.admin.post_json("/artifactory/api/holdfast/tokens", {"scopes": ["read"]}).json()
+    client = cluster.first.client(f"Bearer {made['token']}")
+    assert client.get(behind.path).status == 200
+    with away(behind, "cut"):
+        cluster.sql("UPDATE tokens SET revoked_at = now() WHERE id = $1", made["id"])
+        cluster.sql("INSERT INTO settings (key, value, updated_by) VALUES ('ranges_max', '5', 'test')")
+    assert client.get(behind.path).status == 401
+    wait_until(lambda: cluster.first.holds({"ranges_max": 5}), 5)
+
+
+def test_a_download_under_way_ends_while_postgres_is_away(behind: Behind) -> None:
+    with behind.cluster.admin.raw() as raw:
+        raw.send_head("GET", behind.path)
+        assert raw.read_head()[0] == 200
+        with away(behind, "cut"):
+            assert raw.read(len(behind.body)) == behind.body
+
+
+def test_an_upload_whose_commit_finds_no_postgres_is_503_and_leaves_nothing(behind: Behind) -> None:
+    path, body, cluster = new_path(), random_bytes(2 << 20), behind.cluster
+    before = set(cluster.files())
+    with cluster.admin.raw() as raw:
+        raw.send_head("PUT", path, f"Content-Length: {len(body)}")
+        raw.send(body[:-1])
+        wait_until(lambda: cluster.first.metric("holdfast_uploads_in_flight") == 1)
+        with away(behind, "cut"):
+            wait_until(lambda: not cluster.first.is_ready())
+            raw.send(body[-1:])
+            status, headers, _ = raw.read_answer()
+            assert (status, headers["retry-after"]) == (503, "2")
+    wait_until(lambda: not set(cluster.files()) - before)
+    assert cluster.admin.get(path).status == 404
+    assert cluster.admin.put(path, body).status == 201
+
+
+# ---------------------------------------------------------------------- the outcome unknown
+
+
+@pytest.fixture(scope="module")
+def severed(
+    postgres: TestServer, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[RunningCluster, SeveringProxy]]:
+    """A node behind a proxy that loses chosen requests and answers."""
+    with postgres.database(postgres.template()) as dsn, in_thread(open_proxy(dsn)) as (proxy, through):
+        prepare(dsn)
+        with run_nodes([configure(through, tmp_path_factory.mktemp("severed"), database=DATABASE)]) as cluster:
+            cluster.dsn = dsn
+            yield cluster, proxy
+
+
+@pytest.mark.parametrize("fate", [Fate.LOST, Fate.CUT, Fate.ABANDONED, Fate.UNANSWERED, Fate.SILENCE])
+def test_a_commit_whose_answer_is_lost_is_asked_again_and_done_once(
+    severed: tuple[RunningCluster, SeveringProxy], fate: Fate
+) -> None:
+    cluster, proxy = severed
+    name, body = f"marked-{fate.name}", random_bytes(100_000)
+    path = f"/artifactory/generic-local/outcome/{name}"
+    trap = proxy.set_trap(name.encode(), fate)
+    assert cluster.admin.put(path, body).status == 201
+    assert trap.sprung
+    assert cluster.admin.get(path).body == body
+    events = cluster.sql("SELECT count(*) AS n FROM events WHERE kind = 'deploy' AND path = $1", f"outcome/{name}")
+    assert events[0]["n"] == 1
+
+
+def test_while_the_outcome_is_unknown_no_file_is_removed(severed: tuple[RunningCluster, SeveringProxy]) -> None:
+    cluster, proxy = severed
+    name, body = "unknown", random_bytes(100_000)
+    path, sha256 = f"/artifactory/generic-local/outcome/{name}", hashlib.sha256(body).hexdigest()
+    with cluster.settings(outcome_wait_seconds=0.5):
+        trap = proxy.set_trap(name.encode(), Fate.UNANSWERED)
+        with cluster.admin.raw() as raw:
+            raw.send_head("PUT", path, f"Content-Length: {len(body)}")
+            raw.send(body)
+            wait_until(lambda: trap.sprung)
+            proxy.accepts = False
+            try:
+                status, headers, answer = raw.read_answer()
+            finally:
+                proxy.accepts = True
+        assert (status, headers["retry-after"]) == (503, "2")
+        assert b"did not say" in answer
+        assert sum(found.name.startswith(sha256) for found in cluster.files()) == 2
+        wait_until(cluster.first.is_ready)
+        # It had been committed: the doubt was only on this side.
+        assert cluster.admin.get(path).body == body
+        assert cluster.admin.put(path, body).status == 201
+        assert cluster.first.metric("holdfast_uploads_total", outcome="unknown") == 1
