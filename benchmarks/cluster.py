@@ -1,0 +1,128 @@
+"""A fresh cluster of ``holdfast up`` that lives as long as a round of measurements."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from repo_node.launch.postgres import EmbeddedPostgres
+
+UP_SECONDS_MAX = 180
+PORT_STEP = 10
+READ_BYTES = 1 << 20
+MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs")
+
+
+class ClusterFailed(Exception):
+    """The cluster did not do what it was told; the message is its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class BenchCluster:
+    """A running cluster: its address, its processes, a way in."""
+
+    directory: Path
+    url: str
+    node_pids: tuple[int, ...]
+    postgres_pid: int
+    authorization: str
+
+    @property
+    def pids(self) -> tuple[int, ...]:
+        """The roots of everything whose CPU time is the cluster's."""
+        return (*self.node_pids, self.postgres_pid)
+
+
+@contextmanager
+def open_cluster(parent: Path, port: int | None, authentication: str, *, keep: bool) -> Iterator[BenchCluster]:
+    """Start three nodes with redundancy 2 under ``parent``; stop and remove them afterwards unless ``keep``.
+
+    ``authentication`` is token or basic. Raises ``ClusterFailed``.
+    """
+    parent.mkdir(parents=True, exist_ok=True)
+    directory = Path(tempfile.mkdtemp(prefix="cluster-", dir=parent))
+    try:
+        arguments = ["--nodes", "3", "--redundancy", "2", "--port", str(port or find_port()), "--data", str(directory)]
+        run_holdfast("up", "--detach", *arguments)
+        record = json.loads((directory / "cluster.json").read_text())
+        yield BenchCluster(
+            directory=directory,
+            url=record["front_url"],
+            node_pids=tuple(node["pid"] for node in record["nodes"]),
+            postgres_pid=record["postgres_pid"],
+            authorization=authorize(directory, authentication),
+        )
+    finally:
+        if not keep:
+            remove(directory)
+
+
+def authorize(directory: Path, authentication: str) -> str:
+    """Return the Authorization header of the load."""
+    if authentication == "basic":
+        password = (directory / "admin-password").read_text().strip()
+        return "Basic " + base64.b64encode(f"admin:{password}".encode()).decode()
+    scopes = ["--scope", "read", "--scope", "write"]
+    answer = run_holdfast("token", "create", "--data", str(directory), *scopes, "--expires", "1d", "--json")
+    return f"Bearer {json.loads(answer)['token']}"
+
+
+def remove(directory: Path) -> None:
+    """Stop the cluster and remove its data, also when it never came up."""
+    with suppress(ClusterFailed):
+        run_holdfast("down", "--data", str(directory))
+    EmbeddedPostgres(directory / "postgres").remove()
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def run_holdfast(*arguments: str) -> str:
+    """Return what a command of ``holdfast`` prints. Raises ``ClusterFailed``."""
+    command: Sequence[str] = (sys.executable, "-m", "repo_node", *arguments)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=UP_SECONDS_MAX)
+    if done.returncode:
+        raise ClusterFailed(f"holdfast {' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def find_port() -> int:
+    """Return a front port that is free now, and so are those of the nodes that follow from it."""
+    for port in range(18080, 19080, PORT_STEP):
+        with suppress(OSError), ExitStack() as stack:
+            for offset in (0, 1, 2, 3, 101, 102, 103):
+                stack.enter_context(socket.socket()).bind(("127.0.0.1", port + offset))
+            return port
+    raise ClusterFailed("no free ports from 18080 to 19080; choose with --port")
+
+
+def read_replicas(directory: Path, size: int, bytes_max: int) -> None:
+    """Read the latest replicas of ``size`` bytes, at most ``bytes_max``, so that they are in the page cache."""
+    found = []
+    for path in directory.glob("nodes/*/shard-*/blobs/**/*"):
+        # A replica may go at any time.
+        with suppress(FileNotFoundError):
+            status = path.stat()
+            if status.st_size == size and stat.S_ISREG(status.st_mode):
+                found.append((status.st_mtime, path))
+    buffer = bytearray(min(size, READ_BYTES))
+    for _, path in sorted(found, reverse=True)[: bytes_max // size]:
+        with suppress(FileNotFoundError), path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+
+
+def is_in_memory(path: Path) -> bool:
+    """Return whether files under ``path`` lie in memory, where an fsync costs nothing."""
+    mounts = [line.split() for line in Path("/proc/self/mounts").read_text().splitlines()]
+    kinds = {Path(mount[1]): mount[2] for mount in mounts}
+    here = path.resolve()
+    return next((kinds[place] for place in (here, *here.parents) if place in kinds), "") in MEMORY_FILE_SYSTEMS
