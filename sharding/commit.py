@@ -47,7 +47,7 @@ class Commit:
     """The last stage of one upload. Whatever it does not return as durable is removed by generation.
 
     ``lag_seconds`` is how long a shard may keep the others waiting before a handoff starts beside
-    it; ``wait_seconds`` bounds the whole, once the handoffs that the quorum needs have caught up.
+    it; ``wait_seconds`` bounds the whole, once the handoffs of a staged body have caught up.
     """
 
     def __init__(self, upload: Upload, *, lag_seconds: float, wait_seconds: float) -> None:

@@ -39,17 +39,20 @@ class Placer:
         """
         if count <= 0:
             return []
-        zones = {member.zone for member in self._counted.values()} if new_zones else ()
+        zones = {member.zone for member in self._counted.values()} if new_zones else set()
         tried, takes = self._tried, self._view.takes
         candidates = self._view.ring.candidates(
             self._key,
             taken=tuple(self._counted.values()),
             usable=lambda member: takes(member) and member.shard not in tried and member.zone not in zones,
         )
-        chosen = list(islice(candidates, count))
-        for member in chosen:
-            self._tried.add(member.shard)
+        chosen = []
+        for member in islice(candidates, count):
+            chosen.append(member)
+            tried.add(member.shard)
             self._counted[member.shard] = member
+            if new_zones:
+                zones.add(member.zone)
         return chosen
 
     def shard(self, member: Member) -> Shard:

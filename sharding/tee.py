@@ -23,6 +23,9 @@ from sharding.tasks import run_all, stop
 BLOCKS_A_TURN = 4
 """Blocks a handoff catches up for each one that arrives: it gains on any client."""
 
+CATCH_UP_BYTES_PER_SECOND_MIN = 16 << 20
+"""What the whole body must come to, at the end, for a handoff that an acknowledgement cannot do without."""
+
 
 class Cleaner(Protocol):
     """Removes, in the background, what nothing will ever refer to."""
@@ -96,15 +99,16 @@ class Tee:
         return self._hasher.finish()
 
     async def settle_handoffs(self, wait_seconds: float) -> None:
-        """Wait for the handoffs that still catch up; stop those that take longer than ``wait_seconds``.
+        """Wait for the handoffs that still catch up, then stop the rest.
 
-        While an acknowledgement needs them there is no limit but that of each of their calls.
+        They have ``wait_seconds``; as long as an acknowledgement needs them, what a large body takes.
         """
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + wait_seconds
+        began, needed_seconds = loop.time(), max(wait_seconds, self._stored / CATCH_UP_BYTES_PER_SECOND_MIN)
         while self._handoffs:
-            timeout = max(0.0, deadline - loop.time()) if self._placer.suffices(self._members()) else None
-            ended, _ = await asyncio.wait(self._handoffs, timeout=timeout, return_when=asyncio.FIRST_COMPLETED)
+            limit = wait_seconds if self._placer.suffices(self._members()) else needed_seconds
+            left = max(0.0, began + limit - loop.time())
+            ended, _ = await asyncio.wait(self._handoffs, timeout=left, return_when=asyncio.FIRST_COMPLETED)
             if not ended:
                 break
             self._handoffs -= ended

@@ -66,9 +66,12 @@ async def watch_status(endpoint: Endpoint, as_json: bool, interval_seconds: floa
     """Ask every ``interval_seconds`` and show the answer; a cluster that does not answer is shown as such."""
     console = new_console()
     live = Live(console=console, screen=True, auto_refresh=False) if sys.stdout.isatty() and not as_json else None
+    task = asyncio.current_task()
+    assert task is not None
     async with Client(endpoint, retry=CALL_RETRY) as client:
         with live or nullcontext():
-            while True:
+            # A cancellation that meets a timeout inside a call may get lost there; the request for it stays.
+            while not task.cancelling():
                 view = await look(client, as_json, is_wide=console.width >= WIDE_COLUMNS)
                 if live is not None:
                     live.update(view, refresh=True)

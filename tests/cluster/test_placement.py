@@ -5,10 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import pytest
-
 from tests.cluster.ledger import LedgerClient
 from tests.cluster.processes import Cluster, cluster, sha256_of, wait_until
+from tests.tools import skip
 
 
 async def test_every_blob_lies_on_two_shards_in_two_zones(three: Cluster) -> None:
@@ -43,7 +42,7 @@ async def test_same_content_twice_keeps_two_files(three: Cluster) -> None:
 
 async def test_node_opens_only_files_of_its_own_shards(tmp_path: Path, dsn: str) -> None:
     if shutil.which("strace") is None:
-        pytest.skip("strace is not installed: which files a node opens cannot be seen")
+        skip("strace is not installed: which files a node opens cannot be seen")
     with cluster(tmp_path / "cluster", dsn, nodes=0) as made:
         for _ in range(3):
             made.add_node()

@@ -192,15 +192,6 @@ def test_fewer_shards_than_the_quorum_is_503_before_the_body(ready_dsn: str, dir
         assert cluster.first.metric("holdfast_replicas_written_short_total") == 1
 
 
-def test_a_disk_that_does_not_answer_is_not_called_full(three: RunningCluster) -> None:
-    view = three.first.node.view()
-    assert not view.full
-    shard = min(view.writable)
-    three.sql("UPDATE shard_space SET writable = false, capacity_bytes = 0, free_bytes = 0 WHERE shard_id = $1", shard)
-    # Its owner reports anew at its next heartbeat; until then the others see what stands there.
-    wait_until(lambda: shard in three.first.node.view().writable)
-
-
 def test_an_offline_shard_takes_no_writes_and_gives_no_reads(three: RunningCluster) -> None:
     path, body = new_path(), random_bytes(2000)
     assert three.admin.put(path, body).status == 201

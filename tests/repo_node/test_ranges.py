@@ -130,6 +130,11 @@ def test_whatever_is_asked_ranges_lie_inside(header: str, size: int) -> None:
         assert 0 <= part.first <= part.last < size
 
 
+@pytest.mark.parametrize("header", ["bytes=\u0663-5", "bytes=0-\u0665", "bytes=\u00b2-"])
+def test_only_ascii_digits_make_a_range(header: str) -> None:
+    assert parse_ranges(header, 100, ranges_max=5) == []
+
+
 @given(st.integers(1, 10**6), st.data())
 def test_a_range_written_by_a_client_is_the_range_it_gets(size: int, data: st.DataObject) -> None:
     first = data.draw(st.integers(0, size - 1))

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import pytest
+from tests.tools import skip
 
 EXT4_IOC_SHUTDOWN = 0x8004587D
 SHUTDOWN_WITHOUT_FLUSH = 2
@@ -28,7 +28,7 @@ def mounted_tmpfs(path: Path, size_kib: int) -> Iterator[Path]:
 def mounted_ext4(path: Path, size_mib: int = 16) -> Iterator[Path]:
     """Mount an ext4 in a file beside ``path``, or skip the test."""
     if shutil.which("mkfs.ext4") is None:
-        pytest.skip("mkfs.ext4 is not installed: no file system can be killed here")
+        skip("mkfs.ext4 is not installed: no file system can be killed here")
     image = path.with_suffix(".img")
     with image.open("wb") as file:
         file.truncate(size_mib << 20)
@@ -65,13 +65,13 @@ def detach(path: Path) -> None:
 @contextmanager
 def _mounted(path: Path, command: list[str]) -> Iterator[None]:
     if os.geteuid() != 0:
-        pytest.skip("mounting a disk for this test needs root")
+        skip("mounting a disk for this test needs root")
     if shutil.which("mount") is None:
-        pytest.skip("mount is not installed: no disk can be mounted here")
+        skip("mount is not installed: no disk can be mounted here")
     path.mkdir()
     mounting = subprocess.run(command, capture_output=True, text=True)
     if mounting.returncode:
-        pytest.skip(f"no disk can be mounted here: {mounting.stderr.strip()}")
+        skip(f"no disk can be mounted here: {mounting.stderr.strip()}")
     try:
         yield
     finally:

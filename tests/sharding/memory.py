@@ -40,7 +40,10 @@ IDS = random.Random()
 
 
 class MemoryShard:
-    """A ``Shard`` in memory; ``write_seconds`` is what each write to a staged blob takes."""
+    """A ``Shard`` in memory; ``write_seconds`` is what each write to a staged blob takes.
+
+    ``needless_aborts`` counts those of committed blobs, which only a caller who was told of a failure may make.
+    """
 
     def __init__(self, id: ShardId) -> None:
         self.id = id
@@ -48,6 +51,7 @@ class MemoryShard:
         self.staged: dict[Generation, MemoryStaged] = {}
         self.violations: list[str] = []
         self.write_seconds = 0.0
+        self.needless_aborts = 0
         self._generations: set[Generation] = set()
 
     async def put(self, name: BlobName, data: Buffer) -> None:
@@ -63,7 +67,7 @@ class MemoryShard:
         return staged
 
     async def read(self, name: BlobName, *, size: int, offset: int, length: int) -> Buffer:
-        self.require(0 <= offset and 0 < length and offset + length <= size, "a read outside the blob")
+        self.require(offset >= 0 and length > 0 and offset + length <= size, "a read outside the blob")
         await asyncio.sleep(0)
         if name not in self.files:
             raise ReplicaMissing(self.id, f"{name} is not there")
@@ -99,6 +103,7 @@ class MemoryStaged:
         self._generation = generation
         self._busy = False
         self._over = False
+        self._committed = False
 
     @property
     def written(self) -> int:
@@ -111,7 +116,7 @@ class MemoryStaged:
 
     async def read(self, offset: int, length: int) -> Buffer:
         with self._in_use():
-            self._shard.require(0 < length and offset + length <= len(self.bytes), "a read of what is not staged")
+            self._shard.require(length > 0 and offset + length <= len(self.bytes), "a read of what is not staged")
             await asyncio.sleep(0)
             return bytes(self.bytes[offset : offset + length])
 
@@ -121,9 +126,11 @@ class MemoryStaged:
             await asyncio.sleep(0)
             self._shard.files[BlobName(sha256, self._generation)] = bytes(self.bytes)
             del self._shard.staged[self._generation]
+            self._committed = True
 
     async def abort(self) -> None:
         self._shard.require(not self._busy, "an abort beside another call")
+        self._shard.needless_aborts += self._committed
         self._over = True
         self._shard.staged.pop(self._generation, None)
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Sequence
+from itertools import product
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from sharding.commit import Placement
@@ -18,7 +19,7 @@ from sharding.provider import ShardingProvider
 from sharding.shard import Shard
 from sharding.tally import WritePolicy
 from sharding.upload import Upload
-from tests.sharding.faulty import Fault
+from tests.sharding.faulty import Fault, FaultyShard
 from tests.sharding.memory import COMMIT_WAIT_SECONDS, Cluster, instant, run, small_blocks
 
 BLOCK = 64
@@ -93,6 +94,7 @@ async def test_commit_makes_as_many_copies_as_wanted_in_zones_of_their_own(size:
             placement = await store(cluster, size, THREE)
             check_stored(cluster, placement, size)
             assert (len(cluster.zones(placement.replicas)), placement.short) == (3, False)
+            assert sum(memory.needless_aborts for memory in cluster.memory.values()) == 0
 
 
 @instant
@@ -155,13 +157,12 @@ async def test_commit_with_fewer_copies_than_wanted_is_short(size: int) -> None:
 @instant
 async def test_handoff_replaces_a_shard_that_fails_in_a_zone_without_a_copy(size: int, fault: Fault) -> None:
     with small_blocks(BLOCK):
-        for seed in range(8):
-            for doomed in range(9):
-                cluster = Cluster("a1 a1 a1 b2 b2 b2 c3 c3 c3", seed=seed)
+        for seed, layout in product(range(8), ("a1 a1 b2 b2 c3 c3", "a1 a1 a1 b2 b2 b2")):
+            for doomed in range(6):
+                cluster = Cluster(layout, seed=seed)
                 cluster.faulty[ShardId(doomed)].plan(last_step(size), fault)
                 placement = await store(cluster, size, TWO)
                 check_stored(cluster, placement, size)
-                # A zone of its own, also beside a copy that was still on its way when the other failed.
                 assert (len(cluster.zones(placement.replicas)), placement.short) == (2, False)
 
 
@@ -248,15 +249,15 @@ async def test_foreign_error_refuses_the_upload_and_leaves_nothing(size: int) ->
             assert cluster.staged() == []
 
 
-def raise_when(cluster: Cluster, shard: ShardId, operation: Operation) -> None:
+def raise_when(cluster: Cluster, shard: ShardId, wrong: Operation) -> None:
     """Have a shard raise what it must not, at every call of one operation."""
     faulty = cluster.faulty[shard]
     ask = faulty.next_fault
 
-    def next_fault(asked: Operation) -> Fault | None:
-        if asked is operation:
+    def next_fault(operation: Operation) -> Fault | None:
+        if operation is wrong:
             raise Mistake
-        return ask(asked)
+        return ask(operation)
 
     faulty.next_fault = next_fault  # type: ignore[method-assign]
 
@@ -322,11 +323,13 @@ async def test_commit_never_offers_one_shard_the_same_blob_twice(size: int) -> N
 
 
 @both_sizes
+@pytest.mark.parametrize("layout", [THREE_ZONES, "a1 a1 b2 b2"])
 @instant
-async def test_handoff_starts_beside_a_shard_that_lags(size: int) -> None:
+async def test_handoff_starts_beside_a_shard_that_lags(size: int, layout: str) -> None:
     with small_blocks(BLOCK):
-        for lagging in await primaries(THREE_ZONES, size, TWO):
-            cluster = Cluster(THREE_ZONES)
+        for seed in range(8):
+            cluster = Cluster(layout, seed=seed)
+            lagging = (await store(Cluster(layout, seed=seed), size, TWO)).replicas[seed % 2].shard
             cluster.faulty[lagging].plan(last_step(size), Fault.STALL)
             provider = cluster.provider()
             began = asyncio.get_running_loop().time()
@@ -338,6 +341,40 @@ async def test_handoff_starts_beside_a_shard_that_lags(size: int) -> None:
             assert lagging not in {replica.shard for replica in placement.replicas}
             assert len(cluster.zones(placement.replicas)) == 2
             check_stored(cluster, placement, size)
+
+
+@instant
+async def test_shard_that_lagged_and_then_came_counts_when_further_handoffs_choose_their_zones() -> None:
+    with small_blocks(BLOCK):
+        for seed in range(12):
+            cluster = Cluster("a1 a1 a1 b2 b2 b2", seed=seed)
+            asked = stall_first_puts(cluster, 4)
+            asyncio.get_running_loop().call_later(1.5, lambda: cluster.faulty[asked[0]].release())  # noqa: B023
+            placement = await store(cluster, SMALL, TWO)
+            check_stored(cluster, placement, SMALL)
+            assert asked[0] in {replica.shard for replica in placement.replicas}
+            assert not placement.short
+
+
+def stall_first_puts(cluster: Cluster, count: int) -> list[ShardId]:
+    """Have the first puts of all shards together stall; return the shards asked, which fill up as they are."""
+    asked: list[ShardId] = []
+
+    def watch(shard: ShardId, faulty: FaultyShard) -> None:
+        ask = faulty.next_fault
+
+        def next_fault(operation: Operation) -> Fault | None:
+            if operation is Operation.PUT:
+                asked.append(shard)
+                if len(asked) <= count:
+                    return Fault.STALL
+            return ask(operation)
+
+        faulty.next_fault = next_fault  # type: ignore[method-assign]
+
+    for shard, faulty in cluster.faulty.items():
+        watch(shard, faulty)
+    return asked
 
 
 @both_sizes
@@ -472,6 +509,48 @@ async def test_commit_hands_off_to_another_zone_when_the_copies_suffice_and_the_
             assert len(cluster.zones(placement.replicas)) == 2
 
 
+@given(
+    layout=st.sampled_from(["a1 a1 a1 b2 b2 c3", "a1 a1 b2 b2 c3 c3", "a1 a1 a1 a1 b2 b2"]),
+    seed=st.integers(0, 30),
+    delays=st.lists(st.sampled_from([0.0, 0.5, 1.2, 2.5, 4.0, 60.0]), min_size=6, max_size=6),
+    fails=st.sets(st.integers(0, 5)),
+)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+def test_commit_reaches_the_zones_it_needs_whenever_they_have_a_shard_that_works(
+    layout: str, seed: int, delays: list[float], fails: set[int]
+) -> None:
+    async def check() -> None:
+        cluster = Cluster(layout, seed=seed)
+        working = {member.zone for member in cluster.members if not delays[member.shard] and member.shard not in fails}
+        assume(len(working) >= 2)
+        for member in cluster.members:
+            faulty = cluster.faulty[member.shard]
+            if delays[member.shard]:
+                faulty.plan(Operation.PUT, Fault.STALL)
+                asyncio.get_running_loop().call_later(delays[member.shard], faulty.release)
+            if member.shard in fails:
+                refuse_puts(faulty)
+        placement = await store(cluster, SMALL, STRICT)
+        check_stored(cluster, placement, SMALL)
+        assert len(cluster.zones(placement.replicas)) == 2
+
+    with small_blocks(BLOCK):
+        run(check())
+
+
+def refuse_puts(faulty: FaultyShard) -> None:
+    """Have a shard fail every put, after as long as it takes it anyway."""
+    suffer = faulty.suffer
+
+    async def fail(fault, begin):  # type: ignore[no-untyped-def]
+        async def refuse() -> None:
+            raise ShardUnavailable(faulty.id, "made to fail late")
+
+        return await suffer(fault, refuse)
+
+    faulty.suffer = fail  # type: ignore[method-assign]
+
+
 # ------------------------------------------------------------------ any faults at all
 
 plans = st.lists(
@@ -492,7 +571,7 @@ plans = st.lists(
     ),
     reading=st.lists(st.sampled_from([None, None, Fault.FAIL, Fault.CORRUPT]), min_size=6, max_size=6),
 )
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_commit_acknowledges_a_quorum_or_leaves_nothing(
     size: int,
     policy: WritePolicy,

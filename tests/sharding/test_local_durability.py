@@ -22,6 +22,7 @@ from sharding.local import LocalShard
 from sharding.model import BlobName
 from tests.sharding.local_shards import open_at
 from tests.sharding.shard_contract import block_digests, make_generation, make_name, replica_files, stage_all
+from tests.tools import skip
 
 Steps = list[tuple[str, str]]
 
@@ -246,7 +247,7 @@ asyncio.run(store(Path(sys.argv[1])))
 
 def test_the_kernel_sees_sync_rename_sync_before_the_acknowledgement(tmp_path: Path) -> None:
     if shutil.which("strace") is None:
-        pytest.skip("strace is not installed: the order of system calls is checked by the other tests only")
+        skip("strace is not installed: the order of system calls is checked by the other tests only")
     trace = tmp_path / "trace"
     command = ["strace", "-f", "-y", "-s", "200", "-e", "trace=fsync,fdatasync,rename,renameat,renameat2,write"]
     ran = subprocess.run(
@@ -257,7 +258,7 @@ def test_the_kernel_sees_sync_rename_sync_before_the_acknowledgement(tmp_path: P
         cwd=Path(__file__).parents[2],
     )
     if "ptrace" in ran.stderr and not ran.stdout:
-        pytest.skip("strace may not trace processes here")
+        skip("strace may not trace processes here")
     names = re.findall(r"ACKNOWLEDGED (\S+)", ran.stdout)
     assert len(names) == 2, ran.stderr
     calls = trace.read_text()

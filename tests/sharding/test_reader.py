@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sharding.digests import block_digests
@@ -106,7 +106,7 @@ def body_of(size: int) -> bytes:
 
 
 @given(data=st.data(), size=st.integers(1, 6 * BLOCK))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_stream_yields_exactly_the_range_asked_for(data: st.DataObject, size: int) -> None:
     first = data.draw(st.integers(0, size - 1))
     last = data.draw(st.integers(first, size - 1))
@@ -217,7 +217,10 @@ async def test_reader_raises_when_no_replica_gives_the_block(how: str) -> None:
         assert len(scene.catalogue.reports) == (0 if how == "unavailable" else 2)
 
 
-@pytest.mark.parametrize("fault", [Fault.FAIL, Fault.FAIL_AFTER, Fault.CORRUPT, Fault.LOSE, Fault.STALL])
+TROUBLES = (Fault.FAIL, Fault.FAIL_AFTER, Fault.CORRUPT, Fault.LOSE, Fault.STALL)
+
+
+@pytest.mark.parametrize("fault", TROUBLES)
 @pytest.mark.parametrize("block", range(6))
 @instant
 async def test_stream_goes_on_at_the_same_offset_when_a_replica_fails_at_any_block(fault: Fault, block: int) -> None:
@@ -426,16 +429,9 @@ async def test_failure_ahead_of_a_client_that_leaves_is_nobodys_business() -> No
 @given(
     size=st.sampled_from([1, BLOCK, BLOCK + 1, 6 * BLOCK]),
     shards=st.lists(st.integers(0, 5), min_size=1, max_size=4, unique=True),
-    faults=st.lists(
-        st.lists(
-            st.sampled_from([None, None, Fault.FAIL, Fault.FAIL_AFTER, Fault.CORRUPT, Fault.LOSE, Fault.STALL]),
-            max_size=6,
-        ),
-        min_size=6,
-        max_size=6,
-    ),
+    faults=st.lists(st.lists(st.sampled_from([None, None, *TROUBLES]), max_size=6), min_size=6, max_size=6),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_read_returns_exactly_the_bytes_or_raises(
     size: int, shards: list[int], faults: list[list[Fault | None]]
 ) -> None:

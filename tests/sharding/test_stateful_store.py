@@ -1,4 +1,4 @@
-"""The store against a model of what it acknowledged, while shards fail, fill up, stall and lose files between the steps.
+"""The store against a model of what it acknowledged, while shards fail, fill up, stall and lose files.
 
 Invariants: an acknowledged blob has a quorum of right copies on distinct shards; a read gives exactly
 the bytes or raises; what was refused or given up leaves nothing once the janitor is done; no task stays.
@@ -267,5 +267,5 @@ class StoreMachine(RuleBasedStateMachine):
 
 TestStore = StoreMachine.TestCase
 TestStore.settings = settings(
-    max_examples=3000, stateful_step_count=50, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

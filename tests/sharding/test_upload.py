@@ -7,11 +7,13 @@ import hashlib
 import random
 import tracemalloc
 from collections.abc import Sequence
+from itertools import pairwise
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sharding import tee as tee_module
 from sharding.digests import block_digests
 from sharding.errors import ShardUnavailable, WriteQuorumNotMet
 from sharding.guarded import Operation
@@ -89,11 +91,11 @@ async def test_upload_keeps_small_bodies_in_memory_and_stages_longer_ones(size: 
     cuts=st.lists(st.integers(0, 5 * BLOCK), max_size=12),
     kinds=st.lists(st.sampled_from(["bytes", "bytearray", "memoryview", "wide", "reused"]), min_size=1),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 def test_upload_stores_the_same_bytes_however_they_come(size: int, cuts: list[int], kinds: list[str]) -> None:
     body = body_of(size)
     edges = sorted({0, size, *(cut for cut in cuts if cut < size)})
-    pieces = [body[start:end] for start, end in zip(edges, edges[1:], strict=False)]
+    pieces = [body[start:end] for start, end in pairwise(edges)]
 
     async def upload_all() -> None:
         cluster = Cluster(THREE_ZONES)
@@ -104,6 +106,7 @@ def test_upload_stores_the_same_bytes_however_they_come(size: int, cuts: list[in
                 await upload.write(buffer)
                 if reused is not None:
                     reused[:] = bytes(len(reused))
+            assert upload.size == size
             check_digests(await upload.finish(), body)
             placement = await provider.commit(upload)
         assert [cluster.files()[replica] for replica in placement.replicas] == [body] * (2 if size else 0)
@@ -252,7 +255,7 @@ async def test_opening_is_refused_when_the_copies_begun_lie_in_too_few_zones() -
         for shard in (2, 3):
             cluster.faulty[ShardId(shard)].down = True
         provider = cluster.provider()
-        with pytest.raises(WriteQuorumNotMet, match="2 durable copies of the 2 .*, but in 1 of the 2 zones"):
+        with pytest.raises(WriteQuorumNotMet, match=r"2 durable copies of the 2 .*, but in 1 of the 2 zones"):
             async with provider.open_upload(WritePolicy(redundancy=2, zones_min=2)) as upload:
                 await upload.write(bytes(BLOCK + 1))
         await provider.close()
@@ -285,6 +288,8 @@ async def test_opening_that_meets_a_foreign_error_raises_it_and_leaves_nothing(m
             raise Mistake
 
         monkeypatch.setattr(cluster.memory[ShardId(0)], "stage", stage)
+        cluster.faulty[ShardId(1)].plan(Operation.STAGE, Fault.STALL)
+        asyncio.get_running_loop().call_later(1, cluster.faulty[ShardId(1)].release)
         provider = cluster.provider()
         with pytest.raises(Mistake):
             async with provider.open_upload(TWO) as upload:
@@ -448,28 +453,55 @@ async def test_handoff_never_joins_with_bytes_that_were_read_back_wrong() -> Non
 
 
 @instant
-async def test_handoff_that_cannot_read_back_ends_and_the_commit_makes_the_copy() -> None:
+async def test_copy_that_reads_back_wrong_is_replaced_too_and_never_committed() -> None:
     with small_blocks(BLOCK):
-        cluster, body = Cluster("a1 b2 c3 d4"), body_of(9 * BLOCK)
-        fail_everywhere(cluster, Operation.READ_STAGED, Fault.FAIL)
+        cluster, body = Cluster("a1 b2 c3 d4 e5 f6"), body_of(9 * BLOCK)
         provider = cluster.provider()
-        async with provider.open_upload(TWO) as upload:
-            await upload.write(body[: 3 * BLOCK])
+        async with provider.open_upload(THREE) as upload:
+            await upload.write(body[: 4 * BLOCK])
             await pause()
-            cluster.faulty[min(shards_staged(cluster))].down = True
-            await upload.write(body[3 * BLOCK :])
-            await pause(50)
-            assert len(shards_staged(cluster)) == 1
+            bad, _, doomed = (copy.member.shard for copy in upload.tee.copies)  # type: ignore[union-attr]
+            (blob,) = cluster.memory[bad].staged.values()
+            blob.bytes[5] ^= 1
+            cluster.faulty[doomed].down = True
+            await upload.write(body[4 * BLOCK :])
             await upload.finish()
             placement = await provider.commit(upload)
-        assert [cluster.files()[replica] for replica in placement.replicas] == [body, body]
+        assert cluster.files() == dict.fromkeys(placement.replicas, body)
+        assert len(placement.replicas) == 3
+        assert {bad, doomed} & {replica.shard for replica in placement.replicas} == set()
         await provider.close()
-        assert cluster.staged() == []
 
 
 @instant
-async def test_handoff_still_behind_at_the_end_is_waited_for_when_the_quorum_needs_it() -> None:
+async def test_handoff_that_cannot_read_back_ends_and_the_commit_makes_the_copy() -> None:
     with small_blocks(BLOCK):
+        for seed in range(8):
+            cluster, body = Cluster("a1 a1 a1 b2 b2 b2", seed=seed), body_of(9 * BLOCK)
+            fail_everywhere(cluster, Operation.READ_STAGED, Fault.FAIL)
+            provider = cluster.provider()
+            async with provider.open_upload(TWO) as upload:
+                await upload.write(body[: 3 * BLOCK])
+                await pause()
+                cluster.faulty[min(shards_staged(cluster))].down = True
+                await upload.write(body[3 * BLOCK :])
+                await pause(50)
+                assert len(shards_staged(cluster)) == 1
+                await upload.finish()
+                placement = await provider.commit(upload)
+            assert [cluster.files()[replica] for replica in placement.replicas] == [body, body]
+            assert not placement.short
+            await provider.close()
+            assert cluster.staged() == []
+
+
+@pytest.mark.parametrize(("bytes_per_second_min", "waited_for"), [(5, True), (10, False)])
+@instant
+async def test_handoff_that_the_quorum_needs_may_take_as_long_at_the_end_as_a_large_body_does(
+    monkeypatch: pytest.MonkeyPatch, bytes_per_second_min: int, waited_for: bool
+) -> None:
+    with small_blocks(BLOCK):
+        monkeypatch.setattr(tee_module, "CATCH_UP_BYTES_PER_SECOND_MIN", bytes_per_second_min)
         cluster, body = Cluster("a1 b2 c3"), body_of(300 * BLOCK)
         provider = cluster.provider()
         async with provider.open_upload(TWO) as upload:
@@ -478,13 +510,18 @@ async def test_handoff_still_behind_at_the_end_is_waited_for_when_the_quorum_nee
             staged = shards_staged(cluster)
             cluster.faulty[min(staged)].plan(Operation.WRITE, Fault.FAIL)
             (third,) = set(cluster.shards) - staged
-            # Each block takes 9 of the 15 seconds it may: 45 minutes in all.
+            # Each block takes 9 of the 15 seconds it may: 45 minutes in all, at 7 bytes a second.
             cluster.memory[third].write_seconds = 9
             await upload.finish()
-            placement = await provider.commit(upload)
-        assert {replica.shard for replica in placement.replicas} == {max(staged), third}
-        assert not placement.short
+            if waited_for:
+                placement = await provider.commit(upload)
+                assert {replica.shard for replica in placement.replicas} == {max(staged), third}
+                assert not placement.short
+            else:
+                with pytest.raises(WriteQuorumNotMet):
+                    await provider.commit(upload)
         await provider.close()
+        assert cluster.staged() == []
 
 
 @instant
@@ -544,6 +581,30 @@ async def test_upload_is_refused_in_mid_stream_when_the_quorum_is_out_of_reach()
 
 
 # ------------------------------------------------------------------ giving up
+
+
+@instant
+async def test_shard_that_answers_being_given_up_with_a_failure_is_not_replaced_any_more() -> None:
+    with small_blocks(BLOCK):
+        cluster = Cluster("a1 b2 c3")
+        provider = cluster.provider()
+        async with provider.open_upload(TWO) as upload:
+            await upload.write(bytes(BLOCK + 1))
+            await pause()
+            (blob,) = cluster.memory[min(shards_staged(cluster))].staged.values()
+            blob.write = fail_when_cancelled  # type: ignore[method-assign]
+            await upload.write(bytes(BLOCK))
+            await pause()
+        await pause()
+        await provider.close()
+        assert cluster.staged() == []
+
+
+async def fail_when_cancelled(data: Buffer) -> None:
+    try:
+        await asyncio.sleep(10)
+    except asyncio.CancelledError:
+        raise ShardUnavailable(ShardId(0), "given up") from None
 
 
 def plan_trouble(cluster: Cluster, plan: random.Random) -> None:
