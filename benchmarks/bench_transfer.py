@@ -75,7 +75,7 @@ def parse_arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("--quick", action="store_true", help="only concurrency 16, 2 seconds a cell: under a minute")
+    add("--quick", action="store_true", help="only concurrency 16, 2 seconds a cell, the floor once: under a minute")
     add("--cells", type=cells_argument, metavar="LIST", help="for example put:4KiB:16,get:64MiB:1; default all 24")
     add(
         "--seconds",
@@ -234,7 +234,8 @@ def main() -> None:
             floors += find_floor(console, arguments, "measuring the floor")
             for number in range(1, arguments.best_of + 1):
                 rounds.append(run_round(console, arguments, pace, number))
-        floors += find_floor(console, arguments, "measuring the floor again")
+        if not arguments.quick:
+            floors += find_floor(console, arguments, "measuring the floor again")
     except (ClusterFailed, LoadFailed, ProcessLookupError, FileNotFoundError) as error:
         sys.exit(f"bench_transfer: {error}")
     best = best_of(rounds)

@@ -16,8 +16,9 @@ from sharding.model import BlobName, Buffer, Generation, ShardId
 class StagedBlob(Protocol):
     """A blob on its way onto one shard: bytes in ``tmp/``, invisible until committed.
 
-    Belongs to one task. After ``commit`` or ``abort`` no other method may be called. When the
-    connection behind it breaks, or its process dies, the staged bytes vanish by themselves.
+    Belongs to one task. After ``commit`` or ``abort`` only ``abort`` may be called: a commit that its
+    guard refused never reached the shard. When the connection behind it breaks, or its process dies,
+    the staged bytes vanish by themselves.
     """
 
     @property

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
 from repo_node.cluster import membership
 from repo_node.db.nodes import Fenced
+from repo_node.metrics import Metrics
+from repo_node.settings import LiveSettings
 from tests.repo_node.nodes import RunningCluster, RunningNode, configure, new_path, random_bytes, run_nodes, wait_until
 
 READINESS = "/artifactory/api/v1/system/readiness"
@@ -142,3 +145,35 @@ def test_peers_shards_follow_their_node_to_another_address(ready_dsn: str, direc
                 assert cluster.admin.put(path, body + config.internal.url.encode()).status == 201
                 assert cluster.admin.get(path).body.startswith(body)
                 assert cluster.sql("SELECT count(*) AS n FROM repair_queue")[0]["n"] == 0
+
+
+async def test_what_was_proved_before_announcements_arrive_is_forgotten(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+
+    class Connection:
+        def add_termination_listener(self, _: object) -> None: ...
+
+        async def add_listener(self, *_: object) -> None:
+            steps.append("listens")
+
+    async def update(_: object) -> None: ...
+
+    async def beat(_: object) -> None:
+        steps.append("beats")
+        raise Fenced
+
+    member = membership.Membership(
+        configure("postgresql://nowhere", directory),
+        uuid4(),
+        {},
+        LiveSettings(),
+        Metrics(),
+        on_cluster=update,
+        on_principals=lambda: steps.append("forgets"),
+    )
+    monkeypatch.setattr(member, "beat", beat)
+    with pytest.raises(Fenced):
+        await member._run_on(Connection())  # type: ignore[arg-type]
+    assert steps == ["listens", "forgets", "beats"]
