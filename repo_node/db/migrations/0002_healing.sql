@@ -231,8 +231,8 @@ BEGIN
         outcome := 'short';
     END IF;
     UPDATE repair_queue q
-       SET claim = NULL, urgency = repair_urgency(p_blob), outcome = concat_ws(': ', outcome, p_note),
-           attempts = CASE WHEN cardinality(adopted) > 0 THEN 0 ELSE q.attempts + 1 END,
+       SET claim = NULL, urgency = repair_urgency(p_blob), outcome = concat_ws(': ', settle_repair.outcome, p_note),
+           attempts = CASE WHEN cardinality(settle_repair.adopted) > 0 THEN 0 ELSE q.attempts + 1 END,
            due_at = CASE WHEN q.renewed_at = p_renewed THEN clock_timestamp() + make_interval(secs => p_retry_seconds)
                          ELSE clock_timestamp() END
      WHERE q.blob_id = p_blob AND q.claim = p_claim;
