@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -16,15 +14,14 @@ from prometheus_client import (
 )
 from prometheus_client.gc_collector import GCCollector
 
-from sharding.maintenance.catalogue import MoveOutcome, RepairOutcome
-from sharding.maintenance.job import Step
+from repo_node.healing_metrics import HealingMetrics
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 FAST_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 
 class Metrics:
-    """The node's instruments. Satisfies the observers of queries, shards, jobs and repairs."""
+    """The node's instruments. Satisfies ``QueryObserver`` and ``ShardObserver``."""
 
     def __init__(self) -> None:
         # A second series for each counter and histogram, which nobody asks for.
@@ -38,7 +35,7 @@ class Metrics:
         self._store(registry)
         self._database(registry)
         self._node(registry)
-        self._jobs(registry)
+        self.healing = HealingMetrics(registry)
 
     def _http(self, registry: CollectorRegistry) -> None:
         self.requests = Counter(
@@ -145,77 +142,6 @@ class Metrics:
         self.ring_members = Gauge("holdfast_ring_members", "Shards on the ring", registry=registry)
         self.ring_zones = Gauge("holdfast_ring_zones", "Zones on the ring", registry=registry)
         self.ring_builds = Counter("holdfast_ring_builds_total", "Rings built", registry=registry)
-
-    def _jobs(self, registry: CollectorRegistry) -> None:
-        self.job_step_seconds = Histogram(
-            "holdfast_job_step_duration_seconds",
-            "Time of each step of a maintenance job",
-            ["job"],
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self.job_failures = Counter(
-            "holdfast_job_failures_total", "Runs of a maintenance job that failed", ["job"], registry=registry
-        )
-        self.job_done = Counter(
-            "holdfast_job_done_total", "Units of work a maintenance job has done", ["job"], registry=registry
-        )
-        self.job_moved_bytes = Counter(
-            "holdfast_job_moved_bytes_total",
-            "Bytes a maintenance job has read or written",
-            ["job"],
-            registry=registry,
-        )
-        self.job_age_seconds = Gauge(
-            "holdfast_job_last_run_age_seconds",
-            "Time since a maintenance job last ended a run without an error",
-            ["job"],
-            registry=registry,
-        )
-        self._job_ran_at: dict[str, float] = {}
-
-        self.repairs = Counter(
-            "holdfast_repairs_total",
-            "Repairs of a blob by how they ended, and why not well",
-            ["outcome", "note"],
-            registry=registry,
-        )
-
-        self.moves = Counter(
-            "holdfast_replicas_moved_total",
-            "Copies made for a move, by what became of it",
-            ["outcome"],
-            registry=registry,
-        )
-        self.trims = Counter(
-            "holdfast_replicas_trimmed_total",
-            "Surplus copies, trimmed or needed after all",
-            ["outcome"],
-            registry=registry,
-        )
-
-    def observe_move(self, outcome: MoveOutcome) -> None:
-        self.moves.labels(outcome.value).inc()
-
-    def observe_trim(self, trimmed: bool) -> None:
-        self.trims.labels("trimmed" if trimmed else "needed").inc()
-
-    def observe_repair(self, outcome: RepairOutcome, note: str | None) -> None:
-        self.repairs.labels(outcome.value, note or "none").inc()
-
-    def observe_step(self, job: str, seconds: float, step: Step) -> None:
-        self.job_step_seconds.labels(job).observe(seconds)
-        self.job_done.labels(job).inc(step.done)
-        self.job_moved_bytes.labels(job).inc(step.moved_bytes)
-        self.job_failures.labels(job).inc(0)
-
-    def observe_failure(self, job: str) -> None:
-        self.job_failures.labels(job).inc()
-
-    def observe_run(self, job: str) -> None:
-        if job not in self._job_ran_at:
-            self.job_age_seconds.labels(job).set_function(lambda: time.monotonic() - self._job_ran_at[job])
-        self._job_ran_at[job] = time.monotonic()
 
     def observe_query(self, name: str, seconds: float, outcome: str) -> None:
         self.query_seconds.labels(name).observe(seconds)
