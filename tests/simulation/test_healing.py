@@ -71,6 +71,8 @@ class Simulation:
             self.upload,
             self.upload,
             self.lose,
+            self.doubt,
+            self.prove,
             self.turn_off,
             self.drain,
             self.break_down,
@@ -107,6 +109,22 @@ class Simulation:
         if spare:
             rows = self.chance.choice(spare)
             self.catalogue.lose(rows, self.chance.choice(sorted(rows.live.values())))
+
+    async def doubt(self) -> None:
+        """Suspect a copy that is right, as the return of a shard does."""
+        spare = [rows for rows in self.catalogue.rows.values() if len(set(rows.live.values())) > 1]
+        if spare:
+            rows = self.chance.choice(spare)
+            self.catalogue.mark(rows, self.chance.choice(sorted(rows.live)))
+
+    async def prove(self) -> None:
+        """Read every suspect copy; those that are right count again, and may be surplus by now."""
+        files = {(replica.shard, replica.generation) for replica in self.cluster.files()}
+        for rows in self.catalogue.rows.values():
+            for generation, shard in list(rows.suspect.items()):
+                del rows.suspect[generation]
+                if (shard, generation) in files:
+                    rows.live[generation] = shard
 
     async def turn_off(self) -> None:
         """Let one shard take no writes, or all of them again."""
@@ -167,6 +185,7 @@ class Simulation:
         """With everything well again, every blob ends with N copies in their places, and nothing is left over."""
         self.cluster.heal()
         self.catalogue.draining = set()
+        await self.prove()
         for _ in range(4):
             await self.walk_anew()
             for rows in self.catalogue.rows.values():
