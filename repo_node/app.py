@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 import asyncpg
+import uvloop
 from aiohttp import web
 
 from repo_node import __version__, keys, logs, memory
@@ -81,7 +82,8 @@ def run(config: NodeConfig) -> int:
     memory.tune()
     raise_file_limit(config.http.connections_max + FILES_BESIDES_CONNECTIONS)
     try:
-        asyncio.run(serve(config))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(config))
     except asyncio.CancelledError:
         log.info("stopped before it was ready", extra={"facts": {"node": config.node.id}})
     except REFUSALS as error:

@@ -101,10 +101,9 @@ class ShardHandlers:
         return await self._answer(request, data)
 
     def _take_over(self, request: web.Request, upload: StagedUpload) -> FrameConnection:
-        transport = request.transport
-        if not isinstance(transport, asyncio.Transport):
+        if request.transport is None:
             raise ConnectionError("the peer is gone")
-        return FrameConnection(transport, request.protocol, upload, self._idle_seconds)
+        return FrameConnection(request.transport, request.protocol, upload, self._idle_seconds)
 
     def _shard(self, request: web.Request) -> Shard:
         uid = _uuid(request, "uid")
