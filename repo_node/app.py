@@ -143,6 +143,7 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
             database, lambda: membership.is_fresh, lambda: settings.now.password_cache_seconds
         )
         stack.callback(authenticator.close)
+        repositories = Repositories(database, lambda: membership.is_fresh)
         membership = Membership(
             config,
             incarnation,
@@ -151,6 +152,7 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
             metrics,
             on_cluster=topology.update,
             on_principals=authenticator.forget,
+            on_repositories=repositories.forget,
         )
         internal = internal_app(
             shards=local_shards(own),
@@ -166,10 +168,10 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
         beating = await stack.enter_async_context(task(membership.run()))
         await stack.enter_async_context(task(watch_lag(metrics)))
         stack.push_async_callback(store.close)
-        artifacts = Artifacts(database, store, settings, metrics)
+        artifacts = Artifacts(database, store, repositories, settings, metrics, database_time=membership.database_time)
         stack.push_async_callback(artifacts.close)
         node = Node(metrics, database, membership, topology)
-        services = Services(artifacts, Repositories(database), authenticator, settings, metrics, config.http)
+        services = Services(artifacts, repositories, authenticator, settings, metrics, config.http)
         await stack.enter_async_context(serving_public(public_app(services, node), config, node))
         await stack.enter_async_context(serving_metrics(metrics_app(node), config, node))
         yield node, beating
