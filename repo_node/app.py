@@ -8,6 +8,7 @@ import resource
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import cache
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
@@ -229,6 +230,7 @@ async def build_topology(
     session = await stack.enter_async_context(open_peer_session(call_seconds=internal.call_timeout_seconds))
     token = keys.derive(config.cluster_key, wire.TOKEN_PURPOSE)
 
+    @cache
     def peer_at(url: str) -> Peer:
         return Peer(
             url,

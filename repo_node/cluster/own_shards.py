@@ -51,7 +51,7 @@ class OwnShard:
                 self._space = await self.shard.space()
             self._answered_at = clock()
         except (ShardError, TimeoutError):
-            if clock() - self._answered_at > ANSWER_HOLDS_SECONDS:
+            if clock() - self._answered_at >= ANSWER_HOLDS_SECONDS:
                 self._space = NO_SPACE
         return self._space, self._space.free_bytes >= MIN_FREE_BYTES
 
