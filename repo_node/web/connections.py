@@ -20,7 +20,7 @@ from repo_node.web.routes import NO_ROUTE
 
 log = logging.getLogger("holdfast.http")
 
-READ_BUFFER_BYTES = 512 << 10
+READ_BUFFER_BYTES = 128 << 10
 """Body bytes aiohttp may hold for one connection before it stops reading."""
 
 LINGER_SECONDS = 2.0
