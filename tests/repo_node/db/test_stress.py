@@ -65,7 +65,7 @@ class Client:
 
     async def repository(self) -> int | None:
         found = await repositories.find(self._scene.database, self._chance.choice(self._keys))
-        return None if found is None else found.repository.id
+        return None if found is None else found.id
 
     async def upload(self) -> None:
         repository = await self.repository()
