@@ -42,6 +42,7 @@ from repo_node.metrics import Metrics
 from repo_node.node import Node
 from repo_node.repositories import Repositories
 from repo_node.settings import LiveSettings, SettingError
+from repo_node.web.admission import Admission
 from repo_node.web.context import SERVICES, Services
 from repo_node.web.lag import watch_lag
 from repo_node.web.listeners import listen_on, serving_internal, serving_metrics, serving_public
@@ -176,8 +177,9 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
         stack.push_async_callback(artifacts.close)
         name = NodeId(config.node.id)
         await stack.enter_async_context(maintenance(name, database, store, membership, settings, metrics))
+        admission = Admission(lambda: settings.now.requests_per_user_max)
         node = Node(metrics, database, membership, topology)
-        services = Services(artifacts, repositories, authenticator, settings, metrics, config.http)
+        services = Services(artifacts, repositories, authenticator, settings, admission, metrics, config.http)
         await stack.enter_async_context(serving_public(public_app(services, node), config, node))
         await stack.enter_async_context(serving_metrics(metrics_app(node), config, node))
         yield node, beating

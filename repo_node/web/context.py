@@ -15,6 +15,7 @@ from repo_node.metrics import Metrics
 from repo_node.paths import ArtifactPath, Target, artifact_path
 from repo_node.repositories import Repositories
 from repo_node.settings import LiveSettings
+from repo_node.web.admission import Admission
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class Services:
     repositories: Repositories
     authenticator: Authenticator
     settings: LiveSettings
+    admission: Admission
     metrics: Metrics
     http: HttpSection
 
