@@ -119,8 +119,9 @@ $$;
 
 CREATE OR REPLACE FUNCTION enqueue_repair(p_blob bigint, p_reason text)
 RETURNS void LANGUAGE sql AS $$
+    -- The lock keeps gc from taking the blob away between this look and the foreign key's.
     INSERT INTO repair_queue AS q (blob_id, reason, urgency, size)
-    SELECT b.id, p_reason, repair_urgency(b.id), b.size FROM blobs b WHERE b.id = p_blob
+    SELECT b.id, p_reason, repair_urgency(b.id), b.size FROM blobs b WHERE b.id = p_blob FOR KEY SHARE
     ON CONFLICT (blob_id) DO UPDATE
        SET urgency = excluded.urgency, renewed_at = clock_timestamp(),
            due_at = CASE WHEN q.claim IS NULL THEN least(q.due_at, clock_timestamp()) ELSE q.due_at END
