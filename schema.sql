@@ -49,7 +49,9 @@ CREATE TABLE shards (
     state_since timestamptz NOT NULL DEFAULT now(),
     state_reason text NOT NULL DEFAULT '',
     -- An administrator has said that another disk takes this one's place at its path.
-    replaced    boolean NOT NULL DEFAULT false
+    replaced    boolean NOT NULL DEFAULT false,
+    -- An administrator has set the weight: what the node's configuration says of it counts no more.
+    weight_set  boolean NOT NULL DEFAULT false
 );
 
 -- Apart from shards, because every new replica locks its shard's row against deletion and this row

@@ -70,7 +70,8 @@ INSERT INTO census DEFAULT VALUES;
 ALTER TABLE shards
     ADD COLUMN state_since timestamptz NOT NULL DEFAULT now(),
     ADD COLUMN state_reason text NOT NULL DEFAULT '',
-    ADD COLUMN replaced boolean NOT NULL DEFAULT false;
+    ADD COLUMN replaced boolean NOT NULL DEFAULT false,
+    ADD COLUMN weight_set boolean NOT NULL DEFAULT false;
 ALTER TABLE shard_space ADD COLUMN silent_since timestamptz;
 ALTER TABLE repair_queue
     DROP CONSTRAINT repair_queue_reason_check,
