@@ -98,6 +98,7 @@ def add_repair(parts: Parts) -> None:
             now.repair_claim_seconds,
             now.repair_retry_seconds,
             now.repair_retry_seconds_max,
+            now.repair_copies_at_once,
         )
 
     repair = Repair(lambda: store.view, queue, store.janitor, limits, parts.metrics.healing, mint_generation)

@@ -37,7 +37,6 @@ BATCH_BLOBS = 64
 BATCH_BYTES = 256 << 20
 """A larger blob is a batch of its own."""
 
-COPIES_AT_ONCE = 8
 FASTER_PER_COPY = 4
 """By how much the allowed rate grows with every further copy that is missing."""
 
@@ -60,6 +59,7 @@ class RepairLimits:
     claim_seconds: float
     retry_seconds: float
     retry_seconds_max: float
+    copies_at_once: int = 8
 
 
 class RepairObserver(Protocol):
@@ -89,7 +89,6 @@ class Repair:
         self._observer = observer
         self._urgent: dict[int, int] = {}
         self._copier = Copier(view, catalogue, janitor, Throttle(self.rate), mint)
-        self._turn = asyncio.Semaphore(COPIES_AT_ONCE)
         self._writable = view().writable
         self._done = 0
         self._backlog: tuple[float, int] = (float("-inf"), 0)
@@ -143,11 +142,11 @@ class Repair:
     async def _copy_all(self, claims: Sequence[Claim]) -> tuple[list[Repaired], int]:
         """Make what copies can be made; return what came of each claim, and the bytes written."""
         repaired: list[Repaired] = []
-        moved = 0
+        moved, turn = 0, asyncio.Semaphore(self._limits().copies_at_once)
 
         async def work(claim: Claim) -> None:
             nonlocal moved
-            copied, note = await self._copy_in_turn(claim)
+            copied, note = await self._copy_in_turn(claim, turn)
             moved += copied.moved_bytes
             repaired.append(Repaired(claim, copied.copies, self._retry_seconds(claim), note))
 
@@ -159,8 +158,8 @@ class Repair:
             raise
         return repaired, moved
 
-    async def _copy_in_turn(self, claim: Claim) -> tuple[Copied, str | None]:
-        async with self._turn:
+    async def _copy_in_turn(self, claim: Claim, turn: asyncio.Semaphore) -> tuple[Copied, str | None]:
+        async with turn:
             self._urgent[claim.blob.id] = max(1, claim.blob.redundancy - claim.good)
             try:
                 return await self._copy(claim)
