@@ -31,14 +31,15 @@ BATCH = Statement(
       JOIN blobs b ON b.id = r.blob_id ORDER BY r.generation
     """,
 )
-# A pass serves the ring it began for: one that changes under it makes another pass due.
+# A pass serves the ring it began for: one that changes under it makes another pass due. One without a name serves none.
 ADVANCE = Statement(
     "walk_advance",
     """
     INSERT INTO shard_cursors AS c (shard_id, job, cursor, ring, finished_at)
     VALUES ($1, $2, $4, $3, CASE WHEN $4::uuid IS NULL THEN clock_timestamp() END)
     ON CONFLICT (shard_id, job) DO UPDATE
-       SET ring = CASE WHEN c.cursor IS NULL THEN excluded.ring ELSE c.ring END, cursor = excluded.cursor,
+       SET ring = CASE WHEN c.cursor IS NULL OR excluded.ring = '' THEN excluded.ring ELSE c.ring END,
+           cursor = excluded.cursor,
            finished_at = coalesce(excluded.finished_at, c.finished_at)
     """,
 )

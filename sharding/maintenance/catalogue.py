@@ -160,7 +160,10 @@ class WalkCatalogue(CopyCatalogue, Protocol):
         ...
 
     async def advance(self, job: str, shard: ShardId, ring: str, cursor: Generation | None) -> None:
-        """Remember that a pass, begun for ``ring``, got past ``cursor``; None: it has ended."""
+        """Remember that a pass, begun for ``ring``, got past ``cursor``; None: it has ended.
+
+        One that ends for the ring ``""`` counts for none: another is due at once.
+        """
         ...
 
     async def move(self, blob: StoredBlob, old: Replica, new: Replica) -> MoveOutcome:

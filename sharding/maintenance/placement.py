@@ -63,9 +63,9 @@ def dispensable(view: StoreView, uid: UUID, redundancy: int, held: Iterable[Shar
 
 
 def misplaced(view: StoreView, uid: UUID, redundancy: int, held: Collection[ShardId], shard: ShardId) -> Member | None:
-    """Return where the copy on ``shard`` belongs instead; None where it is right, or its home takes no writes now.
+    """Return where the copy on ``shard`` belongs instead; None where it is right.
 
-    Only the ring says what is misplaced: a home that is down or full keeps its claim.
+    Only the ring says so: a home that is down or full keeps its claim, and the copy waits for it.
     """
     wanted = homes(view, uid, redundancy)
     at_home = {member.shard for member in wanted}
@@ -84,5 +84,4 @@ def misplaced(view: StoreView, uid: UUID, redundancy: int, held: Collection[Shar
             if stray not in pairs and fits:
                 pairs[stray] = fits[0]
                 empty.remove(fits[0])
-    home = pairs.get(shard)
-    return home if home is not None and view.takes(home) else None
+    return pairs.get(shard)

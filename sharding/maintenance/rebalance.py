@@ -31,6 +31,12 @@ BATCH_BYTES = 64 << 20
 
 MOVES_AT_ONCE = 4
 
+AGAIN_SECONDS = 10.0
+"""After a pass that had to leave something, because its home took no writes or the copy failed."""
+
+NO_RING = ""
+"""What a pass is remembered with that does not count for any ring."""
+
 
 class OwnWalk:
     """Goes over the copies on the shards of this node, one batch at each step."""
@@ -43,13 +49,16 @@ class OwnWalk:
         self._catalogue = catalogue
         self._period_seconds = period_seconds
         self._ring: tuple[Ring, str] | None = None
+        self._incomplete: set[ShardId] = set()
+        self._not_before: dict[ShardId, float] = {}
 
     async def next_batch(self) -> tuple[ShardId, str, list[Held]] | None:
         """Return a shard of this node, the ring, and its next copies; None when no pass is due."""
-        view = self._view()
+        view, now = self._view(), asyncio.get_running_loop().time()
         ring = self._name_of(view.ring)
         for member in view.ring.members:
-            if member.node == view.node and member.shard in view.readable:
+            is_own = member.node == view.node and member.shard in view.readable
+            if is_own and self._not_before.get(member.shard, now) <= now:
                 batch = await self._catalogue.next_batch(
                     self._job, member.shard, ring, count=BATCH_COPIES, period_seconds=self._period_seconds()
                 )
@@ -57,9 +66,21 @@ class OwnWalk:
                     return member.shard, ring, batch
         return None
 
-    async def advance(self, shard: ShardId, ring: str, last: Held | None) -> None:
-        """Remember that everything up to ``last`` was seen to; None: the pass has ended."""
-        await self._catalogue.advance(self._job, shard, ring, None if last is None else last.generation)
+    async def advance(self, shard: ShardId, ring: str, last: Held | None, *, is_complete: bool = True) -> None:
+        """Remember that everything up to ``last`` was seen to; None: the pass has ended.
+
+        A pass in which something had to be left is followed by another before long.
+        """
+        if not is_complete:
+            self._incomplete.add(shard)
+        if last is not None:
+            await self._catalogue.advance(self._job, shard, ring, last.generation)
+            return
+        if shard in self._incomplete:
+            ring = NO_RING
+            self._incomplete.discard(shard)
+            self._not_before[shard] = asyncio.get_running_loop().time() + AGAIN_SECONDS
+        await self._catalogue.advance(self._job, shard, ring, None)
 
     def _name_of(self, ring: Ring) -> str:
         """Return what two rings have in common only when they place alike."""
@@ -105,27 +126,32 @@ class Rebalance:
         if found is None:
             return Step(idle=True)
         shard, ring, batch = found
-        moves, last = self._plan(shard, batch)
+        moves, last, left = self._plan(shard, batch)
         moved = await run_all(self._move(held, shard, home) for held, home in moves)
-        await self._walk.advance(shard, ring, last)
+        await self._walk.advance(shard, ring, last, is_complete=not left and all(moved))
         return Step(done=sum(count > 0 for count in moved), moved_bytes=sum(moved))
 
-    def _plan(self, shard: ShardId, batch: Sequence[Held]) -> tuple[list[tuple[Held, Member]], Held | None]:
-        """Return what of ``batch`` is to be moved where, within a step's bytes, and the last copy looked at."""
-        view, count_bytes = self._view(), 0
+    def _plan(self, shard: ShardId, batch: Sequence[Held]) -> tuple[list[tuple[Held, Member]], Held | None, bool]:
+        """Return what of ``batch`` is to be moved where, within a step's bytes.
+
+        Also the last copy looked at, and whether one has to stay, because its home takes no writes now.
+        """
+        view, count_bytes, left = self._view(), 0, False
         moves: list[tuple[Held, Member]] = []
         last: Held | None = None
         for held in batch:
             counting = {replica.shard for replica in held.replicas if replica.counts}
             home = misplaced(view, held.blob.uid, held.blob.redundancy, counting, shard)
             # Of a blob that lacks copies, repair makes one where it belongs first.
-            if home is not None and len(counting) >= held.blob.redundancy:
+            if home is not None and not view.takes(home):
+                left = True
+            elif home is not None and len(counting) >= held.blob.redundancy:
                 if moves and count_bytes + held.blob.size > BATCH_BYTES:
                     break
                 moves.append((held, home))
                 count_bytes += held.blob.size
             last = held
-        return moves, last
+        return moves, last, left
 
     async def _move(self, held: Held, shard: ShardId, home: Member) -> int:
         """Move one copy; return the bytes written."""
