@@ -134,6 +134,7 @@ def add_moves(parts: Parts) -> None:
         lambda: settings.now.rebalance_period_seconds,
         parts.metrics.healing,
         mint_generation,
+        lambda: settings.now.rebalance_retry_seconds,
     )
     trim = Trim(lambda: store.view, walks, lambda: settings.now.trim_period_seconds, parts.metrics.healing)
     runner.add(rebalance, lambda: Pace(None, settings.now.rebalance_idle_seconds))

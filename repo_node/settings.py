@@ -60,6 +60,9 @@ class Settings(BaseModel):
         32 << 20, ge=1 << 16, le=1 << 40, description="a node writes to move copies to where the ring wants them"
     )
     rebalance_idle_seconds: float = Field(5, ge=0.05, le=3600, description="between two looks for misplaced copies")
+    rebalance_retry_seconds: float = Field(
+        10, ge=0.05, le=86_400, description="until a pass that left moves undone is repeated"
+    )
     rebalance_period_seconds: float = Field(21_600, ge=1, le=31_536_000, description="between passes for moves")
     trim_period_seconds: float = Field(3600, ge=1, le=31_536_000, description="between passes for surplus copies")
     ranges_max: int = Field(16, ge=1, le=1000, description="ranges one request may ask for")

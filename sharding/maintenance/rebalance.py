@@ -42,8 +42,14 @@ class OwnWalk:
     """Goes over the copies on the shards of this node, one batch at each step."""
 
     def __init__(
-        self, job: str, view: Callable[[], StoreView], catalogue: WalkCatalogue, period_seconds: Callable[[], float]
+        self,
+        job: str,
+        view: Callable[[], StoreView],
+        catalogue: WalkCatalogue,
+        period_seconds: Callable[[], float],
+        again_seconds: Callable[[], float],
     ) -> None:
+        self._again_seconds = again_seconds
         self._job = job
         self._view = view
         self._catalogue = catalogue
@@ -79,7 +85,7 @@ class OwnWalk:
         if shard in self._incomplete:
             ring = NO_RING
             self._incomplete.discard(shard)
-            self._not_before[shard] = asyncio.get_running_loop().time() + AGAIN_SECONDS
+            self._not_before[shard] = asyncio.get_running_loop().time() + self._again_seconds()
         await self._catalogue.advance(self._job, shard, ring, None)
 
     def _name_of(self, ring: Ring) -> str:
@@ -112,12 +118,13 @@ class Rebalance:
         period_seconds: Callable[[], float],
         observer: MoveObserver,
         mint: Callable[[], Generation],
+        again_seconds: Callable[[], float] = lambda: AGAIN_SECONDS,
     ) -> None:
         self._view = view
         self._catalogue = catalogue
         self._janitor = janitor
         self._observer = observer
-        self._walk = OwnWalk(self.name, view, catalogue, period_seconds)
+        self._walk = OwnWalk(self.name, view, catalogue, period_seconds, again_seconds)
         self._copier = Copier(view, catalogue, janitor, Throttle(rate), mint)
         self._turn = asyncio.Semaphore(MOVES_AT_ONCE)
 
@@ -185,7 +192,7 @@ class Trim:
         self._view = view
         self._catalogue = catalogue
         self._observer = observer
-        self._walk = OwnWalk(self.name, view, catalogue, period_seconds)
+        self._walk = OwnWalk(self.name, view, catalogue, period_seconds, lambda: AGAIN_SECONDS)
 
     async def step(self) -> Step:
         found = await self._walk.next_batch()

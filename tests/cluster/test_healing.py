@@ -199,7 +199,7 @@ async def test_dead_disk_is_replaced_by_an_empty_one(three: Cluster) -> None:
 
 
 async def test_added_shard_takes_its_share_and_nothing_else_moves(three: Cluster) -> None:
-    hasten(three, rebalance_idle_seconds=0.2, trim_period_seconds=1)
+    hasten(three, rebalance_idle_seconds=0.2, rebalance_retry_seconds=0.5, trim_period_seconds=1)
     node = three.nodes[0]
     in_zone = "SELECT count(*) FROM replicas r JOIN shards s ON s.id = r.shard_id WHERE s.node_id = $1"
     async with LedgerClient([three.url]) as client:
