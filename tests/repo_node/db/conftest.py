@@ -19,6 +19,8 @@ EMPTIED = (
     "events",
     "repair_queue",
     "gc_candidates",
+    "scrubs",
+    "quarantine",
     "artifacts",
     "replicas",
     "blobs",

@@ -1,0 +1,139 @@
+"""The rows of a few blobs in memory, with the rules of the real catalogue, for the audits of one shard."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from sharding.maintenance.audit_catalogue import Dropped, Fault, HeldReplica, Sentence
+from sharding.model import BLOCK_DIGEST_BYTES, BlobName, Generation, ShardId
+from tests.sharding.shard_contract import block_digests
+
+
+@dataclass
+class Row:
+    name: BlobName
+    size: int
+    state: str = "live"
+    other_good_copies: int = 1
+
+
+@dataclass
+class AuditRows:
+    """Satisfies ``SuspectCatalogue``. ``rows`` are the replicas of the one shard."""
+
+    shard: ShardId
+    rows: dict[Generation, Row] = field(default_factory=dict)
+    blocks: dict[bytes, bytes] = field(default_factory=dict)
+    repairs: list[bytes] = field(default_factory=list)
+    to_move: dict[Generation, BlobName] = field(default_factory=dict)
+    moved: dict[Generation, BlobName] = field(default_factory=dict)
+    faults: list[Fault] = field(default_factory=list)
+
+    def add(self, name: BlobName, data: bytes, **more: int | str) -> HeldReplica:
+        assert hashlib.sha256(data).digest() == name.sha256
+        self.rows[name.generation] = Row(name, len(data), **more)  # type: ignore[arg-type]
+        self.blocks[name.sha256] = block_digests(data)
+        return self.held(name.generation)
+
+    def held(self, generation: Generation) -> HeldReplica:
+        row = self.rows[generation]
+        return HeldReplica(self.shard, row.name, int.from_bytes(row.name.sha256[:6]), row.size)
+
+    def state(self, name: BlobName) -> str | None:
+        row = self.rows.get(name.generation)
+        return row.state if row else None
+
+    async def suspects(self, shard: ShardId, after: Generation, count: int) -> list[HeldReplica]:
+        found = sorted(
+            one for one, row in self.rows.items() if shard == self.shard and row.state == "suspect" and one > after
+        )
+        return [self.held(one) for one in found[:count]]
+
+    async def block_digests(self, blob: int, first: int, count: int) -> bytes:
+        for sha256, blocks in self.blocks.items():
+            if int.from_bytes(sha256[:6]) == blob:
+                return blocks[first * BLOCK_DIGEST_BYTES : (first + count) * BLOCK_DIGEST_BYTES]
+        return b""
+
+    async def mark_suspect(self, shard: ShardId, generation: Generation) -> bool:
+        return self._change(generation, "live", "suspect")
+
+    async def reinstate(self, shard: ShardId, generation: Generation) -> bool:
+        return self._change(generation, "suspect", "live")
+
+    async def correct_digests(self, shard: ShardId, generation: Generation, blocks: bytes) -> bool:
+        row = self.rows.get(generation)
+        if row is None:
+            return False
+        self.blocks[row.name.sha256] = blocks
+        row.state = "live"
+        return True
+
+    async def condemn(self, shard: ShardId, generation: Generation, fault: Fault) -> Sentence:
+        row = self.rows.get(generation)
+        if row is None or row.state == "condemned":
+            return Sentence.GONE
+        self.repairs.append(row.name.sha256)
+        self.faults.append(fault)
+        if not row.other_good_copies:
+            row.state = "suspect"
+            return Sentence.LAST
+        row.state = "condemned"
+        self.to_move[generation] = row.name
+        return Sentence.CONDEMNED
+
+    async def drop_absent(self, shard: ShardId, generations: Sequence[Generation]) -> Dropped:
+        dropped = kept = 0
+        for generation in generations:
+            row = self.rows.get(generation)
+            if row is None or row.state == "condemned":
+                continue
+            self.repairs.append(row.name.sha256)
+            if row.other_good_copies:
+                del self.rows[generation]
+                dropped += 1
+            else:
+                row.state = "suspect"
+                kept += 1
+        return Dropped(dropped, kept)
+
+    async def unmoved(self, shard: ShardId, count: int) -> list[BlobName]:
+        return list(self.to_move.values())[:count] if shard == self.shard else []
+
+    async def note_moved(self, shard: ShardId, generations: Sequence[Generation]) -> None:
+        for generation in generations:
+            self.moved[generation] = self.to_move.pop(generation)
+
+    async def expired(self, shard: ShardId, quarantine_seconds: float, count: int) -> list[BlobName]:
+        return list(self.moved.values())[:count] if quarantine_seconds == 0 and shard == self.shard else []
+
+    async def forget(self, shard: ShardId, generations: Sequence[Generation]) -> None:
+        for generation in generations:
+            del self.moved[generation], self.rows[generation]
+
+    def _change(self, generation: Generation, before: str, after: str) -> bool:
+        row = self.rows.get(generation)
+        if row is None or row.state != before:
+            return False
+        row.state = after
+        return True
+
+
+@dataclass
+class Observed:
+    """An ``AuditObserver`` that remembers."""
+
+    verdicts: list[str] = field(default_factory=list)
+    reread_bytes: int = 0
+    aside: tuple[int, int] = (0, 0)
+
+    def observe_verdict(self, shard: ShardId, verdict: str) -> None:
+        self.verdicts.append(verdict)
+
+    def observe_reread(self, shard: ShardId, count_bytes: int) -> None:
+        self.reread_bytes += count_bytes
+
+    def observe_aside(self, shard: ShardId, files: int, count_bytes: int) -> None:
+        self.aside = files, count_bytes
