@@ -166,6 +166,26 @@ CREATE TABLE gc_candidates (
     since    timestamptz NOT NULL DEFAULT now()
 );
 
+-- How each job of each node stands, kept up by its runner. A run answers the requests made until it began
+-- (answering), and has answered them when it is over.
+CREATE TABLE jobs (
+    node_id       text NOT NULL REFERENCES nodes (id),
+    job           text NOT NULL COLLATE "C",
+    state         text NOT NULL CHECK (state IN ('running', 'idle', 'failed', 'disabled')),
+    done          bigint NOT NULL DEFAULT 0,
+    total         bigint,
+    moved_bytes   bigint NOT NULL DEFAULT 0,
+    seconds_left  double precision,
+    last_error    text,
+    started_at    timestamptz,
+    finished_at   timestamptz,
+    requested_at  timestamptz,
+    answering     timestamptz,
+    answered_at   timestamptz,
+    updated_at    timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (node_id, job)
+);
+
 -- ---------------------------------------------------------------- what the shards' owners found
 
 -- How far each pass over a shard has come. Replicas older than covered_since have been read since then.
