@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+from repo_node.audits import add_audit_jobs
 from repo_node.cluster.membership import Membership
 from repo_node.db.errors import CatalogueError
 from repo_node.db.jobs import NodeJobs
@@ -70,3 +71,4 @@ def add_jobs(
     metrics: Metrics,
 ) -> None:
     """Add every job of a node, each with its pace."""
+    add_audit_jobs(runner, membership.own, database, settings, metrics)

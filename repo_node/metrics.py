@@ -38,6 +38,7 @@ class Metrics:
         self._database(registry)
         self._node(registry)
         self._jobs(registry)
+        self._audits(registry)
 
     def _http(self, registry: CollectorRegistry) -> None:
         self.requests = Counter(
@@ -172,6 +173,45 @@ class Metrics:
             registry=registry,
         )
         self._job_ran_at: dict[str, float] = {}
+
+    def _audits(self, registry: CollectorRegistry) -> None:
+        self.verdicts = Counter(
+            "holdfast_replicas_judged_total",
+            "Replicas their owner read again, by what they turned out to be",
+            ["shard", "verdict"],
+            registry=registry,
+        )
+        self.scrubbed_bytes = Counter(
+            "holdfast_scrub_read_bytes_total",
+            "Bytes of replicas read again from the disk",
+            ["shard"],
+            registry=registry,
+        )
+        self.scrub_age_seconds = Gauge(
+            "holdfast_scrub_age_seconds",
+            "Time since which every replica of the shard was read, or since the first pass began",
+            ["shard", "kind"],
+            registry=registry,
+        )
+        self.quarantine_files = Gauge(
+            "holdfast_quarantine_replicas", "Files in the shard's quarantine", ["shard"], registry=registry
+        )
+        self.quarantine_bytes = Gauge(
+            "holdfast_quarantine_bytes", "Bytes in the shard's quarantine", ["shard"], registry=registry
+        )
+
+    def observe_verdict(self, shard: int, verdict: str) -> None:
+        self.verdicts.labels(shard, verdict).inc()
+
+    def observe_reread(self, shard: int, count_bytes: int) -> None:
+        self.scrubbed_bytes.labels(shard).inc(count_bytes)
+
+    def observe_scrub_age(self, shard: int, kind: str, seconds: float) -> None:
+        self.scrub_age_seconds.labels(shard, kind).set(seconds)
+
+    def observe_aside(self, shard: int, files: int, count_bytes: int) -> None:
+        self.quarantine_files.labels(shard).set(files)
+        self.quarantine_bytes.labels(shard).set(count_bytes)
 
     def observe_step(self, job: str, seconds: float, step: Step) -> None:
         self.job_step_seconds.labels(job).observe(seconds)

@@ -41,6 +41,29 @@ class Settings(BaseModel):
     password_cache_seconds: float = Field(60, ge=0, le=3600, description="how long a checked password is remembered")
     path_bytes_max: int = Field(1024, ge=64, le=2048, description="longest artifact path, in bytes")
     ranges_max: int = Field(16, ge=1, le=1000, description="ranges one request may ask for")
+    judge_interval_seconds: float = Field(5, ge=0.1, le=3600, description="between two looks for suspect replicas")
+    judge_again_seconds: float = Field(
+        3600, ge=0, le=604_800, description="after which a bad last copy is read again, in case it is right now"
+    )
+    quarantine_seconds: float = Field(
+        30 * 86_400, ge=3600, le=10 * 366 * 86_400, description="how long a shard's quarantine keeps a bad replica"
+    )
+    scrub_period_seconds: float = Field(
+        14 * 86_400, ge=1, le=10 * 366 * 86_400, description="in which every replica's block digests are checked"
+    )
+    proof_period_seconds: float = Field(
+        90 * 86_400, ge=1, le=10 * 366 * 86_400, description="in which every replica's sha256 is checked"
+    )
+    scrub_bytes_per_second_min: float = Field(
+        1 << 20, ge=1, le=1 << 40, description="slowest scrub of a node, in bytes"
+    )
+    scrub_bytes_per_second_max: float = Field(100 << 20, ge=1024, le=1 << 40, description="fastest scrub of a node")
+    scrub_interval_seconds: float = Field(
+        60, ge=0.1, le=86_400, description="between two looks for a scrub that is due"
+    )
+    reconcile_margin_seconds: float = Field(
+        3600, ge=0, le=604_800, description="beyond upload_seconds_max, how long a stray file is left alone"
+    )
 
     @model_validator(mode="after")
     def check_together(self) -> Settings:

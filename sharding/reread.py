@@ -75,11 +75,11 @@ class Rereader:
 
     def _read(self, file: int, offset: int, wanted: int, is_direct: bool) -> memoryview:
         """Return up to ``wanted`` bytes, valid until the next call on this thread."""
-        buffer = self._buffer()
+        # Whole pages, as a direct read asks for, beyond the end of the file too, where it stops by itself.
+        buffer = self._buffer()[: -(-wanted // mmap.PAGESIZE) * mmap.PAGESIZE]
         if not is_direct:
             os.posix_fadvise(file, offset, BUFFER_BYTES, os.POSIX_FADV_DONTNEED)
         taken = 0
-        # A direct read asks for whole pages, beyond the end of the file too, where it stops by itself.
         while taken < wanted and (count := os.preadv(file, [buffer[taken:]], offset + taken)):
             taken += count
             if is_direct and taken % mmap.PAGESIZE:

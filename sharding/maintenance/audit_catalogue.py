@@ -104,6 +104,82 @@ class SuspectCatalogue(JudgementCatalogue, QuarantineCatalogue, Protocol):
         ...
 
 
+class ScrubKind(StrEnum):
+    """What a pass over a shard compares."""
+
+    BLOCKS = "blocks"
+    """The block digests."""
+    PROOF = "proof"
+    """The sha256 too."""
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """Replicas, and the bytes that reading them counts as (see ``REPLICA_COST_BYTES``)."""
+
+    replicas: int
+    cost_bytes: int
+
+    def __add__(self, other: Volume) -> Volume:
+        return Volume(self.replicas + other.replicas, self.cost_bytes + other.cost_bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class ScrubPass:
+    """How far a pass over a shard has come. Ages are by the database's clock.
+
+    ``total`` is None until the shard has been surveyed. ``covered_age_seconds`` ago, or later, every
+    replica then on the shard has been read; None when no pass has ended yet.
+    """
+
+    shard: ShardId
+    kind: ScrubKind
+    age_seconds: float
+    position: Generation
+    done: Volume
+    total: Volume | None
+    is_finished: bool
+    covered_age_seconds: float | None
+
+
+REPLICA_COST_BYTES = 32 << 10
+"""What a replica counts as at least: opening a small file costs a disk as much as reading some bytes."""
+
+
+class ScrubCatalogue(JudgementCatalogue, Protocol):
+    """Cursors of the passes, and the rows they walk over."""
+
+    async def passes(self, shards: Sequence[ShardId]) -> list[ScrubPass]:
+        """Return both passes of each shard; those never begun begin now."""
+        ...
+
+    async def begin_pass(self, shard: ShardId, kind: ScrubKind) -> None:
+        """Let a finished pass begin anew, now."""
+        ...
+
+    async def survey(self, shard: ShardId, after: Generation, count: int) -> tuple[Generation | None, Volume]:
+        """Return the volume of the next ``count`` live replicas, and where they end; None at the shard's end."""
+        ...
+
+    async def note_total(self, shard: ShardId, kind: ScrubKind, total: Volume) -> None: ...
+
+    async def live_replicas(self, shard: ShardId, after: Generation, count: int) -> list[HeldReplica]:
+        """Return live replicas by generation, with their block digests unless they are many."""
+        ...
+
+    async def advance(self, shard: ShardId, kind: ScrubKind, position: Generation, done: Volume) -> None:
+        """Note that the pass has come to ``position``, having read ``done`` more."""
+        ...
+
+    async def finish_pass(self, shard: ShardId, kind: ScrubKind) -> None: ...
+
+
+class ScrubObserver(Protocol):
+    def observe_reread(self, shard: ShardId, count_bytes: int) -> None: ...
+
+    def observe_scrub_age(self, shard: ShardId, kind: str, seconds: float) -> None: ...
+
+
 class AuditObserver(Protocol):
     """Told what the audits find; for metrics."""
 

@@ -26,7 +26,12 @@ from tests.repo_node.nodes import (
 from tests.tools import require_tool
 
 UNITS = ("_total", "_bytes", "_seconds", "_connections", "_members", "_zones", "_state", "_info", "_ready", "_up")
-OTHERS = {"holdfast_http_requests_in_flight", "holdfast_uploads_in_flight", "holdfast_shard_writable"}
+OTHERS = {
+    "holdfast_http_requests_in_flight",
+    "holdfast_uploads_in_flight",
+    "holdfast_shard_writable",
+    "holdfast_quarantine_replicas",
+}
 
 
 @pytest.fixture(scope="module")

@@ -3,12 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from uuid import UUID
 
-from sharding.maintenance.audit_catalogue import Dropped, Fault, HeldReplica, Sentence
+from sharding.maintenance.audit_catalogue import (
+    REPLICA_COST_BYTES,
+    Dropped,
+    Fault,
+    HeldReplica,
+    ScrubKind,
+    ScrubPass,
+    Sentence,
+    Volume,
+)
 from sharding.model import BLOCK_DIGEST_BYTES, BlobName, Generation, ShardId
 from tests.sharding.shard_contract import block_digests
+
+FIRST = Generation(UUID(int=0))
+Cursor = tuple[float, Generation, Volume, Volume | None, bool, float | None]
 
 
 @dataclass
@@ -21,7 +35,7 @@ class Row:
 
 @dataclass
 class AuditRows:
-    """Satisfies ``SuspectCatalogue``. ``rows`` are the replicas of the one shard."""
+    """Satisfies ``SuspectCatalogue`` and ``ScrubCatalogue``. ``rows`` are the replicas of the one shard."""
 
     shard: ShardId
     rows: dict[Generation, Row] = field(default_factory=dict)
@@ -30,6 +44,11 @@ class AuditRows:
     to_move: dict[Generation, BlobName] = field(default_factory=dict)
     moved: dict[Generation, BlobName] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
+    clock: Callable[[], float] = time.monotonic
+    cursors: dict[ScrubKind, Cursor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.cursors = {kind: (self.clock(), FIRST, Volume(0, 0), None, False, None) for kind in ScrubKind}
 
     def add(self, name: BlobName, data: bytes, **more: int | str) -> HeldReplica:
         assert hashlib.sha256(data).digest() == name.sha256
@@ -113,6 +132,39 @@ class AuditRows:
         for generation in generations:
             del self.moved[generation], self.rows[generation]
 
+    async def passes(self, shards: Sequence[ShardId]) -> list[ScrubPass]:
+        return [self._pass(kind) for kind in ScrubKind]
+
+    def _pass(self, kind: ScrubKind) -> ScrubPass:
+        started, position, done, total, finished, covered = self.cursors[kind]
+        ages = self.clock() - started, None if covered is None else self.clock() - covered
+        return ScrubPass(self.shard, kind, ages[0], position, done, total, finished, ages[1])
+
+    async def begin_pass(self, shard: ShardId, kind: ScrubKind) -> None:
+        self.cursors[kind] = (self.clock(), FIRST, Volume(0, 0), None, False, self.cursors[kind][5])
+
+    async def survey(self, shard: ShardId, after: Generation, count: int) -> tuple[Generation | None, Volume]:
+        found = sorted(one for one in self.rows if one > after)
+        page = found[:2]
+        cost = sum(max(self.rows[one].size, REPLICA_COST_BYTES) for one in page)
+        return (page[-1] if len(found) > 2 else None), Volume(len(page), cost)
+
+    async def note_total(self, shard: ShardId, kind: ScrubKind, total: Volume) -> None:
+        started, position, done, _, finished, covered = self.cursors[kind]
+        self.cursors[kind] = (started, position, done, total, finished, covered)
+
+    async def live_replicas(self, shard: ShardId, after: Generation, count: int) -> list[HeldReplica]:
+        found = sorted(one for one, row in self.rows.items() if row.state == "live" and one > after)
+        return [replace(self.held(one), blocks=self.blocks[self.rows[one].name.sha256]) for one in found[:count]]
+
+    async def advance(self, shard: ShardId, kind: ScrubKind, position: Generation, done: Volume) -> None:
+        started, _, before, total, finished, covered = self.cursors[kind]
+        self.cursors[kind] = (started, position, before + done, total, finished, covered)
+
+    async def finish_pass(self, shard: ShardId, kind: ScrubKind) -> None:
+        started, position, done, total, _, _ = self.cursors[kind]
+        self.cursors[kind] = (started, position, done, total, True, started)
+
     def _change(self, generation: Generation, before: str, after: str) -> bool:
         row = self.rows.get(generation)
         if row is None or row.state != before:
@@ -128,6 +180,7 @@ class Observed:
     verdicts: list[str] = field(default_factory=list)
     reread_bytes: int = 0
     aside: tuple[int, int] = (0, 0)
+    scrub_ages: dict[str, float] = field(default_factory=dict)
 
     def observe_verdict(self, shard: ShardId, verdict: str) -> None:
         self.verdicts.append(verdict)
@@ -137,3 +190,6 @@ class Observed:
 
     def observe_aside(self, shard: ShardId, files: int, count_bytes: int) -> None:
         self.aside = files, count_bytes
+
+    def observe_scrub_age(self, shard: ShardId, kind: str, seconds: float) -> None:
+        self.scrub_ages[kind] = seconds

@@ -1,0 +1,56 @@
+"""The jobs with which a node looks after its own shards: it judges suspects and re-reads replicas."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from repo_node.cluster.own_shards import OwnShard
+from repo_node.db.audits import AuditRows
+from repo_node.db.pool import Database
+from repo_node.metrics import Metrics
+from repo_node.settings import LiveSettings, Settings
+from sharding.local import LocalShard
+from sharding.maintenance.job import Pace
+from sharding.maintenance.judge import Judge
+from sharding.maintenance.judgement import Judgement
+from sharding.maintenance.scrub import Scrub
+from sharding.maintenance.scrub_plan import ScrubLimits
+from sharding.maintenance.worker import Runner
+from sharding.model import ShardId
+
+
+def add_audit_jobs(
+    runner: Runner, own: Mapping[ShardId, OwnShard], database: Database, settings: LiveSettings, metrics: Metrics
+) -> None:
+    """Add this node's audits to its runner."""
+    shards: dict[ShardId, LocalShard] = {shard: one.shard for shard, one in own.items()}
+    rows = AuditRows(database)
+    judgement = Judgement(rows, metrics)
+    judge = Judge(
+        shards,
+        rows,
+        judgement,
+        metrics,
+        quarantine_seconds=lambda: quarantine_seconds(settings.now),
+        again_seconds=lambda: settings.now.judge_again_seconds,
+    )
+    runner.add(
+        judge,
+        lambda: Pace(settings.now.scrub_bytes_per_second_max, idle_seconds=settings.now.judge_interval_seconds),
+    )
+    scrub = Scrub(shards, rows, judgement, metrics, lambda: scrub_limits(settings.now))
+    runner.add(scrub, lambda: Pace(scrub.bytes_per_second(), idle_seconds=settings.now.scrub_interval_seconds))
+
+
+def quarantine_seconds(now: Settings) -> float:
+    """Return how long the quarantine keeps a file: no shorter than a late commit could still refer to it."""
+    return max(now.quarantine_seconds, now.upload_seconds_max + now.reconcile_margin_seconds)
+
+
+def scrub_limits(now: Settings) -> ScrubLimits:
+    return ScrubLimits(
+        blocks_period_seconds=now.scrub_period_seconds,
+        proof_period_seconds=now.proof_period_seconds,
+        bytes_per_second_min=min(now.scrub_bytes_per_second_min, now.scrub_bytes_per_second_max),
+        bytes_per_second_max=now.scrub_bytes_per_second_max,
+    )
