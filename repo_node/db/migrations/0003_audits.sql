@@ -1,6 +1,4 @@
-ALTER TABLE repair_queue DROP CONSTRAINT repair_queue_reason_check;
-ALTER TABLE repair_queue ADD CONSTRAINT repair_queue_reason_check
-    CHECK (reason IN ('short_write', 'suspect', 'redundancy', 'corrupt', 'missing'));
+-- The owners of shards judge their replicas, re-read them and compare shards with rows.
 
 -- ---------------------------------------------------------------- what the shards' owners found
 
@@ -132,5 +130,48 @@ BEGIN
         VALUES ('absent', 'holdfast', '',
                 jsonb_build_object('shard', p_shard, 'dropped', dropped, 'generations', p_generations));
     END IF;
+END
+$$;
+
+-- Remove a shard for good. Outcomes: 'absent'; 'in_use' (a living node has it open); 'not_drained' (neither draining
+-- nor lost); 'holds' (copies are still on it); 'forgetting' (it is lost: a walk drops the copies that have been made
+-- good elsewhere, and then the shard); 'removed'.
+CREATE OR REPLACE FUNCTION remove_shard(p_shard smallint, p_principal text, p_request text)
+RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    v_state text;
+    v_used  boolean;
+BEGIN
+    SELECT s.state, EXISTS (SELECT 1 FROM nodes n
+                             WHERE n.id = s.node_id AND n.incarnation = s.owner AND node_is_up(n))
+      INTO v_state, v_used FROM shards s WHERE s.id = p_shard FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN 'absent';
+    ELSIF v_state NOT IN ('draining', 'lost') THEN
+        RETURN 'not_drained';
+    ELSIF v_used THEN
+        RETURN 'in_use';
+    END IF;
+    PERFORM 1 FROM replicas r WHERE r.shard_id = p_shard AND r.blob_id IS NOT NULL LIMIT 1;
+    IF FOUND AND v_state = 'draining' THEN
+        RETURN 'holds';
+    ELSIF FOUND THEN
+        INSERT INTO shard_walks AS w (shard_id, kind) VALUES (p_shard, 'forget')
+        ON CONFLICT (shard_id) DO UPDATE
+           SET kind = 'forget', cursor = NULL, walked = 0, kept_back = 0, passes = 0, due_at = now(), started_at = now()
+         WHERE w.kind <> 'forget';
+        RETURN 'forgetting';
+    END IF;
+    DELETE FROM replicas r WHERE r.shard_id = p_shard;
+    DELETE FROM removals r WHERE r.shard_id = p_shard;
+    DELETE FROM shard_walks w WHERE w.shard_id = p_shard;
+    DELETE FROM shard_cursors c WHERE c.shard_id = p_shard;
+    DELETE FROM scrubs p WHERE p.shard_id = p_shard;
+    DELETE FROM quarantine q WHERE q.shard_id = p_shard;
+    DELETE FROM shard_space f WHERE f.shard_id = p_shard;
+    DELETE FROM shards s WHERE s.id = p_shard;
+    INSERT INTO events (kind, principal, request_id, detail)
+    VALUES ('shard_remove', p_principal, p_request, jsonb_build_object('shard', p_shard));
+    RETURN 'removed';
 END
 $$;
