@@ -7,12 +7,15 @@ from collections.abc import Mapping
 from repo_node.cluster.own_shards import OwnShard
 from repo_node.db.audits import AuditRows
 from repo_node.db.pool import Database
+from repo_node.db.presence import PresenceRows
+from repo_node.db.scrubs import ScrubRows
 from repo_node.metrics import Metrics
 from repo_node.settings import LiveSettings, Settings
 from sharding.local import LocalShard
 from sharding.maintenance.job import Pace
 from sharding.maintenance.judge import Judge
 from sharding.maintenance.judgement import Judgement
+from sharding.maintenance.presence import Presence
 from sharding.maintenance.scrub import Scrub
 from sharding.maintenance.scrub_plan import ScrubLimits
 from sharding.maintenance.worker import Runner
@@ -38,8 +41,10 @@ def add_audit_jobs(
         judge,
         lambda: Pace(settings.now.scrub_bytes_per_second_max, idle_seconds=settings.now.judge_interval_seconds),
     )
-    scrub = Scrub(shards, rows, judgement, metrics, lambda: scrub_limits(settings.now))
+    scrub = Scrub(shards, ScrubRows(database), judgement, metrics, lambda: scrub_limits(settings.now))
     runner.add(scrub, lambda: Pace(scrub.bytes_per_second(), idle_seconds=settings.now.scrub_interval_seconds))
+    presence = Presence(shards, PresenceRows(database), metrics, sample_max=lambda: settings.now.presence_sample_max)
+    runner.add(presence, lambda: Pace(None, idle_seconds=settings.now.presence_interval_seconds))
 
 
 def quarantine_seconds(now: Settings) -> float:

@@ -200,8 +200,8 @@ class Metrics:
             "holdfast_quarantine_bytes", "Bytes in the shard's quarantine", ["shard"], registry=registry
         )
 
-    def observe_verdict(self, shard: int, verdict: str) -> None:
-        self.verdicts.labels(shard, verdict).inc()
+    def observe_verdict(self, shard: int, verdict: str, count: int = 1) -> None:
+        self.verdicts.labels(shard, verdict).inc(count)
 
     def observe_reread(self, shard: int, count_bytes: int) -> None:
         self.scrubbed_bytes.labels(shard).inc(count_bytes)

@@ -61,6 +61,8 @@ class Settings(BaseModel):
     scrub_interval_seconds: float = Field(
         60, ge=0.1, le=86_400, description="between two looks for a scrub that is due"
     )
+    presence_interval_seconds: float = Field(5, ge=0.1, le=3600, description="between two looks for missing files")
+    presence_sample_max: int = Field(1000, ge=1, le=100_000, description="replicas of a shard in one such look")
     reconcile_margin_seconds: float = Field(
         3600, ge=0, le=604_800, description="beyond upload_seconds_max, how long a stray file is left alone"
     )

@@ -147,6 +147,7 @@ class ShardFiles:
         if now >= self._space_until:
             with translated(self.shard, LOOKING, f"asking for the free space of {self.path}"):
                 found = os.fstatvfs(self.blobs)
+                self._check_present()
             free = found.f_bavail * found.f_frsize
             self._space = ShardSpace(found.f_blocks * found.f_frsize, max(0, free - self._reserve_bytes))
             self._space_until = now + SPACE_SAMPLE_SECONDS
@@ -208,13 +209,16 @@ class ShardFiles:
                 directory = os.open(fan_out, OPEN_DIRECTORY, dir_fd=self.blobs)
             except FileNotFoundError:
                 directory = -1
-                if not os.fstat(self.blobs).st_nlink:
-                    raise ShardUnavailable(self.shard, f"{self.path}/blobs was removed; restart the node") from None
+                self._check_present()
         try:
             yield None if directory < 0 else directory
         finally:
             if directory >= 0:
                 os.close(directory)
+
+    def _check_present(self) -> None:
+        if not os.fstat(self.blobs).st_nlink:
+            raise ShardUnavailable(self.shard, f"{self.path}/blobs was removed; restart the node")
 
     def _open_or_make(self, fan_out: str) -> int:
         with suppress(FileNotFoundError):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
+from sharding.maintenance.comparison import Row
 from sharding.model import BlobName, Generation, ShardId
 
 
@@ -174,6 +175,20 @@ class ScrubCatalogue(JudgementCatalogue, Protocol):
     async def finish_pass(self, shard: ShardId, kind: ScrubKind) -> None: ...
 
 
+class PresenceCatalogue(JudgementCatalogue, Protocol):
+    """What the presence check looks up; ``known`` as ``RowSource`` has it."""
+
+    async def bounds(self, shard: ShardId) -> tuple[Generation, Generation] | None:
+        """Return the first and the last generation of a shard; None when it has none."""
+        ...
+
+    async def sample(self, shard: ShardId, after: Sequence[Generation], count: int) -> list[HeldReplica]:
+        """Return the ``count`` live replicas that follow each of ``after``, without digests, each once."""
+        ...
+
+    async def known(self, shard: ShardId, after: Generation, count: int) -> list[Row]: ...
+
+
 class ScrubObserver(Protocol):
     def observe_reread(self, shard: ShardId, count_bytes: int) -> None: ...
 
@@ -183,7 +198,7 @@ class ScrubObserver(Protocol):
 class AuditObserver(Protocol):
     """Told what the audits find; for metrics."""
 
-    def observe_verdict(self, shard: ShardId, verdict: str) -> None: ...
+    def observe_verdict(self, shard: ShardId, verdict: str, count: int = 1) -> None: ...
 
     def observe_reread(self, shard: ShardId, count_bytes: int) -> None: ...
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Mapping
-from uuid import UUID
 
 from sharding.errors import ShardError, ShardRefused, ShardUnavailable
 from sharding.maintenance.audit_catalogue import AuditObserver, HeldReplica, SuspectCatalogue
+from sharding.maintenance.comparison import FIRST
 from sharding.maintenance.job import Step
 from sharding.maintenance.judgement import Judgement, Verdict
 from sharding.model import Generation, ShardId
@@ -19,7 +19,6 @@ from sharding.shard import Auditable
 
 log = logging.getLogger(__name__)
 
-FIRST = Generation(UUID(int=0))
 BATCH = 64
 SUSPECTS_PAGE = 512
 STEP_BYTES = 64 << 20

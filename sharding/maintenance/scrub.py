@@ -22,8 +22,8 @@ from sharding.maintenance.audit_catalogue import (
     ScrubObserver,
     Volume,
 )
+from sharding.maintenance.comparison import FIRST
 from sharding.maintenance.job import Progress, Step
-from sharding.maintenance.judge import FIRST
 from sharding.maintenance.judgement import PORTION_BYTES, Judgement, reread_within
 from sharding.maintenance.scrub_plan import PassState, ScrubLimits, needed_rate
 from sharding.model import BLOCK_BYTES, BLOCK_DIGEST_BYTES, Generation, ShardId, block_count

@@ -7,7 +7,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from repo_node.db.audits import AuditRows
+from repo_node.db.scrubs import ScrubRows as AuditRows
 from sharding.maintenance.audit_catalogue import REPLICA_COST_BYTES, ScrubKind, Volume
 from sharding.model import BLOCK_BYTES, Generation, ShardId
 from tests.repo_node.db.scene import Scene, digests_of

@@ -18,6 +18,8 @@ from sharding.maintenance.audit_catalogue import (
     Sentence,
     Volume,
 )
+from sharding.maintenance.comparison import Row as ComparedRow
+from sharding.maintenance.comparison import RowState
 from sharding.model import BLOCK_DIGEST_BYTES, BlobName, Generation, ShardId
 from tests.sharding.shard_contract import block_digests
 
@@ -165,6 +167,21 @@ class AuditRows:
         started, position, done, total, _, _ = self.cursors[kind]
         self.cursors[kind] = (started, position, done, total, True, started)
 
+    async def bounds(self, shard: ShardId) -> tuple[Generation, Generation] | None:
+        return (min(self.rows), max(self.rows)) if self.rows else None
+
+    async def sample(self, shard: ShardId, after: Sequence[Generation], count: int) -> list[HeldReplica]:
+        live = sorted(one for one, row in self.rows.items() if row.state == "live")
+        found = {one for start in after for one in [one for one in live if one > start][:count]}
+        return [self.held(one) for one in sorted(found)]
+
+    async def known(self, shard: ShardId, after: Generation, count: int) -> list[ComparedRow]:
+        found = sorted(one for one in self.rows if one > after)[:count]
+        return [
+            ComparedRow(one, RowState(self.rows[one].state), self.rows[one].name.sha256, self.rows[one].size)
+            for one in found
+        ]
+
     def _change(self, generation: Generation, before: str, after: str) -> bool:
         row = self.rows.get(generation)
         if row is None or row.state != before:
@@ -182,8 +199,8 @@ class Observed:
     aside: tuple[int, int] = (0, 0)
     scrub_ages: dict[str, float] = field(default_factory=dict)
 
-    def observe_verdict(self, shard: ShardId, verdict: str) -> None:
-        self.verdicts.append(verdict)
+    def observe_verdict(self, shard: ShardId, verdict: str, count: int = 1) -> None:
+        self.verdicts += [verdict] * count
 
     def observe_reread(self, shard: ShardId, count_bytes: int) -> None:
         self.reread_bytes += count_bytes
