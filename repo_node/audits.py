@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from repo_node.audit_metrics import AuditMetrics
 from repo_node.cluster.own_shards import OwnShard
 from repo_node.db.audits import AuditRows
 from repo_node.db.pool import Database
 from repo_node.db.presence import PresenceRows
 from repo_node.db.scrubs import ScrubRows
-from repo_node.metrics import Metrics
 from repo_node.settings import LiveSettings, Settings
 from sharding.local import LocalShard
 from sharding.maintenance.job import Pace
@@ -23,7 +23,7 @@ from sharding.model import ShardId
 
 
 def add_audit_jobs(
-    runner: Runner, own: Mapping[ShardId, OwnShard], database: Database, settings: LiveSettings, metrics: Metrics
+    runner: Runner, own: Mapping[ShardId, OwnShard], database: Database, settings: LiveSettings, metrics: AuditMetrics
 ) -> None:
     """Add this node's audits to its runner."""
     shards: dict[ShardId, LocalShard] = {shard: one.shard for shard, one in own.items()}

@@ -5,15 +5,20 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from repo_node.audits import add_audit_jobs
 from repo_node.cluster.membership import Membership
 from repo_node.db.errors import CatalogueError
 from repo_node.db.jobs import NodeJobs
 from repo_node.db.pool import Database
+from repo_node.healing import Copies, RepairQueue
 from repo_node.metrics import Metrics
 from repo_node.settings import LiveSettings
 from sharding.background import Background
+from sharding.identifiers import mint_generation
+from sharding.maintenance.job import Pace
+from sharding.maintenance.repair import Repair, RepairLimits
 from sharding.maintenance.worker import Runner
 from sharding.model import NodeId
 from sharding.provider import ShardingProvider
@@ -22,6 +27,20 @@ log = logging.getLogger("holdfast.jobs")
 
 LOOKS_MAX = 2
 """Looks for requests under way at once: whoever comes later is seen by the second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the jobs of a node are made from."""
+
+    node: NodeId
+    database: Database
+    store: ShardingProvider
+    membership: Membership
+    settings: LiveSettings
+    metrics: Metrics
+    copies: Copies
+    runner: Runner
 
 
 @asynccontextmanager
@@ -35,9 +54,8 @@ async def maintenance(
 ) -> AsyncIterator[Runner]:
     """Run this node's jobs until the block ends; what is half done then, a later step takes up."""
     book = NodeJobs(database, node)
-    runner = Runner(book, metrics)
-    add_jobs(runner, node, database, store, membership, settings, metrics)
-    looks = Background(LOOKS_MAX)
+    runner, copies, looks = Runner(book, metrics), Copies(database, metrics), Background(LOOKS_MAX)
+    add_jobs(Parts(node, database, store, membership, settings, metrics, copies, runner))
 
     async def look() -> None:
         try:
@@ -55,20 +73,36 @@ async def maintenance(
         membership.on_jobs = lambda: None
         await looks.close(0)
         await runner.close()
+        await copies.close()
 
 
 def void(_: object) -> None:
     """Drop a result nobody needs."""
 
 
-def add_jobs(
-    runner: Runner,
-    node: NodeId,
-    database: Database,
-    store: ShardingProvider,
-    membership: Membership,
-    settings: LiveSettings,
-    metrics: Metrics,
-) -> None:
+def add_jobs(parts: Parts) -> None:
     """Add every job of a node, each with its pace."""
-    add_audit_jobs(runner, membership.own, database, settings, metrics)
+    for add in (add_repair, add_audits):
+        add(parts)
+
+
+def add_repair(parts: Parts) -> None:
+    settings, store = parts.settings, parts.store
+    queue = RepairQueue(parts.database, parts.copies, settings)
+
+    def limits() -> RepairLimits:
+        now = settings.now
+        return RepairLimits(
+            now.repair_bytes_per_second_max,
+            now.repair_claim_seconds,
+            now.repair_retry_seconds,
+            now.repair_retry_seconds_max,
+        )
+
+    repair = Repair(lambda: store.view, queue, store.janitor, limits, parts.metrics, mint_generation)
+    # The job keeps its rate itself, within a step too: a blob may be large.
+    parts.runner.add(repair, lambda: Pace(None, settings.now.repair_idle_seconds, settings.now.repair_enabled))
+
+
+def add_audits(parts: Parts) -> None:
+    add_audit_jobs(parts.runner, parts.membership.own, parts.database, parts.settings, parts.metrics.audits)

@@ -16,6 +16,8 @@ from prometheus_client import (
 )
 from prometheus_client.gc_collector import GCCollector
 
+from repo_node.audit_metrics import AuditMetrics
+from sharding.maintenance.catalogue import RepairOutcome
 from sharding.maintenance.job import Step
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -23,7 +25,7 @@ FAST_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
 
 
 class Metrics:
-    """The node's instruments. Satisfies ``QueryObserver``, ``ShardObserver`` and ``JobObserver``."""
+    """The node's instruments. Satisfies the observers of queries, shards, jobs and repairs."""
 
     def __init__(self) -> None:
         # A second series for each counter and histogram, which nobody asks for.
@@ -38,7 +40,7 @@ class Metrics:
         self._database(registry)
         self._node(registry)
         self._jobs(registry)
-        self._audits(registry)
+        self.audits = AuditMetrics(registry)
 
     def _http(self, registry: CollectorRegistry) -> None:
         self.requests = Counter(
@@ -174,44 +176,15 @@ class Metrics:
         )
         self._job_ran_at: dict[str, float] = {}
 
-    def _audits(self, registry: CollectorRegistry) -> None:
-        self.verdicts = Counter(
-            "holdfast_replicas_judged_total",
-            "Replicas their owner read again, by what they turned out to be",
-            ["shard", "verdict"],
+        self.repairs = Counter(
+            "holdfast_repairs_total",
+            "Repairs of a blob by how they ended, and why not well",
+            ["outcome", "note"],
             registry=registry,
         )
-        self.scrubbed_bytes = Counter(
-            "holdfast_scrub_read_bytes_total",
-            "Bytes of replicas read again from the disk",
-            ["shard"],
-            registry=registry,
-        )
-        self.scrub_age_seconds = Gauge(
-            "holdfast_scrub_age_seconds",
-            "Time since which every replica of the shard was read, or since the first pass began",
-            ["shard", "kind"],
-            registry=registry,
-        )
-        self.quarantine_files = Gauge(
-            "holdfast_quarantine_replicas", "Files in the shard's quarantine", ["shard"], registry=registry
-        )
-        self.quarantine_bytes = Gauge(
-            "holdfast_quarantine_bytes", "Bytes in the shard's quarantine", ["shard"], registry=registry
-        )
 
-    def observe_verdict(self, shard: int, verdict: str, count: int = 1) -> None:
-        self.verdicts.labels(shard, verdict).inc(count)
-
-    def observe_reread(self, shard: int, count_bytes: int) -> None:
-        self.scrubbed_bytes.labels(shard).inc(count_bytes)
-
-    def observe_scrub_age(self, shard: int, kind: str, seconds: float) -> None:
-        self.scrub_age_seconds.labels(shard, kind).set(seconds)
-
-    def observe_aside(self, shard: int, files: int, count_bytes: int) -> None:
-        self.quarantine_files.labels(shard).set(files)
-        self.quarantine_bytes.labels(shard).set(count_bytes)
+    def observe_repair(self, outcome: RepairOutcome, note: str | None) -> None:
+        self.repairs.labels(outcome.value, note or "none").inc()
 
     def observe_step(self, job: str, seconds: float, step: Step) -> None:
         self.job_step_seconds.labels(job).observe(seconds)

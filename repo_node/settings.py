@@ -40,6 +40,16 @@ class Settings(BaseModel):
     node_down_seconds: float = Field(10, ge=0.5, le=600, description="silence after which a node counts as down")
     password_cache_seconds: float = Field(60, ge=0, le=3600, description="how long a checked password is remembered")
     path_bytes_max: int = Field(1024, ge=64, le=2048, description="longest artifact path, in bytes")
+    repair_enabled: bool = Field(True, description="whether nodes make missing copies by themselves")
+    repair_bytes_per_second_max: int | None = Field(
+        64 << 20,
+        ge=1 << 16,
+        description="bytes a node writes for repairs; four times it for each further copy missing; null: no limit",
+    )
+    repair_idle_seconds: float = Field(2, ge=0.05, le=3600, description="between two looks at the repair queue")
+    repair_claim_seconds: float = Field(60, ge=1, le=3600, description="how long a node keeps a blob it repairs")
+    repair_retry_seconds: float = Field(5, ge=0.05, le=3600, description="until a repair is tried again, at first")
+    repair_retry_seconds_max: float = Field(300, ge=0.05, le=86_400, description="until it is tried again, at last")
     ranges_max: int = Field(16, ge=1, le=1000, description="ranges one request may ask for")
     judge_interval_seconds: float = Field(5, ge=0.1, le=3600, description="between two looks for suspect replicas")
     judge_again_seconds: float = Field(
