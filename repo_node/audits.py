@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from repo_node.audit_metrics import AuditMetrics
 from repo_node.cluster.own_shards import OwnShard
 from repo_node.db.audits import AuditRows
+from repo_node.db.checks import CheckRows
 from repo_node.db.pool import Database
 from repo_node.db.presence import PresenceRows
 from repo_node.db.scrubs import ScrubRows
@@ -16,6 +17,7 @@ from sharding.maintenance.job import Pace
 from sharding.maintenance.judge import Judge
 from sharding.maintenance.judgement import Judgement
 from sharding.maintenance.presence import Presence
+from sharding.maintenance.reconcile import Reconcile, ReconcileLimits
 from sharding.maintenance.scrub import Scrub
 from sharding.maintenance.scrub_plan import ScrubLimits
 from sharding.maintenance.worker import Runner
@@ -45,6 +47,17 @@ def add_audit_jobs(
     runner.add(scrub, lambda: Pace(scrub.bytes_per_second(), idle_seconds=settings.now.scrub_interval_seconds))
     presence = Presence(shards, PresenceRows(database), metrics, sample_max=lambda: settings.now.presence_sample_max)
     runner.add(presence, lambda: Pace(None, idle_seconds=settings.now.presence_interval_seconds))
+    reconcile = Reconcile(shards, CheckRows(database), metrics, lambda: reconcile_limits(settings.now))
+    runner.add(reconcile, lambda: Pace(None, idle_seconds=settings.now.reconcile_interval_seconds))
+
+
+def reconcile_limits(now: Settings) -> ReconcileLimits:
+    return ReconcileLimits(
+        period_seconds=now.reconcile_period_seconds,
+        retry_seconds=now.reconcile_retry_seconds,
+        settle_seconds=now.upload_seconds_max + now.reconcile_margin_seconds,
+        rest_ratio=now.reconcile_rest_ratio,
+    )
 
 
 def quarantine_seconds(now: Settings) -> float:

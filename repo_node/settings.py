@@ -73,6 +73,14 @@ class Settings(BaseModel):
     )
     presence_interval_seconds: float = Field(5, ge=0.1, le=3600, description="between two looks for missing files")
     presence_sample_max: int = Field(1000, ge=1, le=100_000, description="replicas of a shard in one such look")
+    reconcile_period_seconds: float = Field(
+        86_400, ge=1, le=10 * 366 * 86_400, description="in which every shard is compared with its rows"
+    )
+    reconcile_interval_seconds: float = Field(2, ge=0.1, le=3600, description="between two looks for a due comparison")
+    reconcile_retry_seconds: float = Field(
+        600, ge=1, le=604_800, description="after which a comparison that failed is tried again"
+    )
+    reconcile_rest_ratio: float = Field(1, ge=0, le=100, description="rest of a comparison, in lengths of its work")
     reconcile_margin_seconds: float = Field(
         3600, ge=0, le=604_800, description="beyond upload_seconds_max, how long a stray file is left alone"
     )

@@ -34,7 +34,9 @@ SAMPLE = Statement(
 KNOWN = Statement(
     "reconcile_known",
     """
-    SELECT k.generation, k.state, coalesce(b.sha256, k.sha256, q.sha256) AS sha256, b.size
+    SELECT k.generation, coalesce(b.sha256, k.sha256, q.sha256) AS sha256, b.size,
+           CASE WHEN k.state = 'condemned' AND (q.generation IS NULL OR q.moved_at IS NOT NULL) THEN 'aside'
+                ELSE k.state END AS state
       FROM (
            (SELECT r.generation, r.state, r.blob_id, NULL::bytea AS sha256 FROM replicas r
              WHERE r.shard_id = $1 AND r.generation > $2 ORDER BY r.generation LIMIT $3)

@@ -34,7 +34,9 @@ class RowState(StrEnum):
     LIVE = "live"
     SUSPECT = "suspect"
     CONDEMNED = "condemned"
-    """No blob's, and on its way to quarantine, or there."""
+    """No blob's, and on its way to quarantine."""
+    ASIDE = "aside"
+    """No blob's, and moved to quarantine."""
     REMOVAL = "removal"
     """No blob's, and to be removed after a while."""
 
@@ -47,10 +49,6 @@ class Row:
     state: RowState
     sha256: bytes
     size: int | None
-
-    @property
-    def is_wanted(self) -> bool:
-        return self.state in (RowState.LIVE, RowState.SUSPECT)
 
     @property
     def name(self) -> BlobName:
@@ -71,19 +69,30 @@ class Page:
     files: Sequence[FoundReplica]
 
     def absent(self) -> list[Row]:
-        """Return wanted rows without a file of their name."""
+        """Return live rows without a file of their name; the suspect ones are judged by themselves."""
         found = {file.name for file in self.files}
-        return [row for row in self.rows if row.is_wanted and row.name not in found]
+        return [row for row in self.rows if row.state is RowState.LIVE and row.name not in found]
+
+    def present(self) -> list[Row]:
+        """Return live rows with a file of their name."""
+        found = {file.name for file in self.files}
+        return [row for row in self.rows if row.state is RowState.LIVE and row.name in found]
 
     def strays(self) -> list[FoundReplica]:
-        """Return files whose generation no row knows."""
+        """Return files whose generation no row knows, one of each generation."""
         known = {row.generation for row in self.rows}
-        return [file for file in self.files if file.name.generation not in known]
+        return list({f.name.generation: f for f in reversed(self.files) if f.name.generation not in known}.values())
 
     def misnamed(self) -> list[FoundReplica]:
-        """Return files that have a row's generation and another's content in their name."""
+        """Return files whose generation a row, or a stray, has with another content."""
         known = {row.generation: row.sha256 for row in self.rows}
-        return [file for file in self.files if known.get(file.name.generation) not in (None, b"", file.name.sha256)]
+        known |= {file.name.generation: file.name.sha256 for file in self.strays()}
+        return [file for file in self.files if known[file.name.generation] not in (b"", file.name.sha256)]
+
+    def returned(self) -> list[FoundReplica]:
+        """Return files that had been moved to quarantine and are back in their place."""
+        aside = {row.generation: row.sha256 for row in self.rows if row.state is RowState.ASIDE}
+        return [file for file in self.files if aside.get(file.name.generation) in (b"", file.name.sha256)]
 
 
 class Comparison:

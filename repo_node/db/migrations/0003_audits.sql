@@ -32,6 +32,36 @@ CREATE TABLE quarantine (
 CREATE INDEX quarantine_unmoved ON quarantine (shard_id) WHERE moved_at IS NULL;
 CREATE INDEX replicas_suspect ON replicas (shard_id, generation) WHERE state = 'suspect';
 
+-- Things on a shard that no row knows, by their path and inode, and since when they have been seen there.
+CREATE TABLE sightings (
+    shard_id       smallint NOT NULL REFERENCES shards (id),
+    path           bytea NOT NULL,
+    inode          bigint NOT NULL,
+    first_seen_at  timestamptz NOT NULL DEFAULT now(),
+    last_seen_at   timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (shard_id, path)
+);
+
+-- Comparisons of a shard's files with the rows: asked for, under way, done. The shard's owner does them,
+-- in the order of their ids; whoever restarts begins the one it was at anew.
+CREATE TABLE checks (
+    id            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    request       uuid NOT NULL,
+    shard_id      smallint NOT NULL REFERENCES shards (id),
+    dry_run       boolean NOT NULL DEFAULT false,
+    repair        boolean NOT NULL DEFAULT false,
+    principal     text NOT NULL,
+    requested_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    started_at    timestamptz,
+    finished_at   timestamptz,
+    done          bigint NOT NULL DEFAULT 0,
+    total         bigint,
+    report        jsonb,
+    error         text
+);
+CREATE INDEX checks_of_shard ON checks (shard_id, id);
+CREATE INDEX checks_of_request ON checks (request);
+
 -- The owner read a replica again and found it right: it counts again.
 CREATE FUNCTION reinstate_replica(p_shard smallint, p_generation uuid)
 RETURNS boolean LANGUAGE plpgsql AS $$
@@ -133,6 +163,34 @@ BEGIN
 END
 $$;
 
+-- Condemn files that no row knows, by their keys: a late commit that would refer to one conflicts with it.
+-- Returns those that were condemned; whatever has got a row by now, or is to be removed anyway, is not.
+CREATE FUNCTION condemn_strays(p_shard smallint, p_generations uuid[], p_sha256 bytea[], p_sizes bigint[])
+RETURNS SETOF uuid LANGUAGE plpgsql AS $$
+DECLARE
+    v_condemned uuid[];
+BEGIN
+    WITH condemned AS (
+        INSERT INTO replicas AS r (shard_id, generation, state)
+        SELECT p_shard, f.generation, 'condemned' FROM unnest(p_generations) AS f (generation)
+         WHERE NOT EXISTS (SELECT 1 FROM removals x WHERE x.shard_id = p_shard AND x.generation = f.generation)
+         ORDER BY f.generation
+        ON CONFLICT (shard_id, generation) DO NOTHING
+        RETURNING r.generation
+    )
+    SELECT coalesce(array_agg(c.generation), '{}') INTO v_condemned FROM condemned c;
+    INSERT INTO quarantine (shard_id, generation, sha256, size, reason)
+    SELECT p_shard, f.generation, f.sha256, f.size, 'stray'
+      FROM unnest(p_generations, p_sha256, p_sizes) AS f (generation, sha256, size)
+     WHERE f.generation = ANY (v_condemned);
+    INSERT INTO events (kind, sha256, principal, request_id, detail)
+    SELECT 'quarantine', f.sha256, 'holdfast', '',
+           jsonb_build_object('shard', p_shard, 'generation', f.generation, 'reason', 'stray')
+      FROM unnest(p_generations, p_sha256) AS f (generation, sha256) WHERE f.generation = ANY (v_condemned);
+    RETURN QUERY SELECT unnest(v_condemned);
+END
+$$;
+
 -- Remove a shard for good. Outcomes: 'absent'; 'in_use' (a living node has it open); 'not_drained' (neither draining
 -- nor lost); 'holds' (copies are still on it); 'forgetting' (it is lost: a walk drops the copies that have been made
 -- good elsewhere, and then the shard); 'removed'.
@@ -167,6 +225,8 @@ BEGIN
     DELETE FROM shard_walks w WHERE w.shard_id = p_shard;
     DELETE FROM shard_cursors c WHERE c.shard_id = p_shard;
     DELETE FROM scrubs p WHERE p.shard_id = p_shard;
+    DELETE FROM sightings s WHERE s.shard_id = p_shard;
+    DELETE FROM checks c WHERE c.shard_id = p_shard;
     DELETE FROM quarantine q WHERE q.shard_id = p_shard;
     DELETE FROM shard_space f WHERE f.shard_id = p_shard;
     DELETE FROM shards s WHERE s.id = p_shard;

@@ -25,6 +25,8 @@ EMPTIED = (
     "gc_candidates",
     "scrubs",
     "quarantine",
+    "sightings",
+    "checks",
     "artifacts",
     "replicas",
     "blobs",

@@ -104,9 +104,9 @@ async def test_pages_hold_everything_once(known: set[int], found: list[int], pag
 
 
 @pytest.mark.parametrize("state", RowState)
-async def test_absence_concerns_wanted_rows_alone(state: RowState) -> None:
+async def test_absence_concerns_live_rows_alone(state: RowState) -> None:
     [page] = await compare([row(1, state), row(2)], [file(2)])
-    assert page.absent() == ([row(1, state)] if state in (RowState.LIVE, RowState.SUSPECT) else [])
+    assert page.absent() == ([row(1, state)] if state is RowState.LIVE else [])
 
 
 @pytest.mark.parametrize("state", RowState)
@@ -120,3 +120,16 @@ async def test_file_of_another_content_under_a_rows_generation_is_misnamed() -> 
     assert (page.absent(), page.strays(), page.misnamed()) == ([row(1)], [], [file(1, content=9)])
     [page] = await compare([Row(generation(1), RowState.CONDEMNED, b"", None)], [file(1)])
     assert page.misnamed() == [], "that row does not say"
+
+
+async def test_files_of_one_generation_are_one_stray_and_the_others_misnamed() -> None:
+    [page] = await compare([], [file(1, content=5), file(1, content=9)])
+    assert page.strays() == [file(1, content=5)]
+    assert page.misnamed() == [file(1, content=9)]
+
+
+@pytest.mark.parametrize("state", RowState)
+async def test_file_set_aside_that_is_back_is_told(state: RowState) -> None:
+    [page] = await compare([row(1, state)], [file(1)])
+    assert page.returned() == ([file(1)] if state is RowState.ASIDE else [])
+    assert page.present() == ([row(1)] if state is RowState.LIVE else [])
