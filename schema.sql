@@ -854,7 +854,7 @@ BEGIN
     SELECT count(DISTINCT h.shard_id), count(DISTINCT h.zone) INTO v_good, v_spread FROM homes(p_blob) h WHERE h.up;
     IF v_size = 0 OR (v_good >= v_wanted AND v_spread >= v_zones) THEN
         outcome := 'whole';
-        PERFORM remove_later(r.shard_id, r.generation, v_sha256, 'drained')
+        PERFORM remove_later(r.shard_id, r.generation, v_sha256, 'rebalance')
            FROM replicas r JOIN shards s ON s.id = r.shard_id AND s.state = 'draining'
           WHERE r.blob_id = p_blob AND r.state = 'live';
         DELETE FROM repair_queue q WHERE q.blob_id = p_blob AND q.renewed_at = p_renewed;
@@ -864,8 +864,8 @@ BEGIN
         outcome := 'short';
     END IF;
     UPDATE repair_queue q
-       SET claim = NULL, urgency = repair_urgency(p_blob), outcome = concat_ws(': ', outcome, p_note),
-           attempts = CASE WHEN cardinality(adopted) > 0 THEN 0 ELSE q.attempts + 1 END,
+       SET claim = NULL, urgency = repair_urgency(p_blob), outcome = concat_ws(': ', settle_repair.outcome, p_note),
+           attempts = CASE WHEN cardinality(settle_repair.adopted) > 0 THEN 0 ELSE q.attempts + 1 END,
            due_at = CASE WHEN q.renewed_at = p_renewed THEN clock_timestamp() + make_interval(secs => p_retry_seconds)
                          ELSE clock_timestamp() END
      WHERE q.blob_id = p_blob AND q.claim = p_claim;
@@ -963,7 +963,7 @@ BEGIN
             RETURN 'surplus';
         END IF;
     END IF;
-    RETURN CASE WHEN trim_replica(p_blob, p_from, p_old, 'moved') THEN 'moved' ELSE 'copied' END;
+    RETURN CASE WHEN trim_replica(p_blob, p_from, p_old, 'rebalance') THEN 'moved' ELSE 'copied' END;
 END
 $$;
 
@@ -987,6 +987,64 @@ BEGIN
     VALUES ('shard_state', p_principal, p_request, jsonb_build_object(
         'shard', p_shard, 'before', v_before, 'state', p_state, 'reason', p_reason));
     RETURN true;
+END
+$$;
+
+-- What an administrator asks of a shard: 'drain', 'readonly', 'activate', 'replace'. Outcomes: 'done'; 'unchanged';
+-- 'absent'; 'lost' (a lost shard can only come back, be replaced or be removed); 'replaced' (another disk has its
+-- place); 'returning' (a walk doubts its copies, then it is active).
+CREATE FUNCTION change_shard(p_shard smallint, p_action text, p_principal text, p_request text)
+RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    v_state    text;
+    v_replaced boolean;
+BEGIN
+    SELECT s.state, s.replaced INTO v_state, v_replaced FROM shards s WHERE s.id = p_shard FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RETURN 'absent';
+    ELSIF p_action = 'replace' THEN
+        UPDATE shards s SET replaced = true WHERE s.id = p_shard;
+        PERFORM set_shard_state(p_shard, 'lost', 'replaced by another disk', p_principal, p_request);
+        RETURN CASE WHEN v_replaced THEN 'unchanged' ELSE 'done' END;
+    ELSIF v_state <> 'lost' THEN
+        RETURN CASE WHEN set_shard_state(p_shard, CASE p_action WHEN 'drain' THEN 'draining'
+                                                                WHEN 'readonly' THEN 'read_only' ELSE 'active' END,
+                                         'by an administrator', p_principal, p_request)
+               THEN 'done' ELSE 'unchanged' END;
+    ELSIF p_action <> 'activate' THEN
+        RETURN 'lost';
+    ELSIF v_replaced THEN
+        RETURN 'replaced';
+    END IF;
+    INSERT INTO shard_walks AS w (shard_id, kind) VALUES (p_shard, 'return')
+    ON CONFLICT (shard_id) DO UPDATE
+       SET kind = 'return', cursor = NULL, walked = 0, kept_back = 0, passes = 0, due_at = now(), started_at = now()
+     WHERE w.kind <> 'return';
+    INSERT INTO events (kind, principal, request_id, detail)
+    VALUES ('shard_return', p_principal, p_request, jsonb_build_object('shard', p_shard));
+    RETURN 'returning';
+END
+$$;
+
+-- Remove a node that is down and has no shard left. Outcomes: 'absent', 'up', 'has_shards', 'removed'.
+CREATE FUNCTION remove_node(p_node text, p_principal text, p_request text)
+RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    v_up boolean;
+BEGIN
+    SELECT node_is_up(n) INTO v_up FROM nodes n WHERE n.id = p_node FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN 'absent';
+    ELSIF v_up THEN
+        RETURN 'up';
+    ELSIF EXISTS (SELECT 1 FROM shards s WHERE s.node_id = p_node) THEN
+        RETURN 'has_shards';
+    END IF;
+    DELETE FROM jobs j WHERE j.node_id = p_node;
+    DELETE FROM nodes n WHERE n.id = p_node;
+    INSERT INTO events (kind, principal, request_id, detail)
+    VALUES ('node_remove', p_principal, p_request, jsonb_build_object('node', p_node));
+    RETURN 'removed';
 END
 $$;
 
@@ -1019,8 +1077,8 @@ BEGIN
          WHERE w.kind <> 'forget';
         RETURN 'forgetting';
     END IF;
-    DELETE FROM replicas r WHERE r.shard_id = p_shard;
     DELETE FROM removals r WHERE r.shard_id = p_shard;
+    DELETE FROM replicas r WHERE r.shard_id = p_shard;
     DELETE FROM shard_walks w WHERE w.shard_id = p_shard;
     DELETE FROM shard_cursors c WHERE c.shard_id = p_shard;
     DELETE FROM scrubs p WHERE p.shard_id = p_shard;
@@ -1036,7 +1094,7 @@ END
 $$;
 
 -- Take one step of the walk that is due: at most p_count replicas. Nothing is returned when none is due.
-CREATE FUNCTION walk_shard(p_count integer, p_again_seconds double precision)
+CREATE FUNCTION walk_shard(p_count integer, p_again_seconds double precision, p_lost_again_seconds double precision)
 RETURNS TABLE (at_shard smallint, at_kind text, stepped bigint, acted bigint, ended boolean)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
@@ -1079,7 +1137,9 @@ BEGIN
            walked = CASE WHEN w.cursor IS NULL THEN stepped ELSE w.walked + stepped END,
            kept_back = CASE WHEN w.cursor IS NULL THEN v_back ELSE w.kept_back + v_back END,
            passes = w.passes + ended::integer,
-           due_at = CASE WHEN ended THEN clock_timestamp() + make_interval(secs => p_again_seconds) ELSE w.due_at END
+           due_at = CASE WHEN ended THEN clock_timestamp() + make_interval(secs =>
+                        CASE w.kind WHEN 'lost' THEN p_lost_again_seconds ELSE p_again_seconds END)
+                    ELSE w.due_at END
      WHERE w.shard_id = v_walk.shard_id
     RETURNING w.kept_back INTO v_back;
     IF ended AND at_kind = 'return' THEN
@@ -1099,6 +1159,10 @@ DECLARE
 BEGIN
     CASE p_kind
         WHEN 'drain' THEN
+            PERFORM 1 FROM repair_queue q WHERE q.blob_id = p_blob;
+            IF FOUND THEN
+                RETURN 'passed';
+            END IF;
             PERFORM enqueue_repair(p_blob, 'drain');
             RETURN 'acted';
         WHEN 'lost' THEN
@@ -1245,6 +1309,22 @@ BEGIN
            FROM unnest(v_silent) AS d;
     END IF;
 END
+$$;
+
+-- Let shards that a verdict took, and that their owners report again, come back: their copies are doubted first, and
+-- count once they have been read. What an administrator declared lost, only an administrator brings back.
+CREATE FUNCTION return_shards()
+RETURNS smallint[] LANGUAGE sql AS $$
+    WITH back AS (
+        UPDATE shard_walks w
+           SET kind = 'return', cursor = NULL, walked = 0, kept_back = 0, passes = 0, due_at = now(), started_at = now()
+          FROM shards s
+          JOIN nodes n ON n.id = s.node_id AND n.incarnation = s.owner AND node_is_up(n)
+          JOIN shard_space f ON f.shard_id = s.id AND f.silent_since IS NULL AND f.reported_at > s.state_since
+         WHERE w.shard_id = s.id AND w.kind = 'lost' AND s.state = 'lost' AND s.state_reason LIKE 'verdict: %'
+        RETURNING w.shard_id
+    )
+    SELECT coalesce(array_agg(b.shard_id ORDER BY b.shard_id), '{}') FROM back b
 $$;
 
 -- A disk that does not answer is reported with no capacity: since when, whoever reports it.

@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from uuid import uuid4
 
 from repo_node.artifacts import CatalogueOfBlob
-from repo_node.db import repair_queue
+from repo_node.db import moves, repair_queue
 from repo_node.db.pool import Database
 from repo_node.metrics import Metrics
 from repo_node.outcome import until_known
 from repo_node.settings import LiveSettings
 from sharding.background import Background
-from sharding.maintenance.catalogue import Claim, Settled, StoredBlob
-from sharding.model import Replica
+from sharding.maintenance.catalogue import Claim, Held, MoveOutcome, Settled, StoredBlob
+from sharding.model import Generation, Replica, ShardId
 from sharding.reader import BlobCatalogue
 
 REPORTS_MAX = 1_000
@@ -76,3 +76,26 @@ class RepairQueue:
 
     async def backlog(self) -> int:
         return await repair_queue.backlog(self._database)
+
+
+class Walks:
+    """The ``WalkCatalogue`` of one node."""
+
+    def __init__(self, database: Database, copies: Copies) -> None:
+        self._database = database
+        self.of_blob = copies.of_blob
+
+    async def next_batch(
+        self, job: str, shard: ShardId, ring: str, *, count: int, period_seconds: float
+    ) -> list[Held] | None:
+        return await moves.next_batch(self._database, job, shard, ring, count=count, period_seconds=period_seconds)
+
+    async def advance(self, job: str, shard: ShardId, ring: str, cursor: Generation | None) -> None:
+        await moves.advance(self._database, job, shard, ring, cursor)
+
+    async def move(self, blob: StoredBlob, old: Replica, new: Replica) -> MoveOutcome:
+        known = await until_known(lambda: moves.move(self._database, blob.id, old, new), wait_seconds=OUTCOME_SECONDS)
+        return known.result
+
+    async def trim(self, blob: StoredBlob, surplus: Replica) -> bool:
+        return await moves.trim(self._database, blob.id, surplus, "trim")

@@ -9,15 +9,17 @@ from dataclasses import dataclass
 
 from repo_node.audits import add_audit_jobs
 from repo_node.cluster.membership import Membership
+from repo_node.cluster.verdict import Census, FirstLiving, ShardWalk, VerdictJob
 from repo_node.db.errors import CatalogueError
 from repo_node.db.jobs import NodeJobs
 from repo_node.db.pool import Database
-from repo_node.healing import Copies, RepairQueue
+from repo_node.healing import Copies, RepairQueue, Walks
 from repo_node.metrics import Metrics
 from repo_node.settings import LiveSettings
 from sharding.background import Background
 from sharding.identifiers import mint_generation
 from sharding.maintenance.job import Pace
+from sharding.maintenance.rebalance import Rebalance, Trim
 from sharding.maintenance.repair import Repair, RepairLimits
 from sharding.maintenance.worker import Runner
 from sharding.model import NodeId
@@ -82,7 +84,7 @@ def void(_: object) -> None:
 
 def add_jobs(parts: Parts) -> None:
     """Add every job of a node, each with its pace."""
-    for add in (add_repair, add_audits):
+    for add in (add_repair, add_walks, add_verdict, add_moves, add_audits):
         add(parts)
 
 
@@ -101,7 +103,41 @@ def add_repair(parts: Parts) -> None:
 
     repair = Repair(lambda: store.view, queue, store.janitor, limits, parts.metrics, mint_generation)
     # The job keeps its rate itself, within a step too: a blob may be large.
-    parts.runner.add(repair, lambda: Pace(None, settings.now.repair_idle_seconds, settings.now.repair_enabled))
+    parts.runner.add(repair, lambda: Pace(None, settings.now.repair_idle_seconds))
+
+
+def add_walks(parts: Parts) -> None:
+    settings, runner, database = parts.settings, parts.runner, parts.database
+
+    def wake() -> None:
+        runner.wake(Repair.name)
+
+    walk, census = ShardWalk(database, settings, wake), Census(database, settings, wake)
+    runner.add(walk, lambda: Pace(None, settings.now.walk_idle_seconds))
+    runner.add(census, lambda: Pace(None, settings.now.census_idle_seconds))
+
+
+def add_verdict(parts: Parts) -> None:
+    leadership, settings = FirstLiving(parts.node, parts.membership), parts.settings
+    verdict = VerdictJob(parts.database, parts.node, leadership, settings)
+    parts.runner.add(verdict, lambda: Pace(None, settings.now.verdict_idle_seconds))
+
+
+def add_moves(parts: Parts) -> None:
+    settings, store, runner = parts.settings, parts.store, parts.runner
+    walks = Walks(parts.database, parts.copies)
+    rebalance = Rebalance(
+        lambda: store.view,
+        walks,
+        store.janitor,
+        lambda: settings.now.rebalance_bytes_per_second_max,
+        lambda: settings.now.rebalance_period_seconds,
+        parts.metrics,
+        mint_generation,
+    )
+    trim = Trim(lambda: store.view, walks, lambda: settings.now.trim_period_seconds, parts.metrics)
+    runner.add(rebalance, lambda: Pace(None, settings.now.rebalance_idle_seconds))
+    runner.add(trim, lambda: Pace(None, settings.now.rebalance_idle_seconds))
 
 
 def add_audits(parts: Parts) -> None:

@@ -17,7 +17,7 @@ from prometheus_client import (
 from prometheus_client.gc_collector import GCCollector
 
 from repo_node.audit_metrics import AuditMetrics
-from sharding.maintenance.catalogue import RepairOutcome
+from sharding.maintenance.catalogue import MoveOutcome, RepairOutcome
 from sharding.maintenance.job import Step
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -182,6 +182,25 @@ class Metrics:
             ["outcome", "note"],
             registry=registry,
         )
+
+        self.moves = Counter(
+            "holdfast_replicas_moved_total",
+            "Copies made for a move, by what became of it",
+            ["outcome"],
+            registry=registry,
+        )
+        self.trims = Counter(
+            "holdfast_replicas_trimmed_total",
+            "Surplus copies, trimmed or needed after all",
+            ["outcome"],
+            registry=registry,
+        )
+
+    def observe_move(self, outcome: MoveOutcome) -> None:
+        self.moves.labels(outcome.value).inc()
+
+    def observe_trim(self, trimmed: bool) -> None:
+        self.trims.labels("trimmed" if trimmed else "needed").inc()
 
     def observe_repair(self, outcome: RepairOutcome, note: str | None) -> None:
         self.repairs.labels(outcome.value, note or "none").inc()

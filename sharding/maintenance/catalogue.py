@@ -112,3 +112,48 @@ class RepairCatalogue(CopyCatalogue, Protocol):
     async def backlog(self) -> int:
         """Return how many blobs are queued."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A live copy on a shard of this node, and all copies of its blob."""
+
+    blob: StoredBlob
+    generation: Generation
+    replicas: tuple[StoredReplica, ...]
+
+
+class MoveOutcome(StrEnum):
+    MOVED = "moved"
+    """The copy has taken the place of the old one, whose file goes later."""
+
+    COPIED = "copied"
+    """The copy is the blob's now, and the old one is still needed beside it."""
+
+    SURPLUS = "surplus"
+    """The copy is not needed; whoever made it removes it."""
+
+
+class WalkCatalogue(CopyCatalogue, Protocol):
+    """What the jobs ask that go over all copies on a shard, again and again, and remember how far they are."""
+
+    async def next_batch(
+        self, job: str, shard: ShardId, ring: str, *, count: int, period_seconds: float
+    ) -> list[Held] | None:
+        """Return the copies after those ``advance`` was last told of; none at the end of a pass.
+
+        None when no pass is due: the last one was for this ring and ended less than ``period_seconds`` ago.
+        """
+        ...
+
+    async def advance(self, job: str, shard: ShardId, ring: str, cursor: Generation | None) -> None:
+        """Remember that a pass, begun for ``ring``, got past ``cursor``; None: it has ended."""
+        ...
+
+    async def move(self, blob: StoredBlob, old: Replica, new: Replica) -> MoveOutcome:
+        """Put ``new`` in the place of ``old`` where that is still right. Returns only when the outcome is known."""
+        ...
+
+    async def trim(self, blob: StoredBlob, surplus: Replica) -> bool:
+        """Take ``surplus`` out of service, its file to be removed later; False when it is needed after all."""
+        ...

@@ -34,7 +34,8 @@ def missing_homes(
     missing = max(0, redundancy - len(set(held)))
     chosen = list(islice(view.ring.candidates(key, taken=taken, usable=usable), missing))
     zones = {member.zone for member in (*taken, *chosen)}
-    lacking = zones_wanted(view, redundancy) - len(zones) if len(chosen) == missing else 0
+    is_known = len(chosen) == missing and len(taken) == len(set(held))
+    lacking = zones_wanted(view, redundancy) - len(zones) if is_known else 0
     if lacking > 0:
         others = view.ring.candidates(
             key, taken=(*taken, *chosen), usable=lambda member: usable(member) and member.zone not in zones

@@ -220,8 +220,8 @@ BEGIN
          WHERE w.kind <> 'forget';
         RETURN 'forgetting';
     END IF;
-    DELETE FROM replicas r WHERE r.shard_id = p_shard;
     DELETE FROM removals r WHERE r.shard_id = p_shard;
+    DELETE FROM replicas r WHERE r.shard_id = p_shard;
     DELETE FROM shard_walks w WHERE w.shard_id = p_shard;
     DELETE FROM shard_cursors c WHERE c.shard_id = p_shard;
     DELETE FROM scrubs p WHERE p.shard_id = p_shard;
