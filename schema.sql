@@ -679,6 +679,17 @@ BEGIN
 END
 $$;
 
+-- Whether files that no row knows must stay: after history was lost they may be all that is left of it.
+CREATE FUNCTION strays_are_held()
+RETURNS boolean LANGUAGE plpgsql STABLE AS $$
+BEGIN
+    IF to_regprocedure('deletions_held()') IS NULL THEN
+        RETURN false;
+    END IF;
+    RETURN deletions_held();
+END
+$$;
+
 -- Condemn files that no row knows, by their keys: a late commit that would refer to one conflicts with it.
 -- Returns those that were condemned; whatever has got a row by now, or is to be removed anyway, is not.
 CREATE FUNCTION condemn_strays(p_shard smallint, p_generations uuid[], p_sha256 bytea[], p_sizes bigint[])
@@ -686,6 +697,9 @@ RETURNS SETOF uuid LANGUAGE plpgsql AS $$
 DECLARE
     v_condemned uuid[];
 BEGIN
+    IF strays_are_held() THEN
+        RETURN;
+    END IF;
     WITH condemned AS (
         INSERT INTO replicas AS r (shard_id, generation, state)
         SELECT p_shard, f.generation, 'condemned' FROM unnest(p_generations) AS f (generation)

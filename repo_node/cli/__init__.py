@@ -30,6 +30,8 @@ COMMANDS = {
     "token": Entry("repo_node.cli.token", "token", "Create, list and revoke access tokens."),
     "node": Entry("repo_node.cli.node", "node", "Run one node; list, drain and remove nodes."),
     "check-config": Entry("repo_node.cli.node", "check_config", "Check a node's configuration file."),
+    "backup": Entry("repo_node.cli.backup", "backup", "Back the metadata up to a file."),
+    "restore": Entry("repo_node.cli.backup", "restore", "Fill an empty database from a backup."),
     "init-db": Entry("repo_node.cli.database", "init_db", "Create or upgrade the database schema."),
 }
 

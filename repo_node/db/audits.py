@@ -43,7 +43,8 @@ EXPIRED = Statement(
     "quarantine_expired",
     """
     SELECT sha256, generation FROM quarantine
-     WHERE shard_id = $1 AND moved_at < now() - $2::interval ORDER BY moved_at LIMIT $3
+     WHERE shard_id = $1 AND moved_at < now() - $2::interval AND NOT (SELECT strays_are_held())
+     ORDER BY moved_at LIMIT $3
     """,
 )
 FORGET = Statement(

@@ -90,6 +90,7 @@ CONDEMN_STRAYS = Statement(
     "check_condemn",
     "SELECT condemn_strays($1, $2::uuid[], $3::bytea[], $4::bigint[]) AS generation",
 )
+STRAYS_HELD = Statement("check_strays_held", "SELECT strays_are_held() AS held")
 ASIDE_AGAIN = Statement(
     "check_aside_again",
     """
@@ -184,6 +185,10 @@ class CheckRows(PresenceRows):
 
     async def forget_unseen(self, shard: ShardId, check: int) -> None:
         await self.database.write(FORGET_UNSEEN, shard, check)
+
+    async def strays_are_held(self) -> bool:
+        row: Any = await self.database.fetchrow(STRAYS_HELD)
+        return bool(row["held"])
 
     async def condemn_strays(self, shard: ShardId, strays: Sequence[tuple[FoundReplica, int]]) -> list[Generation]:
         names = [file.name for file, _ in strays]

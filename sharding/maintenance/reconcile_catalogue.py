@@ -118,6 +118,10 @@ class ReconcileCatalogue(PresenceCatalogue, Protocol):
         """Forget what has not been seen since this check began."""
         ...
 
+    async def strays_are_held(self) -> bool:
+        """Say whether files that no row knows must stay, because they may be all that is left of lost rows."""
+        ...
+
     async def condemn_strays(self, shard: ShardId, strays: Sequence[tuple[FoundReplica, int]]) -> list[Generation]:
         """Condemn files that no row knows, given with their sizes; return those that still had no row."""
         ...

@@ -112,6 +112,9 @@ class ShardCheck:
         self.report.add(Finding.RETURNED, str(file.name), acted=True)
 
     async def _condemn(self, strays: Sequence[FoundReplica]) -> None:
+        if strays and await self._catalogue.strays_are_held():
+            self.report.counts[Finding.STRAY].waiting += len(strays)
+            return
         for start in range(0, len(strays), BATCH):
             batch = strays[start : start + BATCH]
             ages = await self._ages([(path_of(file.name), file.inode) for file in batch])

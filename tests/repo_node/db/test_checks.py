@@ -237,3 +237,27 @@ async def test_condemnation_waits_for_a_commit_under_way(
         waiting = asyncio.create_task(rows.condemn_strays(ONE, [(file, 5)]))
         await until_blocked(connection)
     assert await waiting == []
+
+
+async def test_strays_stay_and_the_quarantine_keeps_while_deletions_are_held(
+    scene: Scene, rows: CheckRows, connection: asyncpg.Connection
+) -> None:
+    before, after = stray(), stray()
+    await rows.condemn_strays(ONE, [(before, 5)])
+    await rows.note_moved(ONE, [before.name.generation])
+    await connection.execute("UPDATE quarantine SET moved_at = moved_at - interval '1 day'")
+    hold = await hold_deletions(connection)
+    assert await rows.condemn_strays(ONE, [(after, 5)]) == []
+    assert await rows.expired(ONE, 60, 10) == []
+    await connection.execute(hold)
+    assert await rows.condemn_strays(ONE, [(after, 5)]) == [after.name.generation]
+    assert await rows.expired(ONE, 60, 10) == [before.name]
+
+
+async def hold_deletions(connection: asyncpg.Connection) -> str:
+    """Hold deletions, and return the statement that releases them."""
+    if await connection.fetchval("SELECT to_regprocedure('place_hold(text,text,bigint)') IS NOT NULL"):
+        await connection.fetchval("SELECT place_hold('rebuild', 'a test')")
+        return "DELETE FROM holds"
+    await connection.execute("CREATE FUNCTION deletions_held() RETURNS boolean LANGUAGE sql AS 'SELECT true'")
+    return "DROP FUNCTION deletions_held()"

@@ -34,6 +34,7 @@ class CheckRows(AuditRows):
     sightings: dict[bytes, tuple[int, float, float]] = field(default_factory=dict)
     progress: list[tuple[int, int | None]] = field(default_factory=list)
     began: float = 0.0
+    held: bool = False
 
     async def next_check(self, shards: Sequence[ShardId]) -> CheckOrder | None:
         self.began = self.now
@@ -63,6 +64,9 @@ class CheckRows(AuditRows):
 
     async def forget_unseen(self, shard: ShardId, check: int) -> None:
         self.sightings = {path: one for path, one in self.sightings.items() if one[2] >= self.began}
+
+    async def strays_are_held(self) -> bool:
+        return self.held
 
     async def condemn_strays(self, shard: ShardId, strays: Sequence[tuple[FoundReplica, int]]) -> list[Generation]:
         condemned = [file.name for file, _ in strays if file.name.generation not in self.rows]
@@ -247,6 +251,17 @@ async def test_stray_that_gets_its_row_is_left_alone(bench: Bench) -> None:
     bench.rows.add(name, b"stray")
     assert await bench.check() == {}
     assert bench.rows.state(name) == "live"
+
+
+async def test_stray_waits_while_strays_are_held(bench: Bench) -> None:
+    await bench.keep(b"stray", with_row=False)
+    await bench.check()
+    bench.rows.now += SETTLE
+    bench.rows.held = True
+    assert await bench.check(dry_run=True) == {"stray": found(0, waiting=1)}
+    assert await bench.check() == {"stray": found(0, waiting=1)}
+    bench.rows.held = False
+    assert await bench.check() == {"stray": found(0, waiting=1)}, "what was not seen meanwhile begins anew"
 
 
 async def test_foreign_file_that_was_replaced_is_young_again(bench: Bench) -> None:
