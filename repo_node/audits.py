@@ -47,7 +47,9 @@ def add_audit_jobs(
     runner.add(scrub, lambda: Pace(scrub.bytes_per_second(), idle_seconds=settings.now.scrub_interval_seconds))
     presence = Presence(shards, PresenceRows(database), metrics, sample_max=lambda: settings.now.presence_sample_max)
     runner.add(presence, lambda: Pace(None, idle_seconds=settings.now.presence_interval_seconds))
-    reconcile = Reconcile(shards, CheckRows(database), metrics, lambda: reconcile_limits(settings.now))
+    reconcile = Reconcile(
+        shards, CheckRows(database, lambda: settings.now.redundancy), metrics, lambda: reconcile_limits(settings.now)
+    )
     runner.add(reconcile, lambda: Pace(None, idle_seconds=settings.now.reconcile_interval_seconds))
 
 

@@ -27,6 +27,7 @@ class CheckDocument(BaseModel):
     shard: int | None = Field(None, ge=1, le=32_767)
     dry_run: bool = False
     repair: bool = False
+    rebuild: bool = False
 
 
 def add_routes(routes: Routes) -> None:
@@ -43,12 +44,17 @@ async def order(request: web.Request) -> web.StreamResponse:
     if document.dry_run and document.repair:
         raise RequestError("A dry run repairs nothing: ask for one of dry_run and repair.")
     database, identity = request.app[NODE].database, uuid4()
+    if document.rebuild and (document.dry_run or document.repair):
+        raise RequestError("A rebuild goes alone: without dry_run and repair.")
+    if document.rebuild and not await checks.is_rebuild_on(database):
+        raise RequestError("Only a database restored from a backup is rebuilt, while its deletions are held.")
     count = await checks.request_checks(
         database,
         identity,
         shard=document.shard,
         dry_run=document.dry_run,
         repair=document.repair,
+        rebuild=document.rebuild,
         principal=principal_of(request).name,
         request_id=request[REQUEST_ID],
     )

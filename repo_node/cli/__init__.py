@@ -32,6 +32,7 @@ COMMANDS = {
     "check-config": Entry("repo_node.cli.node", "check_config", "Check a node's configuration file."),
     "backup": Entry("repo_node.cli.backup", "backup", "Back the metadata up to a file."),
     "restore": Entry("repo_node.cli.backup", "restore", "Fill an empty database from a backup."),
+    "rebuild": Entry("repo_node.cli.fsck", "rebuild", "After a restore: enter what only the shards know."),
     "init-db": Entry("repo_node.cli.database", "init_db", "Create or upgrade the database schema."),
 }
 

@@ -27,6 +27,8 @@ MEANINGS = {
     "stray": "files that the database does not know",
     "returned": "files that had been set aside",
     "temp": "left-over temporary files",
+    "adopted": "copies that the database did not know",
+    "found": "blobs that the database did not know",
     "wrong_name": "replicas under a wrong name",
     "foreign": "foreign files",
     "link": "symbolic links",
@@ -37,6 +39,8 @@ DEEDS = {
     "stray": "set aside",
     "returned": "set aside",
     "temp": "set aside",
+    "adopted": "entered",
+    "found": "entered",
     "wrong_name": "set aside",
     "foreign": "set aside",
     "link": "set aside",
@@ -69,8 +73,13 @@ def fsck(connection: ConnectionOptions, shard: int | None, dry_run: bool, repair
     """
     if dry_run and repair:
         raise click.UsageError("a dry run repairs nothing; give one of --dry-run and --repair")
-    endpoint = find_endpoint(connection)
     order = {"shard": shard, "dry_run": dry_run, "repair": repair}
+    show_checks(connection, order, as_json=as_json, dry_run=dry_run)
+
+
+def show_checks(connection: ConnectionOptions, order: Row, *, as_json: bool, dry_run: bool) -> None:
+    """Order checks, wait for them and show what they found."""
+    endpoint = find_endpoint(connection)
     try:
         answer, unreached = asyncio.run(wait_for_checks(endpoint, order))
     except ClientError as error:
@@ -82,6 +91,23 @@ def fsck(connection: ConnectionOptions, shard: int | None, dry_run: bool, repair
         click.echo("\n".join(summary_lines(answer, unreached, dry_run=dry_run)))
     if unreached or any(row["error"] or row["finished_at"] is None for row in answer):
         raise click.exceptions.Exit(1)
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print the reports as JSON.")
+@connection_options
+def rebuild(connection: ConnectionOptions, as_json: bool) -> None:
+    """After a restore: enter what the shards hold and the backup does not know.
+
+    Every file that no row knows is read whole. More copies of known blobs count again; blobs that came after the
+    backup are entered and listed by their sha256 - their paths are lost, upload them again or leave them to garbage
+    collection, which stays held until you release it. Needs a restored database whose deletions are still held.
+
+    \b
+    Example:
+      holdfast rebuild
+    """
+    show_checks(connection, {"rebuild": True}, as_json=as_json, dry_run=False)
 
 
 async def wait_for_checks(endpoint: Endpoint, order: Row) -> tuple[list[Row], list[int]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -13,9 +13,10 @@ import asyncpg
 
 from repo_node.db.pool import Database, Statement
 from repo_node.db.presence import PresenceRows
+from sharding.identifiers import mint_uid
 from sharding.listing import FoundReplica
 from sharding.maintenance.reconcile_catalogue import CheckOrder
-from sharding.model import Generation, ShardId
+from sharding.model import BlobDigests, Generation, ShardId
 
 NEXT = Statement(
     "check_next",
@@ -23,7 +24,7 @@ NEXT = Statement(
     UPDATE checks c SET started_at = clock_timestamp(), done = 0, total = NULL
      WHERE c.id = (SELECT o.id FROM checks o WHERE o.shard_id = ANY ($1::smallint[]) AND o.finished_at IS NULL
                     ORDER BY o.id LIMIT 1)
-    RETURNING c.id, c.shard_id, c.dry_run, c.repair
+    RETURNING c.id, c.shard_id, c.dry_run, c.repair, c.rebuild
     """,
 )
 # A shard is due when its last whole check is older than the period, or than the run an operator asked its
@@ -91,6 +92,8 @@ CONDEMN_STRAYS = Statement(
     "SELECT condemn_strays($1, $2::uuid[], $3::bytea[], $4::bigint[]) AS generation",
 )
 STRAYS_HELD = Statement("check_strays_held", "SELECT strays_are_held() AS held")
+ADOPT = Statement("check_adopt", "SELECT adopt_found($1, $2, $3, $4, $5, $6, $7, $8, $9) AS outcome")
+REBUILD_ON = Statement("check_rebuild_on", "SELECT rebuild_is_on() AS is_on")
 ASIDE_AGAIN = Statement(
     "check_aside_again",
     """
@@ -102,14 +105,15 @@ REQUEST = Statement(
     "checks_request",
     """
     WITH asked AS (
-        INSERT INTO checks (request, shard_id, dry_run, repair, principal)
-        SELECT $1, s.id, $3, $4, $5
+        INSERT INTO checks (request, shard_id, dry_run, repair, rebuild, principal)
+        SELECT $1, s.id, $3, $4, $7, $5
           FROM shards s JOIN nodes n ON n.id = s.node_id AND n.incarnation = s.owner AND node_is_up(n)
          WHERE $2::smallint IS NULL OR s.id = $2 ORDER BY s.id
         RETURNING id
     ), noted AS (
         INSERT INTO events (kind, principal, request_id, detail)
-        SELECT 'check', $5, $6, jsonb_build_object('request', $1::uuid, 'dry_run', $3::boolean, 'repair', $4::boolean)
+        SELECT 'check', $5, $6, jsonb_build_object(
+               'request', $1::uuid, 'dry_run', $3::boolean, 'repair', $4::boolean, 'rebuild', $7::boolean)
          WHERE EXISTS (SELECT 1 FROM asked)
     )
     SELECT count(*) AS shards FROM asked
@@ -154,11 +158,17 @@ class CheckRow:
 
 
 class CheckRows(PresenceRows):
-    """Satisfies ``ReconcileCatalogue`` over a database."""
+    """Satisfies ``ReconcileCatalogue`` over a database. ``redundancy`` is that of blobs a rebuild finds."""
+
+    def __init__(self, database: Database, redundancy: Callable[[], int] = lambda: 2) -> None:
+        super().__init__(database)
+        self.redundancy = redundancy
 
     async def next_check(self, shards: Sequence[ShardId]) -> CheckOrder | None:
         row = await self.database.write(NEXT, shards)
-        return None if row is None else CheckOrder(row["id"], ShardId(row["shard_id"]), row["dry_run"], row["repair"])
+        if row is None:
+            return None
+        return CheckOrder(row["id"], ShardId(row["shard_id"]), row["dry_run"], row["repair"], row["rebuild"])
 
     async def order_due(self, shards: Sequence[ShardId], period_seconds: float, retry_seconds: float) -> None:
         period, retry = timedelta(seconds=period_seconds), timedelta(seconds=retry_seconds)
@@ -199,6 +209,21 @@ class CheckRows(PresenceRows):
 
         return [Generation(row["generation"]) for row in await self.database.transact(CONDEMN_STRAYS, work)]
 
+    async def adopt(self, shard: ShardId, file: FoundReplica, digests: BlobDigests) -> str:
+        row: Any = await self.database.write(
+            ADOPT,
+            shard,
+            file.name.generation,
+            mint_uid(),
+            digests.sha256,
+            digests.sha1,
+            digests.md5,
+            digests.size,
+            digests.blocks,
+            self.redundancy(),
+        )
+        return str(row["outcome"])
+
     async def aside_again(self, shard: ShardId, file: FoundReplica) -> None:
         await self.database.write(ASIDE_AGAIN, shard, file.name.generation, file.name.sha256)
 
@@ -217,9 +242,10 @@ async def request_checks(
     repair: bool,
     principal: str,
     request_id: str,
+    rebuild: bool = False,
 ) -> int:
     """Order a check of a shard, or of all whose nodes are up; return of how many."""
-    row: Any = await database.write(REQUEST, request, shard, dry_run, repair, principal, request_id)
+    row: Any = await database.write(REQUEST, request, shard, dry_run, repair, principal, request_id, rebuild)
     return int(row["shards"])
 
 
@@ -249,3 +275,9 @@ async def list_checks(database: Database, request: UUID) -> list[CheckRow]:
 async def unreached_shards(database: Database) -> list[int]:
     """Return the shards that nobody can look at now."""
     return [row["id"] for row in await database.fetch(UNREACHED)]
+
+
+async def is_rebuild_on(database: Database) -> bool:
+    """Say whether rows may be made from files now."""
+    row: Any = await database.fetchrow(REBUILD_ON)
+    return bool(row["is_on"])

@@ -9,10 +9,12 @@ from typing import Any, Protocol
 
 from sharding.listing import FoundReplica
 from sharding.maintenance.audit_catalogue import PresenceCatalogue
-from sharding.model import Generation, ShardId
+from sharding.model import BlobDigests, Generation, ShardId
 
 EXAMPLES_MAX = 20
 """Things named in a report, of each kind of finding."""
+
+FOUND_MAX = 10_000
 
 
 class Finding(StrEnum):
@@ -28,6 +30,10 @@ class Finding(StrEnum):
     """A file that had been set aside and is back: it goes there again."""
     TEMP = "temp"
     """A left-over of an upload: it goes to quarantine."""
+    ADOPTED = "adopted"
+    """In a rebuild: a copy more of a blob that is known."""
+    FOUND = "found"
+    """In a rebuild: a blob of which nothing was known."""
     WRONG_NAME = "wrong_name"
     FOREIGN = "foreign"
     LINK = "link"
@@ -62,7 +68,8 @@ class CheckReport:
         count = self.counts[finding]
         count.found += 1
         count.acted += acted
-        if count.found <= EXAMPLES_MAX:
+        # What a rebuild found is what its operator must look at.
+        if count.found <= (FOUND_MAX if finding is Finding.FOUND else EXAMPLES_MAX):
             self.examples.append((finding, what))
 
     def document(self) -> dict[str, Any]:
@@ -82,12 +89,16 @@ class CheckReport:
 
 @dataclass(frozen=True, slots=True)
 class CheckOrder:
-    """One shard to be compared. ``dry_run``: change nothing; ``repair``: set aside also what may be somebody's."""
+    """One shard to be compared.
+
+    ``dry_run``: change nothing; ``repair``: set aside also what may be somebody's; ``rebuild``: make rows of files.
+    """
 
     id: int
     shard: ShardId
     dry_run: bool
     repair: bool
+    rebuild: bool = False
 
 
 class ReconcileCatalogue(PresenceCatalogue, Protocol):
@@ -124,6 +135,10 @@ class ReconcileCatalogue(PresenceCatalogue, Protocol):
 
     async def condemn_strays(self, shard: ShardId, strays: Sequence[tuple[FoundReplica, int]]) -> list[Generation]:
         """Condemn files that no row knows, given with their sizes; return those that still had no row."""
+        ...
+
+    async def adopt(self, shard: ShardId, file: FoundReplica, digests: BlobDigests) -> str:
+        """Make rows of a file that was read whole: ``adopted``, ``found`` or ``refused``."""
         ...
 
     async def aside_again(self, shard: ShardId, file: FoundReplica) -> None:

@@ -9,6 +9,7 @@ from sharding.files import fan_out_of
 from sharding.listing import FoundReplica, OddEntry, Oddity
 from sharding.maintenance.audit_catalogue import AuditObserver
 from sharding.maintenance.comparison import Comparison, Page, Row
+from sharding.maintenance.found import digest_whole
 from sharding.maintenance.presence import DROP_BATCH, look, really_absent
 from sharding.maintenance.reconcile_catalogue import CheckOrder, CheckReport, Finding, ReconcileCatalogue
 from sharding.model import BlobName
@@ -17,6 +18,7 @@ from sharding.shard import Auditable
 log = logging.getLogger(__name__)
 
 BATCH = 500
+ADOPT_BYTES = 64 << 20
 
 
 class ShardCheck:
@@ -41,6 +43,7 @@ class ShardCheck:
         self._comparison = Comparison(shard, catalogue)
         self._is_listed = False
         self._odd_done: int | None = None
+        self._to_adopt: list[FoundReplica] = []
 
     def close(self) -> None:
         self._comparison.close()
@@ -57,6 +60,9 @@ class ShardCheck:
         self.done_in_step = 0
         if not self._is_listed:
             self._is_listed = not await self._comparison.list_some()
+            return True
+        if self._to_adopt:
+            await self._adopt_some()
             return True
         if self._odd_done is None:
             page = await self._comparison.next_page()
@@ -87,7 +93,10 @@ class ShardCheck:
                 await self._doubt(row, size)
         for file in page.returned():
             await self._return(file)
-        await self._condemn(page.strays())
+        if self.order.rebuild:
+            self._to_adopt = page.strays()[::-1]
+        else:
+            await self._condemn(page.strays())
         await self._look_at_oddities(
             [OddEntry(Oddity.WRONG_NAME, path_of(file.name), file.inode) for file in page.misnamed()]
         )
@@ -128,6 +137,21 @@ class ShardCheck:
             for file, _ in there:
                 if file.name.generation in condemned:
                     self.report.add(Finding.STRAY, str(file.name), acted=True)
+
+    async def _adopt_some(self) -> None:
+        """Read a few found files whole, and make rows of those that are what their names say."""
+        read_bytes = 0
+        while self._to_adopt and read_bytes < ADOPT_BYTES:
+            file = self._to_adopt.pop()
+            [size] = await look(self._shard, [file.name])
+            if not size:
+                continue
+            read_bytes += size
+            digests = await digest_whole(self._shard, file.name, size)
+            if digests is None or digests.sha256 != file.name.sha256:
+                self.report.add(Finding.STRAY, f"{file.name}: its bytes are not what its name says", acted=False)
+            elif (outcome := await self._catalogue.adopt(self._shard.id, file, digests)) != "refused":
+                self.report.add(Finding(outcome), str(file.name), acted=True)
 
     async def _look_at_oddities(self, batch: Sequence[OddEntry]) -> None:
         if not batch:

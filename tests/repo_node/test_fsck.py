@@ -100,6 +100,8 @@ def test_stray_is_set_aside_once_it_is_old_enough(one: RunningCluster) -> None:
     ("order", "status"),
     [
         ({"dry_run": True, "repair": True}, 400),
+        ({"rebuild": True, "repair": True}, 400),
+        ({"rebuild": True}, 400),
         ({"shard": "x"}, 400),
         ({"shard": 0}, 400),
         ({"strange": True}, 400),

@@ -50,6 +50,7 @@ CREATE TABLE checks (
     shard_id      smallint NOT NULL REFERENCES shards (id),
     dry_run       boolean NOT NULL DEFAULT false,
     repair        boolean NOT NULL DEFAULT false,
+    rebuild       boolean NOT NULL DEFAULT false,
     principal     text NOT NULL,
     requested_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
     started_at    timestamptz,
@@ -171,6 +172,59 @@ BEGIN
         RETURN false;
     END IF;
     RETURN deletions_held();
+END
+$$;
+
+-- Whether rows may be made from files: in a database restored from a backup, until deletions are released.
+CREATE FUNCTION rebuild_is_on()
+RETURNS boolean LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    v_on boolean := false;
+BEGIN
+    IF to_regclass('holds') IS NOT NULL THEN
+        EXECUTE 'SELECT EXISTS (SELECT 1 FROM holds WHERE reason = ''rebuild'' AND released_at IS NULL)' INTO v_on;
+    END IF;
+    RETURN v_on;
+END
+$$;
+
+-- Make rows of a file that its shard's owner found and read whole. 'adopted': the blob is known, and has one
+-- copy more; 'found': nothing was known of it; 'refused': the file has a row, was condemned or is to be removed,
+-- or no rebuild is on. A blob that nothing refers to becomes a candidate of gc, which is held meanwhile.
+CREATE FUNCTION adopt_found(
+    p_shard smallint, p_generation uuid, p_uid uuid, p_sha256 bytea, p_sha1 bytea, p_md5 bytea, p_size bigint,
+    p_blocks bytea, p_redundancy smallint
+)
+RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    v_blob bigint;
+    v_new  boolean;
+BEGIN
+    IF NOT rebuild_is_on()
+       OR EXISTS (SELECT 1 FROM removals x WHERE x.shard_id = p_shard AND x.generation = p_generation)
+       OR EXISTS (SELECT 1 FROM replicas r WHERE r.shard_id = p_shard AND r.generation = p_generation) THEN
+        RETURN 'refused';
+    END IF;
+    LOOP
+        INSERT INTO blobs AS b (uid, sha256, sha1, md5, size, redundancy, block_digests)
+        VALUES (p_uid, p_sha256, p_sha1, p_md5, p_size, p_redundancy, p_blocks)
+        ON CONFLICT (sha256) DO NOTHING
+        RETURNING b.id INTO v_blob;
+        v_new := v_blob IS NOT NULL;
+        EXIT WHEN v_new;
+        SELECT b.id INTO v_blob FROM blobs b WHERE b.sha256 = p_sha256 FOR SHARE;
+        EXIT WHEN FOUND;
+    END LOOP;
+    INSERT INTO replicas (shard_id, generation, blob_id) VALUES (p_shard, p_generation, v_blob)
+    ON CONFLICT (shard_id, generation) DO NOTHING;
+    IF v_new THEN
+        PERFORM release_blob(v_blob);
+        INSERT INTO events (kind, sha256, principal, request_id, detail)
+        VALUES ('found', p_sha256, 'holdfast', '',
+                jsonb_build_object('shard', p_shard, 'generation', p_generation, 'size', p_size));
+    END IF;
+    PERFORM enqueue_repair(v_blob, 'missing');
+    RETURN CASE WHEN v_new THEN 'found' ELSE 'adopted' END;
 END
 $$;
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -261,3 +263,52 @@ async def hold_deletions(connection: asyncpg.Connection) -> str:
         return "DELETE FROM holds"
     await connection.execute("CREATE FUNCTION deletions_held() RETURNS boolean LANGUAGE sql AS 'SELECT true'")
     return "DROP FUNCTION deletions_held()"
+
+
+# ---------------------------------------------------------------- rebuild
+
+
+async def test_found_file_is_entered_only_while_a_rebuild_is_on(
+    scene: Scene, rows: CheckRows, connection: asyncpg.Connection
+) -> None:
+    file, digests = stray(), digests_of(b"stray")
+    assert not await checks.is_rebuild_on(scene.database)
+    assert await rows.adopt(ONE, file, digests) == "refused"
+    async with rebuild_on(connection):
+        assert await checks.is_rebuild_on(scene.database)
+        assert await rows.adopt(ONE, file, digests) == "found"
+        assert await rows.adopt(ONE, file, digests) == "refused", "it has a row now"
+        assert await rows.adopt(ShardId(3), stray(), digests) == "adopted"
+    assert await table(connection, "SELECT size, redundancy FROM blobs") == [(5, 2)]
+    assert await table(connection, "SELECT shard_id, state FROM replicas ORDER BY 1") == [(1, "live"), (3, "live")]
+    assert await table(connection, "SELECT count(*) FROM gc_candidates") == [(1,)]
+    assert await table(connection, "SELECT kind FROM events") == [("found",)]
+
+
+async def test_condemned_and_removed_files_stay_dead_in_a_rebuild(
+    scene: Scene, rows: CheckRows, connection: asyncpg.Connection
+) -> None:
+    condemned, removed = stray(), stray()
+    await rows.condemn_strays(ONE, [(condemned, 5)])
+    await connection.execute(
+        "INSERT INTO removals (shard_id, generation, sha256, reason, not_before) VALUES (1, $1, $2, 'x', now())",
+        removed.name.generation,
+        removed.name.sha256,
+    )
+    async with rebuild_on(connection):
+        for file in (condemned, removed):
+            assert await rows.adopt(ONE, file, digests_of(b"stray")) == "refused"
+    assert await table(connection, "SELECT 1 FROM blobs") == []
+
+
+@asynccontextmanager
+async def rebuild_on(connection: asyncpg.Connection) -> AsyncIterator[None]:
+    if await connection.fetchval("SELECT to_regclass('holds') IS NOT NULL"):
+        await connection.fetchval("SELECT place_hold('rebuild', 'a test')")
+        yield
+        return
+    await connection.execute("CREATE TABLE holds AS SELECT 'rebuild' AS reason, NULL::timestamptz AS released_at")
+    try:
+        yield
+    finally:
+        await connection.execute("DROP TABLE holds")

@@ -10,12 +10,13 @@ from typing import Any
 
 import pytest
 
+from sharding.digests import digest_small
 from sharding.listing import FoundReplica
 from sharding.local import LocalShard
 from sharding.maintenance import comparison
 from sharding.maintenance.reconcile import Reconcile, ReconcileLimits
 from sharding.maintenance.reconcile_catalogue import CheckOrder, Finding
-from sharding.model import BlobName, Generation, ShardId
+from sharding.model import BLOCK_BYTES, BlobDigests, BlobName, Generation, ShardId
 from tests.sharding import disks
 from tests.sharding.local_shards import SHARD, open_at
 from tests.sharding.maintenance.audit_rows import AuditRows, Observed, Row
@@ -34,7 +35,8 @@ class CheckRows(AuditRows):
     sightings: dict[bytes, tuple[int, float, float]] = field(default_factory=dict)
     progress: list[tuple[int, int | None]] = field(default_factory=list)
     began: float = 0.0
-    held: bool = False
+    strays_held: bool = False
+    adopted: list[BlobDigests] = field(default_factory=list)
 
     async def next_check(self, shards: Sequence[ShardId]) -> CheckOrder | None:
         self.began = self.now
@@ -65,8 +67,17 @@ class CheckRows(AuditRows):
     async def forget_unseen(self, shard: ShardId, check: int) -> None:
         self.sightings = {path: one for path, one in self.sightings.items() if one[2] >= self.began}
 
+    async def adopt(self, shard: ShardId, file: FoundReplica, digests: BlobDigests) -> str:
+        if file.name.generation in self.rows:
+            return "refused"
+        is_known = digests.sha256 in self.blocks
+        self.rows[file.name.generation] = Row(file.name, digests.size)
+        self.blocks[digests.sha256] = digests.blocks
+        self.adopted.append(digests)
+        return "adopted" if is_known else "found"
+
     async def strays_are_held(self) -> bool:
-        return self.held
+        return self.strays_held
 
     async def condemn_strays(self, shard: ShardId, strays: Sequence[tuple[FoundReplica, int]]) -> list[Generation]:
         condemned = [file.name for file, _ in strays if file.name.generation not in self.rows]
@@ -97,9 +108,9 @@ class Bench:
             self.rows.add(name, data)
         return name
 
-    async def check(self, *, dry_run: bool = False, repair: bool = False) -> dict[str, Any]:
+    async def check(self, *, dry_run: bool = False, repair: bool = False, rebuild: bool = False) -> dict[str, Any]:
         """Check the shard and return the findings by kind."""
-        self.rows.orders.append(CheckOrder(1, SHARD, dry_run, repair))
+        self.rows.orders.append(CheckOrder(1, SHARD, dry_run, repair, rebuild))
         while not (await self.reconcile.step()).idle:
             pass
         report, error = self.rows.reports[-1]
@@ -257,10 +268,10 @@ async def test_stray_waits_while_strays_are_held(bench: Bench) -> None:
     await bench.keep(b"stray", with_row=False)
     await bench.check()
     bench.rows.now += SETTLE
-    bench.rows.held = True
+    bench.rows.strays_held = True
     assert await bench.check(dry_run=True) == {"stray": found(0, waiting=1)}
     assert await bench.check() == {"stray": found(0, waiting=1)}
-    bench.rows.held = False
+    bench.rows.strays_held = False
     assert await bench.check() == {"stray": found(0, waiting=1)}, "what was not seen meanwhile begins anew"
 
 
@@ -330,3 +341,18 @@ def test_every_finding_has_words_for_people() -> None:
     from repo_node.cli.fsck import DEEDS, MEANINGS
 
     assert set(MEANINGS) == set(DEEDS) == {finding.value for finding in Finding}
+
+
+async def test_rebuild_enters_files_that_are_what_their_names_say(bench: Bench) -> None:
+    known = await bench.keep(b"known")
+    copy = BlobName(known.sha256, make_name(b"").generation)
+    await bench.shard.put(copy, b"known")
+    lost = await bench.keep(os.urandom(BLOCK_BYTES), with_row=False)
+    rotten = await bench.keep(b"rotten", with_row=False)
+    replica_file(bench.root, rotten).write_bytes(b"ROTTEN")
+    assert await bench.check(rebuild=True) == {"adopted": found(1), "found": found(1), "stray": found(1, 0)}
+    assert bench.rows.state(copy) == bench.rows.state(lost) == "live"
+    assert bench.rows.state(rotten) is None
+    data = replica_file(bench.root, lost).read_bytes()
+    assert digest_small(data) in bench.rows.adopted
+    assert await bench.check(rebuild=True) == {"stray": found(1, 0)}
