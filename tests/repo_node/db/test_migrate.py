@@ -19,15 +19,16 @@ from repo_node.db.pool import Database, open_database
 from tests.repo_node.db.catalog import CATALOG_SQL, read_catalog
 from tests.repo_node.db.scene import Queries, database_section, only_row, table
 
+NEWEST = migrate.version_needed()
 SECOND = Migration(
-    2,
+    NEWEST + 1,
     "second",
     """
     ALTER TABLE repositories ADD COLUMN quota_bytes bigint;
     CREATE INDEX events_of_principal ON events (principal);
     """,
 )
-BROKEN = Migration(2, "broken", "CREATE TABLE half (id integer); INSERT INTO half VALUES (1); SELECT 1 / 0;")
+BROKEN = Migration(NEWEST + 1, "broken", "CREATE TABLE half (id integer); INSERT INTO half VALUES (1); SELECT 1 / 0;")
 
 
 @asynccontextmanager
@@ -117,8 +118,8 @@ async def test_new_migration_is_applied_to_an_old_database(dsn: str) -> None:
         assert await migrate.apply(connection, steps, migrate.schema_text()) == ["second"]
         assert await migrate.apply(connection, steps, migrate.schema_text()) == []
         assert await table(connection, "SELECT version, name FROM schema_migrations ORDER BY 1") == [
-            (1, "first"),
-            (2, "second"),
+            *((step.version, step.name) for step in migrate.migrations()),
+            (NEWEST + 1, "second"),
         ]
         assert await connection.fetchval("SELECT quota_bytes IS NULL FROM repositories")
 
@@ -129,26 +130,26 @@ async def test_schema_with_a_new_migration_in_it_equals_the_old_one_migrated(dsn
         await migrate.apply(connection, steps, None)
     async with connected(empty_dsn) as connection:
         assert await migrate.apply(connection, steps, migrate.schema_text() + SECOND.sql) == ["schema.sql"]
-        assert await connection.fetchval("SELECT max(version) FROM schema_migrations") == 2
+        assert await connection.fetchval("SELECT max(version) FROM schema_migrations") == NEWEST + 1
     assert await read_catalog(dsn) == await read_catalog(empty_dsn)
 
 
 async def test_failing_migration_leaves_nothing_and_stops_there(dsn: str) -> None:
     before = await read_catalog(dsn)
-    third = Migration(3, "third", "CREATE TABLE third ()")
+    third = Migration(NEWEST + 2, "third", "CREATE TABLE third ()")
     async with connected(dsn) as connection:
         with pytest.raises(asyncpg.DivisionByZeroError):
             await migrate.apply(connection, [*migrate.migrations(), BROKEN, third], None)
-        assert await connection.fetchval("SELECT max(version) FROM schema_migrations") == 1
+        assert await connection.fetchval("SELECT max(version) FROM schema_migrations") == NEWEST
     assert await read_catalog(dsn) == before
 
 
 async def test_migrations_before_a_failing_one_stay(dsn: str) -> None:
-    third = Migration(3, "third", BROKEN.sql)
+    third = Migration(NEWEST + 2, "third", BROKEN.sql)
     async with connected(dsn) as connection:
         with pytest.raises(asyncpg.DivisionByZeroError):
             await migrate.apply(connection, [*migrate.migrations(), SECOND, third], None)
-        assert await connection.fetchval("SELECT max(version) FROM schema_migrations") == 2
+        assert await connection.fetchval("SELECT max(version) FROM schema_migrations") == NEWEST + 1
         assert await migrate.apply(connection, [*migrate.migrations(), SECOND], None) == []
 
 
@@ -266,7 +267,7 @@ async def test_check_version_welcomes_a_newer_schema(dsn: str) -> None:
 async def test_check_version_refuses_an_older_schema(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(migrate, "migrations", lambda: [SECOND])
     async with opened(dsn) as database:
-        with pytest.raises(SchemaTooOld, match=r"version 1 .* needs 2; run: holdfast init-db"):
+        with pytest.raises(SchemaTooOld, match=rf"version {NEWEST} .* needs {NEWEST + 1}; run: holdfast init-db"):
             await migrate.check_version(database)
 
 
