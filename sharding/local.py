@@ -33,7 +33,7 @@ CLOSE_SECONDS = 10.0
 
 
 class LocalShard:
-    """A ``Shard`` and ``Measurable`` over one claimed directory. Made by ``open_local_shard``."""
+    """A ``Shard``, ``Measurable`` and ``Epochs`` over one claimed directory. Made by ``open_local_shard``."""
 
     def __init__(self, files: ShardFiles, executor: DiskExecutor) -> None:
         self._files = files
@@ -71,6 +71,21 @@ class LocalShard:
 
     async def space(self) -> ShardSpace:
         return await self.run(self._files.space)
+
+    async def epoch(self) -> int:
+        return await self.run(self._files.epochs.known)
+
+    async def see_epoch(self, epoch: int) -> None:
+        await self.run(self._files.epochs.see, epoch)
+
+    async def remove(self, names: Sequence[BlobName], *, epoch: int) -> list[int | None]:
+        await self.see_epoch(epoch)
+        found = await self.sizes(names)
+        changed = await self.run(lambda: {part for name in names for part in self._files.remove(name)})
+        await self.sync(sorted(changed))
+        if any(size is not None for size in await self.sizes(names)):
+            raise ShardUnavailable(self.id, "a file is still there after its removal")
+        return found
 
     async def close(self, timeout_seconds: float = CLOSE_SECONDS) -> None:
         """Finish what is queued, then give the directory up.
