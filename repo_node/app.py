@@ -17,6 +17,7 @@ from aiohttp import web
 from repo_node import __version__, keys, logs, memory
 from repo_node.api import artifacts as artifacts_api
 from repo_node.api import holdfast as holdfast_api
+from repo_node.api import jobs as jobs_api
 from repo_node.api import repositories as repositories_api
 from repo_node.api import storage as storage_api
 from repo_node.api import system as system_api
@@ -33,6 +34,7 @@ from repo_node.db.errors import CatalogueUnavailable, NotDurable, SchemaTooOld
 from repo_node.db.nodes import Fenced, NameTaken
 from repo_node.db.pool import Database, open_database
 from repo_node.logs import request_id
+from repo_node.maintenance import maintenance
 from repo_node.metrics import Metrics
 from repo_node.node import Node
 from repo_node.repositories import Repositories
@@ -166,6 +168,8 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
         stack.push_async_callback(store.close)
         artifacts = Artifacts(database, store, settings, metrics)
         stack.push_async_callback(artifacts.close)
+        name = NodeId(config.node.id)
+        await stack.enter_async_context(maintenance(name, database, store, membership, settings, metrics))
         node = Node(metrics, database, membership, topology)
         services = Services(artifacts, Repositories(database), authenticator, settings, metrics, config.http)
         await stack.enter_async_context(serving_public(public_app(services, node), config, node))
@@ -250,7 +254,7 @@ def public_app(services: Services, node: Node) -> web.Application:
     app[SERVICES], app[NODE] = services, node
     app.on_response_prepare.append(complete_head)
     routes = Routes(app)
-    for api in (system_api, repositories_api, storage_api, holdfast_api, artifacts_api):
+    for api in (system_api, repositories_api, storage_api, holdfast_api, jobs_api, artifacts_api):
         api.add_routes(routes)
     return app
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -14,6 +16,7 @@ from prometheus_client import (
 )
 from prometheus_client.gc_collector import GCCollector
 
+from sharding.maintenance.job import Step
 from sharding.maintenance.removal import Backlog
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
@@ -21,7 +24,7 @@ FAST_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
 
 
 class Metrics:
-    """The node's instruments. Satisfies ``QueryObserver`` and ``ShardObserver``."""
+    """The node's instruments. Satisfies ``QueryObserver``, ``ShardObserver`` and ``JobObserver``."""
 
     def __init__(self) -> None:
         # A second series for each counter and histogram, which nobody asks for.
@@ -36,6 +39,7 @@ class Metrics:
         self._database(registry)
         self._node(registry)
         self._deletion(registry)
+        self._jobs(registry)
 
     def _http(self, registry: CollectorRegistry) -> None:
         self.requests = Counter(
@@ -187,6 +191,48 @@ class Metrics:
     def observe_backlog(self, backlog: Backlog) -> None:
         self.removal_backlog.set(backlog.files)
         self.removal_backlog_bytes.set(backlog.bytes)
+
+    def _jobs(self, registry: CollectorRegistry) -> None:
+        self.job_step_seconds = Histogram(
+            "holdfast_job_step_duration_seconds",
+            "Time of each step of a maintenance job",
+            ["job"],
+            buckets=SECONDS,
+            registry=registry,
+        )
+        self.job_failures = Counter(
+            "holdfast_job_failures_total", "Runs of a maintenance job that failed", ["job"], registry=registry
+        )
+        self.job_done = Counter(
+            "holdfast_job_done_total", "Units of work a maintenance job has done", ["job"], registry=registry
+        )
+        self.job_moved_bytes = Counter(
+            "holdfast_job_moved_bytes_total",
+            "Bytes a maintenance job has read or written",
+            ["job"],
+            registry=registry,
+        )
+        self.job_age_seconds = Gauge(
+            "holdfast_job_last_run_age_seconds",
+            "Time since a maintenance job last ended a run without an error",
+            ["job"],
+            registry=registry,
+        )
+        self._job_ran_at: dict[str, float] = {}
+
+    def observe_step(self, job: str, seconds: float, step: Step) -> None:
+        self.job_step_seconds.labels(job).observe(seconds)
+        self.job_done.labels(job).inc(step.done)
+        self.job_moved_bytes.labels(job).inc(step.moved_bytes)
+        self.job_failures.labels(job).inc(0)
+
+    def observe_failure(self, job: str) -> None:
+        self.job_failures.labels(job).inc()
+
+    def observe_run(self, job: str) -> None:
+        if job not in self._job_ran_at:
+            self.job_age_seconds.labels(job).set_function(lambda: time.monotonic() - self._job_ran_at[job])
+        self._job_ran_at[job] = time.monotonic()
 
     def observe_query(self, name: str, seconds: float, outcome: str) -> None:
         self.query_seconds.labels(name).observe(seconds)

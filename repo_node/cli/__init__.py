@@ -22,6 +22,8 @@ COMMANDS = {
     "status": Entry("repo_node.cli.status", "status", "Show nodes, zones, shards, blobs and missing copies."),
     "upload": Entry("repo_node.cli.upload", "upload", "Upload files and directories."),
     "download": Entry("repo_node.cli.download", "download", "Download files and folders."),
+    "jobs": Entry("repo_node.cli.jobs", "jobs", "Show the maintenance jobs of every node."),
+    "run-once": Entry("repo_node.cli.jobs", "run_once", "Let a maintenance job run now, and wait for it."),
     "settings": Entry("repo_node.cli.settings", "settings", "List, read and change the cluster's settings."),
     "token": Entry("repo_node.cli.token", "token", "Create, list and revoke access tokens."),
     "node": Entry("repo_node.cli.node", "node", "Run one node in the foreground."),

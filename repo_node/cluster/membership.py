@@ -80,6 +80,8 @@ class Membership:
         self._settings_changed = True
         self._beat_at = float("-inf")
         self.rows: ClusterRows | None = None
+        self.on_jobs: Callable[[], None] = lambda: None
+        """Called when an operator may have asked for a run of a job."""
 
     @property
     def is_fresh(self) -> bool:
@@ -113,6 +115,7 @@ class Membership:
         await connection.add_listener(CHANNEL, self._hear)  # type: ignore[arg-type]
         # What was proved or read until now may have changed unheard.
         self._on_principals()
+        self.on_jobs()
         self._settings_changed = True
         while True:
             self._wake.clear()
@@ -147,6 +150,9 @@ class Membership:
         match payload:
             case "users" | "tokens":
                 self._on_principals()
+                return
+            case "jobs":
+                self.on_jobs()
                 return
             case "settings":
                 self._settings_changed = True

@@ -17,6 +17,7 @@ from tests.repo_node.db.scene import Queries, Scene, open_scene
 # Children before parents: nothing cascades.
 EMPTIED = (
     "events",
+    "jobs",
     "repair_queue",
     "gc_candidates",
     "removals",

@@ -1,0 +1,72 @@
+"""Assembles the maintenance jobs of one node under one runner."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from repo_node.cluster.membership import Membership
+from repo_node.db.errors import CatalogueError
+from repo_node.db.jobs import NodeJobs
+from repo_node.db.pool import Database
+from repo_node.metrics import Metrics
+from repo_node.settings import LiveSettings
+from sharding.background import Background
+from sharding.maintenance.worker import Runner
+from sharding.model import NodeId
+from sharding.provider import ShardingProvider
+
+log = logging.getLogger("holdfast.jobs")
+
+LOOKS_MAX = 2
+"""Looks for requests under way at once: whoever comes later is seen by the second."""
+
+
+@asynccontextmanager
+async def maintenance(
+    node: NodeId,
+    database: Database,
+    store: ShardingProvider,
+    membership: Membership,
+    settings: LiveSettings,
+    metrics: Metrics,
+) -> AsyncIterator[Runner]:
+    """Run this node's jobs until the block ends; what is half done then, a later step takes up."""
+    book = NodeJobs(database, node)
+    runner = Runner(book, metrics)
+    add_jobs(runner, node, database, store, membership, settings, metrics)
+    looks = Background(LOOKS_MAX)
+
+    async def look() -> None:
+        try:
+            for job in await book.asked():
+                runner.request(job)
+        except CatalogueError as error:
+            # A runner that records a job's state is told of the request too.
+            log.warning("requested runs could not be read", extra={"facts": {"cause": str(error)}})
+
+    membership.on_jobs = lambda: void(looks.start(look()))
+    runner.start()
+    try:
+        yield runner
+    finally:
+        membership.on_jobs = lambda: None
+        await looks.close(0)
+        await runner.close()
+
+
+def void(_: object) -> None:
+    """Drop a result nobody needs."""
+
+
+def add_jobs(
+    runner: Runner,
+    node: NodeId,
+    database: Database,
+    store: ShardingProvider,
+    membership: Membership,
+    settings: LiveSettings,
+    metrics: Metrics,
+) -> None:
+    """Add every job of a node, each with its pace."""
