@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
+from repo_node.cluster.leadership import Leadership
 from repo_node.cluster.membership import Membership
 from repo_node.db.errors import CatalogueError
 from repo_node.db.jobs import NodeJobs
 from repo_node.db.pool import Database
+from repo_node.db.removals import RemovalRows
 from repo_node.metrics import Metrics
 from repo_node.settings import LiveSettings
 from sharding.background import Background
+from sharding.local import LocalShard
+from sharding.maintenance.job import Pace
+from sharding.maintenance.removal import Removal
 from sharding.maintenance.worker import Runner
-from sharding.model import NodeId
+from sharding.model import NodeId, ShardId
 from sharding.provider import ShardingProvider
 
 log = logging.getLogger("holdfast.jobs")
@@ -31,11 +36,14 @@ async def maintenance(
     membership: Membership,
     settings: LiveSettings,
     metrics: Metrics,
+    leadership: Leadership,
+    own: Mapping[ShardId, LocalShard],
 ) -> AsyncIterator[Runner]:
     """Run this node's jobs until the block ends; what is half done then, a later step takes up."""
     book = NodeJobs(database, node)
     runner = Runner(book, metrics)
     add_jobs(runner, node, database, store, membership, settings, metrics)
+    add_deleting_jobs(runner, database, settings, metrics, leadership, own)
     looks = Background(LOOKS_MAX)
 
     async def look() -> None:
@@ -70,3 +78,16 @@ def add_jobs(
     metrics: Metrics,
 ) -> None:
     """Add every job of a node, each with its pace."""
+
+
+def add_deleting_jobs(
+    runner: Runner,
+    database: Database,
+    settings: LiveSettings,
+    metrics: Metrics,
+    leadership: Leadership,
+    own: Mapping[ShardId, LocalShard],
+) -> None:
+    """Add the jobs by which content leaves for good."""
+    removal = Removal(RemovalRows(database), lambda: own, metrics)
+    runner.add(removal, lambda: Pace(None, settings.now.removal_idle_seconds))

@@ -56,11 +56,15 @@ class Settings(BaseModel):
     )
     gc_idle_seconds: float = Field(600, ge=0.1, le=604_800, description="between two runs of garbage collection")
     gc_feed_seconds: float = Field(86_400, ge=1, le=2_592_000, description="between two searches for missed garbage")
-    gc_share_max: float = Field(
-        0.5, gt=0, le=1, description="share of all blobs that one gc run may remove before it stops and asks"
+    gc_percent_max: int = Field(
+        50, ge=1, le=100, description="percent of all blobs one gc run may remove before it stops and asks"
     )
-    gc_blobs_max: int = Field(5_000_000, ge=1, description="blobs one gc run may remove before it stops and asks")
-    gc_brake_blobs_min: int = Field(1_000, ge=0, description="so many blobs a gc run may remove whatever their share")
+    gc_blobs_max: int = Field(
+        5_000_000, ge=1, le=1_000_000_000, description="blobs one gc run may remove before it stops and asks"
+    )
+    gc_brake_blobs_min: int = Field(
+        1_000, ge=0, le=1_000_000_000, description="so many blobs a gc run may remove whatever their share"
+    )
     trash_days: float = Field(14, ge=0, le=3650, description="how long the trash keeps artifacts; 0: it keeps none")
     trash_idle_seconds: float = Field(600, ge=0.1, le=604_800, description="between two looks for expired trash")
 

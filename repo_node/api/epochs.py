@@ -8,8 +8,9 @@ import json
 from aiohttp import web
 
 from repo_node.api.shards import internal_route
-from repo_node.cluster.epochs import REFUSED_STATUS, EpochOver, ShardEpochs
+from repo_node.cluster.epochs import ShardEpochs
 from sharding import wire
+from sharding.peer_epoch import REFUSED_STATUS, EpochOver
 
 BODY_BYTES_MAX = 1_024
 BODY_SECONDS = 5.0

@@ -3,34 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 from collections.abc import Callable, Mapping
 from uuid import UUID
 
-import aiohttp
-from yarl import URL
-
 from repo_node.db.nodes import ClusterRows, NodeRow
-from sharding import wire
 from sharding.errors import ShardError, ShardRefused
 from sharding.model import NodeId, ShardId
-from sharding.peer import Peer, PeerError, read_body
+from sharding.peer import Peer, PeerError
+from sharding.peer_epoch import EpochOver, ask_epoch, tell_epoch
 from sharding.shard import Epochs
 
 log = logging.getLogger("holdfast.cluster")
-
-EPOCH_PATH = f"{wire.PREFIX}/epoch"
-ANSWER_BYTES_MAX = 4 << 10
-REFUSED_STATUS = 409
-
-
-class EpochOver(Exception):
-    """A shard knows a later primary; ``known`` is its epoch."""
-
-    def __init__(self, known: int) -> None:
-        super().__init__(f"a shard knows the primary of epoch {known}")
-        self.known = known
 
 
 class ShardEpochs:
@@ -78,8 +62,6 @@ class ShardEpochs:
         unaware = [peer for peer in self._peers() if self._told.get(peer.id) != (peer.incarnation, epoch)]
         results = await asyncio.gather(*(self._tell(peer, epoch, seconds) for peer in unaware), return_exceptions=True)
         for result in results:
-            if isinstance(result, EpochOver):
-                raise result
             if isinstance(result, BaseException):
                 raise result
 
@@ -89,35 +71,14 @@ class ShardEpochs:
 
     async def _ask(self, peer: NodeRow, seconds: float) -> int:
         try:
-            status, epoch = await self._call("GET", peer, seconds)
+            return await ask_epoch(self._peer_at(peer.internal_url), seconds)
         except PeerError as error:
             log.info("a peer was not asked for its epoch", extra={"facts": {"node": peer.id, "cause": str(error)}})
             return 0
-        return epoch if status == 200 else 0
 
     async def _tell(self, peer: NodeRow, epoch: int, seconds: float) -> None:
         try:
-            status, known = await self._call("PUT", peer, seconds, {"epoch": epoch})
+            await tell_epoch(self._peer_at(peer.internal_url), epoch, seconds)
+            self._told[peer.id] = (peer.incarnation, epoch)
         except PeerError as error:
             log.info("a peer was not told the epoch", extra={"facts": {"node": peer.id, "cause": str(error)}})
-            return
-        if status == REFUSED_STATUS:
-            raise EpochOver(known)
-        if status == 200:
-            self._told[peer.id] = (peer.incarnation, epoch)
-
-    async def _call(self, method: str, row: NodeRow, seconds: float, body: object = None) -> tuple[int, int]:
-        """Return the status and the epoch in the answer. Raises ``PeerError``."""
-        peer = self._peer_at(row.internal_url)
-        data = None if body is None else json.dumps(body).encode()
-        try:
-            async with (
-                asyncio.timeout(seconds),
-                peer.session.request(
-                    method, URL(peer.url + EPOCH_PATH), data=data, headers=peer.all_headers(), allow_redirects=False
-                ) as response,
-            ):
-                document = json.loads(await read_body(response, ANSWER_BYTES_MAX))
-                return response.status, int(document["epoch"])
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, KeyError, TypeError, RecursionError) as error:
-            raise PeerError(f"{peer.url} gave no epoch: {str(error) or type(error).__name__}") from error

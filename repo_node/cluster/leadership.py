@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import asyncpg
 
-from repo_node.cluster.epochs import EpochOver, ShardEpochs
+from repo_node.cluster.epochs import ShardEpochs
 from repo_node.db import lease as rows
 from repo_node.db.errors import CatalogueUnavailable, OutcomeUnknown
 from repo_node.db.lease import Lease, LeaseRow
@@ -24,6 +24,7 @@ from repo_node.metrics import Metrics
 from repo_node.settings import LiveSettings
 from sharding.maintenance.job import Job, Step
 from sharding.model import NodeId
+from sharding.peer_epoch import EpochOver
 
 log = logging.getLogger("holdfast.cluster")
 
@@ -89,10 +90,15 @@ class Leadership:
                         await asyncio.sleep(self._settings.now.lease_renew_seconds)
             except (CatalogueUnavailable, OutcomeUnknown, *BROKEN, asyncpg.PostgresError) as error:
                 log.warning("the primary's lease was not looked at", extra={"facts": {"cause": describe(error)}})
+            except Exception:
+                # Whatever it is, the cluster must not be left without elections.
+                log.exception("a turn in the election failed")
             await asyncio.sleep(RECONNECT_SECONDS)
 
     async def turn(self, connection: asyncpg.Connection) -> None:
         """Renew the lease, or take it when it is free; and let this node's shards know whose it is."""
+        if connection.is_closed():
+            raise CatalogueUnavailable("the connection was closed")
         async with asyncio.timeout(self._settings.now.lease_seconds):
             if self._lease.epoch and await self._renew(connection):
                 return

@@ -26,7 +26,16 @@ from tests.repo_node.nodes import (
 from tests.tools import require_tool
 
 UNITS = ("_total", "_bytes", "_seconds", "_connections", "_members", "_zones", "_state", "_info", "_ready", "_up")
-OTHERS = {"holdfast_http_requests_in_flight", "holdfast_uploads_in_flight", "holdfast_shard_writable"}
+OTHERS = {
+    "holdfast_http_requests_in_flight",
+    "holdfast_uploads_in_flight",
+    "holdfast_shard_writable",
+    "holdfast_primary_held",
+    "holdfast_primary_epoch",
+    "holdfast_deletions_held",
+    "holdfast_removal_backlog_files",
+    "holdfast_gc_candidates",
+}
 
 
 @pytest.fixture(scope="module")
