@@ -882,7 +882,7 @@ $$;
 
 -- Make candidates of those among the next p_max blobs after p_after to which nothing refers, though
 -- nobody said so; last is where the next call goes on, NULL behind the last blob.
-CREATE FUNCTION gc_feed(p_epoch bigint, p_token uuid, p_after bigint, p_max integer, OUT last bigint, OUT found bigint)
+CREATE FUNCTION gc_feed(p_epoch bigint, p_token uuid, p_after bigint, p_max integer, OUT last bigint, OUT missed bigint)
 LANGUAGE plpgsql AS $$
 DECLARE
     v_page bigint[];
@@ -896,7 +896,7 @@ BEGIN
        AND NOT EXISTS (SELECT 1 FROM gc_candidates c WHERE c.blob_id = p.id)
      ORDER BY p.id
     ON CONFLICT (blob_id) DO NOTHING;
-    GET DIAGNOSTICS found = ROW_COUNT;
+    GET DIAGNOSTICS missed = ROW_COUNT;
     last := v_page[cardinality(v_page)];
 END
 $$;

@@ -16,6 +16,7 @@ from aiohttp import web
 
 from repo_node import __version__, keys, logs, memory
 from repo_node.api import artifacts as artifacts_api
+from repo_node.api import gc as gc_api
 from repo_node.api import holdfast as holdfast_api
 from repo_node.api import jobs as jobs_api
 from repo_node.api import repositories as repositories_api
@@ -265,7 +266,7 @@ def public_app(services: Services, node: Node) -> web.Application:
     app[SERVICES], app[NODE] = services, node
     app.on_response_prepare.append(complete_head)
     routes = Routes(app)
-    for api in (system_api, repositories_api, storage_api, holdfast_api, jobs_api, artifacts_api):
+    for api in (system_api, repositories_api, storage_api, holdfast_api, jobs_api, gc_api, artifacts_api):
         api.add_routes(routes)
     return app
 

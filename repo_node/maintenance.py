@@ -6,9 +6,10 @@ import logging
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 
-from repo_node.cluster.leadership import Leadership
+from repo_node.cluster.leadership import Leadership, OnPrimary
 from repo_node.cluster.membership import Membership
 from repo_node.db.errors import CatalogueError
+from repo_node.db.garbage import GarbageRows
 from repo_node.db.jobs import NodeJobs
 from repo_node.db.pool import Database
 from repo_node.db.removals import RemovalRows
@@ -16,6 +17,7 @@ from repo_node.metrics import Metrics
 from repo_node.settings import LiveSettings
 from sharding.background import Background
 from sharding.local import LocalShard
+from sharding.maintenance.gc import Gc, GcFeed, GcLimits
 from sharding.maintenance.job import Pace
 from sharding.maintenance.removal import Removal
 from sharding.maintenance.worker import Runner
@@ -91,3 +93,13 @@ def add_deleting_jobs(
     """Add the jobs by which content leaves for good."""
     removal = Removal(RemovalRows(database), lambda: own, metrics)
     runner.add(removal, lambda: Pace(None, settings.now.removal_idle_seconds))
+    garbage = GarbageRows(database)
+
+    def limits() -> GcLimits:
+        now = settings.now
+        return GcLimits(now.gc_grace_seconds, now.gc_percent_max, now.gc_blobs_max, now.gc_brake_blobs_min)
+
+    gc = Gc(garbage, lambda: leadership.lease, limits, metrics)
+    runner.add(OnPrimary(gc, leadership), lambda: Pace(None, settings.now.gc_idle_seconds))
+    feed = GcFeed(garbage, lambda: leadership.lease)
+    runner.add(OnPrimary(feed, leadership), lambda: Pace(None, settings.now.gc_feed_seconds))

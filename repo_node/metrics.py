@@ -188,6 +188,13 @@ class Metrics:
         self.removals.labels(reason).inc(files)
         self.reclaimed_bytes.labels(reason).inc(freed_bytes)
 
+    def observe_candidates(self, count: int) -> None:
+        self.gc_candidates.set(count)
+
+    def observe_collected(self, blobs: int, count_bytes: int) -> None:
+        self.gc_blobs.inc(blobs)
+        self.gc_bytes.inc(count_bytes)
+
     def observe_backlog(self, backlog: Backlog) -> None:
         self.removal_backlog.set(backlog.files)
         self.removal_backlog_bytes.set(backlog.bytes)

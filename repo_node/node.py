@@ -76,6 +76,9 @@ class Node:
         metrics.pool_connections.labels("used").set(size - idle)
         metrics.ready.set(self.is_ready())
         metrics.primary.set(self._leadership.epoch is not None)
+        metrics.deletions_held.clear()
+        for reason in self._leadership.holds:
+            metrics.deletions_held.labels(reason).set(1)
         metrics.epoch.set(self._leadership.seen.epoch if self._leadership.seen else 0)
         metrics.in_flight.set(self.in_flight)
         metrics.ring_members.set(len(view.ring.members))

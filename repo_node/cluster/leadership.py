@@ -63,6 +63,8 @@ class Leadership:
         self._leaving = False
         self.seen: LeaseRow | None = None
         """The lease as this node last read it, for those who look at it."""
+        self.holds: tuple[str, ...] = ()
+        """The reasons for which deletions were held then."""
 
     @property
     def lease(self) -> Lease | None:
@@ -100,6 +102,7 @@ class Leadership:
         if connection.is_closed():
             raise CatalogueUnavailable("the connection was closed")
         async with asyncio.timeout(self._settings.now.lease_seconds):
+            self.holds = await rows.holds(connection)
             if self._lease.epoch and await self._renew(connection):
                 return
             # First the shards, then the database: it can only know more, unless it forgot.

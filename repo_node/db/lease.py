@@ -45,6 +45,7 @@ RENEW = """
      WHERE token = $1 AND expires_at > clock_timestamp() RETURNING epoch
 """
 RELEASE = "UPDATE lease SET expires_at = clock_timestamp() WHERE token = $1 AND expires_at > clock_timestamp()"
+HOLDS = "SELECT reason FROM holds WHERE released_at IS NULL ORDER BY reason"
 LOST_HISTORY = "SELECT place_hold('lost_history', $1)"
 
 
@@ -73,6 +74,11 @@ async def renew(connection: asyncpg.Connection, token: UUID, *, seconds: float) 
 async def release(connection: asyncpg.Connection, token: UUID) -> None:
     """End the lease now, so that a successor need not wait for its end."""
     await connection.execute(RELEASE, token)
+
+
+async def holds(connection: asyncpg.Connection) -> tuple[str, ...]:
+    """Return the reasons for which deletions are held."""
+    return tuple(row["reason"] for row in await connection.fetch(HOLDS))
 
 
 async def hold_lost_history(connection: asyncpg.Connection, detail: str) -> bool:

@@ -410,7 +410,7 @@ BEGIN
 END
 $$;
 
-CREATE FUNCTION gc_feed(p_epoch bigint, p_token uuid, p_after bigint, p_max integer, OUT last bigint, OUT found bigint)
+CREATE FUNCTION gc_feed(p_epoch bigint, p_token uuid, p_after bigint, p_max integer, OUT last bigint, OUT missed bigint)
 LANGUAGE plpgsql AS $$
 DECLARE
     v_page bigint[];
@@ -424,7 +424,7 @@ BEGIN
        AND NOT EXISTS (SELECT 1 FROM gc_candidates c WHERE c.blob_id = p.id)
      ORDER BY p.id
     ON CONFLICT (blob_id) DO NOTHING;
-    GET DIAGNOSTICS found = ROW_COUNT;
+    GET DIAGNOSTICS missed = ROW_COUNT;
     last := v_page[cardinality(v_page)];
 END
 $$;
