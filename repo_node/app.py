@@ -22,6 +22,7 @@ from repo_node.api import jobs as jobs_api
 from repo_node.api import repositories as repositories_api
 from repo_node.api import storage as storage_api
 from repo_node.api import system as system_api
+from repo_node.api import trash as trash_api
 from repo_node.api.epochs import EpochHandlers
 from repo_node.api.internal import internal_app
 from repo_node.artifacts import Artifacts
@@ -43,6 +44,7 @@ from repo_node.metrics import Metrics
 from repo_node.node import Node
 from repo_node.repositories import Repositories
 from repo_node.settings import LiveSettings, SettingError
+from repo_node.trash import Trash
 from repo_node.web.context import SERVICES, Services
 from repo_node.web.lag import watch_lag
 from repo_node.web.listeners import listen_on, serving_internal, serving_metrics, serving_public
@@ -183,7 +185,9 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
             maintenance(name, database, store, membership, settings, metrics, leadership, owned)
         )
         node = Node(metrics, database, membership, topology, leadership)
-        services = Services(artifacts, Repositories(database), authenticator, settings, metrics, config.http)
+        services = Services(
+            artifacts, Repositories(database), Trash(database), authenticator, settings, metrics, config.http
+        )
         await stack.enter_async_context(serving_public(public_app(services, node), config, node))
         await stack.enter_async_context(serving_metrics(metrics_app(node), config, node))
         yield node, beating
@@ -266,7 +270,7 @@ def public_app(services: Services, node: Node) -> web.Application:
     app[SERVICES], app[NODE] = services, node
     app.on_response_prepare.append(complete_head)
     routes = Routes(app)
-    for api in (system_api, repositories_api, storage_api, holdfast_api, jobs_api, gc_api, artifacts_api):
+    for api in (system_api, repositories_api, storage_api, holdfast_api, jobs_api, gc_api, trash_api, artifacts_api):
         api.add_routes(routes)
     return app
 

@@ -15,6 +15,7 @@ from repo_node.db.pool import Database
 from repo_node.db.removals import RemovalRows
 from repo_node.metrics import Metrics
 from repo_node.settings import LiveSettings
+from repo_node.trash import TrashExpiry
 from sharding.background import Background
 from sharding.local import LocalShard
 from sharding.maintenance.gc import Gc, GcFeed, GcLimits
@@ -103,3 +104,5 @@ def add_deleting_jobs(
     runner.add(OnPrimary(gc, leadership), lambda: Pace(None, settings.now.gc_idle_seconds))
     feed = GcFeed(garbage, lambda: leadership.lease)
     runner.add(OnPrimary(feed, leadership), lambda: Pace(None, settings.now.gc_feed_seconds))
+    expiry = TrashExpiry(database, lambda: leadership.lease, settings, metrics)
+    runner.add(OnPrimary(expiry, leadership), lambda: Pace(None, settings.now.trash_idle_seconds))

@@ -49,6 +49,16 @@ CREATE = Statement(
     INSERT INTO events (kind, repository, principal, request_id) SELECT 'repository_create', $1, $6, $7 FROM made
     """,
 )
+SWITCH_TRASH = Statement(
+    "repository_trash",
+    """
+    WITH changed AS (UPDATE repositories SET trash = $2 WHERE key = $1 RETURNING key), event AS (
+        INSERT INTO events (kind, repository, principal, request_id, detail)
+        SELECT 'repository_change', key, $3, $4, jsonb_build_object('trash', $2::boolean) FROM changed
+    )
+    SELECT key FROM changed
+    """,
+)
 DELETE = Statement("repository_delete", "DELETE FROM repositories WHERE id = $1 RETURNING id")
 LOCK = "SELECT id, pg_advisory_xact_lock(1, id) FROM repositories WHERE key = $1"
 # Every folder lies between these two: no segment is long enough to be above the second.
@@ -97,6 +107,11 @@ async def create(
         await database.write(CREATE, key, rclass, package_type, description, redundancy, principal, request_id, trash)
     except asyncpg.UniqueViolationError:
         raise RepositoryExists(key) from None
+
+
+async def switch_trash(database: Database, key: str, keep: bool, *, principal: str, request_id: str) -> bool:
+    """Let the trash keep what leaves a repository, or not; False when there is none of that key."""
+    return await database.write(SWITCH_TRASH, key, keep, principal, request_id) is not None
 
 
 async def delete(database: Database, key: str, *, principal: str, request_id: str) -> bool:

@@ -52,6 +52,9 @@ class Restored(StrEnum):
     GONE = "gone"
 
 
+BEYOND_ALL = chr(0x10FFFF) * 100
+"""Above every folder: no segment of a path is long enough to be above it."""
+
 COLUMNS = """
     t.id, t.repository, t.folder, t.name, b.size, b.sha256, t.reason, t.trashed_at, t.trashed_by
 """
@@ -68,7 +71,7 @@ LIST_TREE = Statement(
     "trash_list_tree",
     f"""
     SELECT {COLUMNS} FROM trash t JOIN blobs b ON b.id = t.blob_id
-     WHERE t.repository = $1 AND (t.folder, t.name, t.id) > ($2, $3, $4)
+     WHERE t.repository = $1 AND (t.folder, t.name, t.id) > ($2, $3, $4) AND t.folder < $7
        AND ($6 = '' OR t.folder = $6 OR (t.folder >= $6 || '/' AND t.folder < $6 || '0'))
      ORDER BY t.folder, t.name, t.id LIMIT $5
     """,
@@ -112,7 +115,8 @@ async def list_tree(database: Database, repository: str, folder: str, after: Pos
     """Return a page of what lay in a folder of a repository and below it, by place and age; '' is the whole."""
     if folder and after.folder < folder:
         after = Position(repository, folder)
-    rows = await database.fetch(LIST_TREE, repository, after.folder, after.name, after.id, items_max, folder)
+    beyond = f"{folder}0" if folder else BEYOND_ALL
+    rows = await database.fetch(LIST_TREE, repository, after.folder, after.name, after.id, items_max, folder, beyond)
     return [trashed_from(row) for row in rows]
 
 
