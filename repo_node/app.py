@@ -19,6 +19,7 @@ from repo_node.api import artifacts as artifacts_api
 from repo_node.api import gc as gc_api
 from repo_node.api import holdfast as holdfast_api
 from repo_node.api import jobs as jobs_api
+from repo_node.api import members as members_api
 from repo_node.api import repositories as repositories_api
 from repo_node.api import storage as storage_api
 from repo_node.api import system as system_api
@@ -270,7 +271,8 @@ def public_app(services: Services, node: Node) -> web.Application:
     app[SERVICES], app[NODE] = services, node
     app.on_response_prepare.append(complete_head)
     routes = Routes(app)
-    for api in (system_api, repositories_api, storage_api, holdfast_api, jobs_api, gc_api, trash_api, artifacts_api):
+    own_apis = (holdfast_api, jobs_api, members_api, gc_api, trash_api)
+    for api in (system_api, repositories_api, storage_api, *own_apis, artifacts_api):
         api.add_routes(routes)
     return app
 

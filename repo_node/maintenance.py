@@ -3,24 +3,30 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from repo_node.cluster.leadership import Leadership, OnPrimary
 from repo_node.cluster.membership import Membership
+from repo_node.cluster.verdict import Census, ShardWalk, VerdictJob
 from repo_node.db.errors import CatalogueError
 from repo_node.db.garbage import GarbageRows
 from repo_node.db.jobs import NodeJobs
 from repo_node.db.pool import Database
 from repo_node.db.removals import RemovalRows
+from repo_node.healing import Copies, RepairQueue, Walks
 from repo_node.metrics import Metrics
 from repo_node.settings import LiveSettings
 from repo_node.trash import TrashExpiry
 from sharding.background import Background
+from sharding.identifiers import mint_generation
 from sharding.local import LocalShard
 from sharding.maintenance.gc import Gc, GcFeed, GcLimits
-from sharding.maintenance.job import Pace
+from sharding.maintenance.job import Job, Pace
+from sharding.maintenance.rebalance import Rebalance, Trim
 from sharding.maintenance.removal import Removal
+from sharding.maintenance.repair import Repair, RepairLimits
 from sharding.maintenance.worker import Runner
 from sharding.model import NodeId, ShardId
 from sharding.provider import ShardingProvider
@@ -29,6 +35,22 @@ log = logging.getLogger("holdfast.jobs")
 
 LOOKS_MAX = 2
 """Looks for requests under way at once: whoever comes later is seen by the second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the jobs of a node are made from."""
+
+    node: NodeId
+    database: Database
+    store: ShardingProvider
+    membership: Membership
+    settings: LiveSettings
+    metrics: Metrics
+    leadership: Leadership
+    own: Mapping[ShardId, LocalShard]
+    copies: Copies
+    runner: Runner
 
 
 @asynccontextmanager
@@ -44,10 +66,8 @@ async def maintenance(
 ) -> AsyncIterator[Runner]:
     """Run this node's jobs until the block ends; what is half done then, a later step takes up."""
     book = NodeJobs(database, node)
-    runner = Runner(book, metrics)
-    add_jobs(runner, node, database, store, membership, settings, metrics)
-    add_deleting_jobs(runner, database, settings, metrics, leadership, own)
-    looks = Background(LOOKS_MAX)
+    runner, copies, looks = Runner(book, metrics), Copies(database, metrics), Background(LOOKS_MAX)
+    add_jobs(Parts(node, database, store, membership, settings, metrics, leadership, own, copies, runner))
 
     async def look() -> None:
         try:
@@ -65,44 +85,88 @@ async def maintenance(
         membership.on_jobs = lambda: None
         await looks.close(0)
         await runner.close()
+        await copies.close()
 
 
 def void(_: object) -> None:
     """Drop a result nobody needs."""
 
 
-def add_jobs(
-    runner: Runner,
-    node: NodeId,
-    database: Database,
-    store: ShardingProvider,
-    membership: Membership,
-    settings: LiveSettings,
-    metrics: Metrics,
-) -> None:
+def add_jobs(parts: Parts) -> None:
     """Add every job of a node, each with its pace."""
+    for add in (add_repair, add_walks, add_verdict, add_moves, add_removal, add_gc):
+        add(parts)
 
 
-def add_deleting_jobs(
-    runner: Runner,
-    database: Database,
-    settings: LiveSettings,
-    metrics: Metrics,
-    leadership: Leadership,
-    own: Mapping[ShardId, LocalShard],
-) -> None:
-    """Add the jobs by which content leaves for good."""
-    removal = Removal(RemovalRows(database), lambda: own, metrics)
-    runner.add(removal, lambda: Pace(None, settings.now.removal_idle_seconds))
-    garbage = GarbageRows(database)
+def add_repair(parts: Parts) -> None:
+    settings, store = parts.settings, parts.store
+    queue = RepairQueue(parts.database, parts.copies, settings)
+
+    def limits() -> RepairLimits:
+        now = settings.now
+        return RepairLimits(
+            now.repair_bytes_per_second_max,
+            now.repair_claim_seconds,
+            now.repair_retry_seconds,
+            now.repair_retry_seconds_max,
+        )
+
+    repair = Repair(lambda: store.view, queue, store.janitor, limits, parts.metrics, mint_generation)
+    # The job keeps its rate itself, within a step too: a blob may be large.
+    parts.runner.add(repair, lambda: Pace(None, settings.now.repair_idle_seconds))
+
+
+def add_walks(parts: Parts) -> None:
+    settings, runner, database = parts.settings, parts.runner, parts.database
+
+    def wake() -> None:
+        runner.wake(Repair.name)
+
+    walk, census = ShardWalk(database, settings, wake), Census(database, settings, wake)
+    runner.add(walk, lambda: Pace(None, settings.now.walk_idle_seconds))
+    runner.add(census, lambda: Pace(None, settings.now.census_idle_seconds))
+
+
+def add_verdict(parts: Parts) -> None:
+    settings = parts.settings
+    verdict = VerdictJob(parts.database, parts.node, parts.leadership, settings)
+    parts.runner.add(verdict, lambda: Pace(None, settings.now.verdict_idle_seconds))
+
+
+def add_moves(parts: Parts) -> None:
+    settings, store, runner = parts.settings, parts.store, parts.runner
+    walks = Walks(parts.database, parts.copies)
+    rebalance = Rebalance(
+        lambda: store.view,
+        walks,
+        store.janitor,
+        lambda: settings.now.rebalance_bytes_per_second_max,
+        lambda: settings.now.rebalance_period_seconds,
+        parts.metrics,
+        mint_generation,
+    )
+    trim = Trim(lambda: store.view, walks, lambda: settings.now.trim_period_seconds, parts.metrics)
+    runner.add(rebalance, lambda: Pace(None, settings.now.rebalance_idle_seconds))
+    runner.add(trim, lambda: Pace(None, settings.now.rebalance_idle_seconds))
+
+
+def add_removal(parts: Parts) -> None:
+    settings = parts.settings
+    removal = Removal(RemovalRows(parts.database), lambda: parts.own, parts.metrics)
+    parts.runner.add(removal, lambda: Pace(None, settings.now.removal_idle_seconds))
+
+
+def add_gc(parts: Parts) -> None:
+    settings, leadership, garbage = parts.settings, parts.leadership, GarbageRows(parts.database)
 
     def limits() -> GcLimits:
         now = settings.now
         return GcLimits(now.gc_grace_seconds, now.gc_percent_max, now.gc_blobs_max, now.gc_brake_blobs_min)
 
-    gc = Gc(garbage, lambda: leadership.lease, limits, metrics)
-    runner.add(OnPrimary(gc, leadership), lambda: Pace(None, settings.now.gc_idle_seconds))
-    feed = GcFeed(garbage, lambda: leadership.lease)
-    runner.add(OnPrimary(feed, leadership), lambda: Pace(None, settings.now.gc_feed_seconds))
-    expiry = TrashExpiry(database, lambda: leadership.lease, settings, metrics)
-    runner.add(OnPrimary(expiry, leadership), lambda: Pace(None, settings.now.trash_idle_seconds))
+    def on_primary(job: Job, idle_seconds: Callable[[], float]) -> None:
+        parts.runner.add(OnPrimary(job, leadership), lambda: Pace(None, idle_seconds()))
+
+    on_primary(Gc(garbage, lambda: leadership.lease, limits, parts.metrics), lambda: settings.now.gc_idle_seconds)
+    on_primary(GcFeed(garbage, lambda: leadership.lease), lambda: settings.now.gc_feed_seconds)
+    expiry = TrashExpiry(parts.database, lambda: leadership.lease, settings, parts.metrics)
+    on_primary(expiry, lambda: settings.now.trash_idle_seconds)

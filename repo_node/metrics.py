@@ -16,6 +16,7 @@ from prometheus_client import (
 )
 from prometheus_client.gc_collector import GCCollector
 
+from sharding.maintenance.catalogue import MoveOutcome, RepairOutcome
 from sharding.maintenance.job import Step
 from sharding.maintenance.removal import Backlog
 
@@ -24,7 +25,7 @@ FAST_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5,
 
 
 class Metrics:
-    """The node's instruments. Satisfies ``QueryObserver``, ``ShardObserver`` and ``JobObserver``."""
+    """The node's instruments. Satisfies the observers of queries, shards, jobs and repairs."""
 
     def __init__(self) -> None:
         # A second series for each counter and histogram, which nobody asks for.
@@ -226,6 +227,35 @@ class Metrics:
             registry=registry,
         )
         self._job_ran_at: dict[str, float] = {}
+
+        self.repairs = Counter(
+            "holdfast_repairs_total",
+            "Repairs of a blob by how they ended, and why not well",
+            ["outcome", "note"],
+            registry=registry,
+        )
+
+        self.moves = Counter(
+            "holdfast_replicas_moved_total",
+            "Copies made for a move, by what became of it",
+            ["outcome"],
+            registry=registry,
+        )
+        self.trims = Counter(
+            "holdfast_replicas_trimmed_total",
+            "Surplus copies, trimmed or needed after all",
+            ["outcome"],
+            registry=registry,
+        )
+
+    def observe_move(self, outcome: MoveOutcome) -> None:
+        self.moves.labels(outcome.value).inc()
+
+    def observe_trim(self, trimmed: bool) -> None:
+        self.trims.labels("trimmed" if trimmed else "needed").inc()
+
+    def observe_repair(self, outcome: RepairOutcome, note: str | None) -> None:
+        self.repairs.labels(outcome.value, note or "none").inc()
 
     def observe_step(self, job: str, seconds: float, step: Step) -> None:
         self.job_step_seconds.labels(job).observe(seconds)

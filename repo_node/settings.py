@@ -44,6 +44,26 @@ class Settings(BaseModel):
     node_down_seconds: float = Field(10, ge=0.5, le=600, description="silence after which a node counts as down")
     password_cache_seconds: float = Field(60, ge=0, le=3600, description="how long a checked password is remembered")
     path_bytes_max: int = Field(1024, ge=64, le=2048, description="longest artifact path, in bytes")
+    repair_bytes_per_second_max: int = Field(
+        64 << 20, ge=1 << 16, le=1 << 40, description="a node writes for repairs; 4 x for each further copy missing"
+    )
+    repair_idle_seconds: float = Field(2, ge=0.05, le=3600, description="between two looks at the repair queue")
+    repair_claim_seconds: float = Field(60, ge=1, le=3600, description="how long a node keeps a blob it repairs")
+    repair_retry_seconds: float = Field(5, ge=0.05, le=3600, description="until a repair is tried again, at first")
+    repair_retry_seconds_max: float = Field(300, ge=0.05, le=86_400, description="until it is tried again, at last")
+    lost_after_seconds: float = Field(300, ge=1, le=604_800, description="silence after which a shard counts as lost")
+    verdict_idle_seconds: float = Field(2, ge=0.05, le=3600, description="between two looks at silent shards")
+    walk_idle_seconds: float = Field(2, ge=0.05, le=3600, description="between two looks for shards to walk over")
+    drain_pass_seconds: float = Field(30, ge=0.05, le=86_400, description="between two passes over a draining shard")
+    lost_pass_seconds: float = Field(3600, ge=0.05, le=604_800, description="between two passes over a lost shard")
+    census_idle_seconds: float = Field(2, ge=0.05, le=3600, description="between two looks for a census to take")
+    census_period_seconds: float = Field(86_400, ge=1, le=31_536_000, description="between two counts of all copies")
+    rebalance_bytes_per_second_max: int = Field(
+        32 << 20, ge=1 << 16, le=1 << 40, description="a node writes to move copies to where the ring wants them"
+    )
+    rebalance_idle_seconds: float = Field(5, ge=0.05, le=3600, description="between two looks for misplaced copies")
+    rebalance_period_seconds: float = Field(21_600, ge=1, le=31_536_000, description="between passes for moves")
+    trim_period_seconds: float = Field(3600, ge=1, le=31_536_000, description="between passes for surplus copies")
     ranges_max: int = Field(16, ge=1, le=1000, description="ranges one request may ask for")
     lease_seconds: float = Field(8, ge=0.5, le=60, description="silence after which the primary node is replaced")
     lease_renew_seconds: float = Field(2, ge=0.1, le=10, description="between two renewals of the primary's lease")

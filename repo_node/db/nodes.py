@@ -75,7 +75,7 @@ REGISTER = """
      WHERE n.internal_url = excluded.internal_url OR NOT node_is_up(n)
     RETURNING id
 """
-SHARDS_OF_NODE = "SELECT uid, path FROM shards WHERE node_id = $1"
+SHARDS_OF_NODE = "SELECT uid, path FROM shards WHERE node_id = $1 AND NOT replaced"
 IS_REGISTERED = "SELECT EXISTS (SELECT 1 FROM nodes WHERE id = $1 AND incarnation = $2)"
 # One process claims a shard at one path alone, however many of its directories say that they are this shard.
 CLAIM_SHARD = """
@@ -133,7 +133,7 @@ async def register(
 
 
 async def shards_of_node(connection: asyncpg.Connection, node: NodeId) -> dict[str, UUID]:
-    """Return which shard this node last had at which path."""
+    """Return which shard this node last had at which path, but for those whose disk was replaced."""
     return {row["path"]: row["uid"] for row in await connection.fetch(SHARDS_OF_NODE, node)}
 
 
@@ -186,12 +186,11 @@ async def stop(connection: asyncpg.Connection, node: NodeId, incarnation: UUID) 
 async def read_cluster(connection: asyncpg.Connection) -> ClusterRows:
     """Return every node and shard."""
     cluster: Any = await connection.fetchrow(CLUSTER)
-    # Shards first: nodes are never deleted, so that the node of every shard is among those read after it.
+    # Shards first: the node of each is then among those read after it, unless both were removed meanwhile.
     shards = [shard_row(row) for row in await connection.fetch(SHARDS)]
-    nodes = [node_row(row) for row in await connection.fetch(NODES)]
-    return ClusterRows(
-        cluster["cluster_id"], cluster["now"], {node.id: node for node in nodes}, {shard.id: shard for shard in shards}
-    )
+    nodes = {node.id: node for node in map(node_row, await connection.fetch(NODES))}
+    known = {shard.id: shard for shard in shards if shard.member.node in nodes}
+    return ClusterRows(cluster["cluster_id"], cluster["now"], nodes, known)
 
 
 def node_row(row: asyncpg.Record) -> NodeRow:

@@ -111,7 +111,7 @@ RETURNS interval LANGUAGE sql STABLE AS $$
 $$;
 
 CREATE FUNCTION remove_later(
-    p_shard smallint, p_generation uuid, p_sha256 bytea, p_reason text, p_size bigint DEFAULT 0,
+    p_shard smallint, p_generation uuid, p_sha256 bytea, p_reason text, p_size bigint DEFAULT NULL,
     p_delay interval DEFAULT NULL
 )
 RETURNS void LANGUAGE plpgsql AS $$
@@ -120,14 +120,15 @@ BEGIN
     ON CONFLICT (shard_id, generation) DO UPDATE SET blob_id = NULL, state = 'condemned'
      WHERE r.state <> 'condemned';
     INSERT INTO removals (shard_id, generation, sha256, size, reason, not_before, epoch)
-    VALUES (p_shard, p_generation, p_sha256, p_size, p_reason,
+    VALUES (p_shard, p_generation, p_sha256,
+            coalesce(p_size, (SELECT b.size FROM blobs b WHERE b.sha256 = p_sha256), 0), p_reason,
             clock_timestamp() + coalesce(p_delay, removal_delay()), coalesce((SELECT l.epoch FROM lease l), 0))
     ON CONFLICT (shard_id, generation) DO NOTHING;
 END
 $$;
 
 CREATE FUNCTION remove_unless_live(
-    p_shard smallint, p_generation uuid, p_sha256 bytea, p_reason text, p_size bigint DEFAULT 0,
+    p_shard smallint, p_generation uuid, p_sha256 bytea, p_reason text, p_size bigint DEFAULT NULL,
     p_delay interval DEFAULT NULL
 )
 RETURNS boolean LANGUAGE plpgsql AS $$

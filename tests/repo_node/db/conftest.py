@@ -18,6 +18,9 @@ from tests.repo_node.db.scene import Queries, Scene, open_scene
 EMPTIED = (
     "events",
     "jobs",
+    "removals",
+    "shard_walks",
+    "shard_cursors",
     "repair_queue",
     "gc_candidates",
     "removals",
@@ -34,7 +37,7 @@ EMPTIED = (
     "lease",
     "holds",
 )
-KEPT = ("schema_migrations", "cluster", "users")
+KEPT = ("schema_migrations", "cluster", "users", "census")
 TABLES_SQL = "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'"
 LEAVE_SQL = (
     "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database() AND pid <> $1"
