@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from repo_node.audit_metrics import AuditMetrics
-from repo_node.cluster.own_shards import OwnShard
 from repo_node.db.audits import AuditRows
 from repo_node.db.checks import CheckRows
 from repo_node.db.pool import Database
@@ -25,14 +24,13 @@ from sharding.model import ShardId
 
 
 def add_audit_jobs(
-    runner: Runner, own: Mapping[ShardId, OwnShard], database: Database, settings: LiveSettings, metrics: AuditMetrics
+    runner: Runner, own: Mapping[ShardId, LocalShard], database: Database, settings: LiveSettings, metrics: AuditMetrics
 ) -> None:
     """Add this node's audits to its runner."""
-    shards: dict[ShardId, LocalShard] = {shard: one.shard for shard, one in own.items()}
     rows = AuditRows(database)
     judgement = Judgement(rows, metrics)
     judge = Judge(
-        shards,
+        own,
         rows,
         judgement,
         metrics,
@@ -43,12 +41,12 @@ def add_audit_jobs(
         judge,
         lambda: Pace(settings.now.scrub_bytes_per_second_max, idle_seconds=settings.now.judge_interval_seconds),
     )
-    scrub = Scrub(shards, ScrubRows(database), judgement, metrics, lambda: scrub_limits(settings.now))
+    scrub = Scrub(own, ScrubRows(database), judgement, metrics, lambda: scrub_limits(settings.now))
     runner.add(scrub, lambda: Pace(scrub.bytes_per_second(), idle_seconds=settings.now.scrub_interval_seconds))
-    presence = Presence(shards, PresenceRows(database), metrics, sample_max=lambda: settings.now.presence_sample_max)
+    presence = Presence(own, PresenceRows(database), metrics, sample_max=lambda: settings.now.presence_sample_max)
     runner.add(presence, lambda: Pace(None, idle_seconds=settings.now.presence_interval_seconds))
     reconcile = Reconcile(
-        shards, CheckRows(database, lambda: settings.now.redundancy), metrics, lambda: reconcile_limits(settings.now)
+        own, CheckRows(database, lambda: settings.now.redundancy), metrics, lambda: reconcile_limits(settings.now)
     )
     runner.add(reconcile, lambda: Pace(None, idle_seconds=settings.now.reconcile_interval_seconds))
 

@@ -176,16 +176,12 @@ async def restore_backup(connection: asyncpg.Connection, path: Path, say: Say) -
     Deletions are held afterwards. Raises ``BadBackup``, ``snapshot.NotEmpty``, ``OSError``, ``asyncpg.PostgresError``.
     """
     described = check_backup(path)
-    await connection.execute("SELECT pg_advisory_lock($1)", migrate.LOCK_KEY)
-    try:
+    async with snapshot.locked(connection):
         await migrate.apply(connection, migrate.migrations(), migrate.schema_text())
         if described["schema_version"] > migrate.version_needed():
             raise BadBackup(f"it has schema {described['schema_version']}: restore it with the release that wrote it")
         async with connection.transaction():
             await fill(connection, path, described, say)
-    finally:
-        with suppress(asyncpg.PostgresError, asyncpg.InterfaceError):
-            await connection.execute("SELECT pg_advisory_unlock($1)", migrate.LOCK_KEY)
     return described
 
 

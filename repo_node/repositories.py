@@ -27,7 +27,14 @@ class Repositories:
         return found.repository
 
     async def create(
-        self, key: str, *, description: str, redundancy: int | None, principal: str, request_id: str
+        self,
+        key: str,
+        *,
+        description: str,
+        redundancy: int | None,
+        principal: str,
+        request_id: str,
+        trash: bool = True,
     ) -> None:
         """Make a local generic repository. Raises ``BadPath``, ``RepositoryExists``."""
         await rows.create(
@@ -39,7 +46,13 @@ class Repositories:
             redundancy=redundancy,
             principal=principal,
             request_id=request_id,
+            trash=trash,
         )
+
+    async def switch_trash(self, key: str, keep: bool, *, principal: str, request_id: str) -> None:
+        """Let the trash keep what leaves a repository from now on, or not. Raises ``NotFound``."""
+        if not await rows.switch_trash(self._database, key, keep, principal=principal, request_id=request_id):
+            raise NotFound(f"There is no repository {key}.")
 
     async def delete(self, key: str, *, principal: str, request_id: str) -> None:
         """Delete a repository with everything in it. Raises ``NotFound``."""

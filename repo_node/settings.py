@@ -7,12 +7,16 @@ is what holds at this moment.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sharding.tally import WritePolicy
+
+GRACE_SECONDS_MIN = 0 if os.environ.get("HOLDFAST_TEST_WITHOUT_GRACE") else 60
+"""A grace much shorter than a client's pause between two steps of one job deletes what is about to be wanted."""
 
 
 class SettingError(ValueError):
@@ -94,6 +98,28 @@ class Settings(BaseModel):
     reconcile_margin_seconds: float = Field(
         3600, ge=0, le=604_800, description="beyond upload_seconds_max, how long a stray file is left alone"
     )
+    lease_seconds: float = Field(8, ge=0.5, le=60, description="silence after which the primary node is replaced")
+    lease_renew_seconds: float = Field(2, ge=0.1, le=10, description="between two renewals of the primary's lease")
+    removal_delay_seconds: float = Field(
+        86_400, ge=0, le=2_592_000, description="how long a file that is no longer needed stays on its shard"
+    )
+    removal_idle_seconds: float = Field(30, ge=0.1, le=86_400, description="between two looks at the removal list")
+    gc_grace_seconds: float = Field(
+        86_400, ge=GRACE_SECONDS_MIN, le=31_536_000, description="how long content nothing refers to is kept"
+    )
+    gc_idle_seconds: float = Field(600, ge=0.1, le=604_800, description="between two runs of garbage collection")
+    gc_feed_seconds: float = Field(86_400, ge=1, le=2_592_000, description="between two searches for missed garbage")
+    gc_percent_max: int = Field(
+        50, ge=1, le=100, description="percent of all blobs one gc run may remove before it stops and asks"
+    )
+    gc_blobs_max: int = Field(
+        5_000_000, ge=1, le=1_000_000_000, description="blobs one gc run may remove before it stops and asks"
+    )
+    gc_brake_blobs_min: int = Field(
+        1_000, ge=0, le=1_000_000_000, description="so many blobs a gc run may remove whatever their share"
+    )
+    trash_days: float = Field(14, ge=0, le=3650, description="how long the trash keeps artifacts; 0: it keeps none")
+    trash_idle_seconds: float = Field(600, ge=0.1, le=604_800, description="between two looks for expired trash")
 
     @model_validator(mode="after")
     def check_together(self) -> Settings:
@@ -103,6 +129,8 @@ class Settings(BaseModel):
             raise ValueError("write_zones_min cannot be above redundancy")
         if self.node_down_seconds < 2 * self.heartbeat_seconds:
             raise ValueError("node_down_seconds must be at least twice heartbeat_seconds")
+        if self.lease_seconds < 3 * self.lease_renew_seconds:
+            raise ValueError("lease_seconds must be at least three times lease_renew_seconds")
         return self
 
     def write_policy(self, redundancy: int | None = None) -> WritePolicy:

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from uuid import UUID
 
 from sharding.disk_errors import LOOKING, MEDIUM_ERRNOS, READING, WRITING, shard_error, translated
+from sharding.epoch import EpochFile
 from sharding.errors import ReplicaCorrupt, ReplicaMissing, ShardError, ShardFull, ShardRefused, ShardUnavailable
 from sharding.identity import OPEN_DIRECTORY, ShardClaim, make_layout
 from sharding.model import BlobName, ShardId
@@ -46,6 +47,7 @@ class ShardFiles:
         self.shard = shard
         self.path = claim.path
         self.claim = claim
+        self.epochs = EpochFile(shard, claim)
         self._reserve_bytes = reserve_bytes
         self._lock = threading.Lock()
         self._undurable: dict[str, object] = {}

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from uuid import UUID
 
-from sharding.identity import OPEN_DIRECTORY
+from sharding.epoch import EPOCH_DRAFT, EPOCH_FILE
+from sharding.identity import IDENTITY_DRAFT, IDENTITY_FILE, OPEN_DIRECTORY
 from sharding.model import BlobName, Generation
 
 REPLICA = re.compile(rb"([0-9a-f]{64})\.([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})")
@@ -28,7 +29,13 @@ RUN_RECORDS_READ = 1024
 ODDITIES_MAX = 10_000
 """Foreign things remembered of one shard; what is beyond is counted."""
 
-KNOWN = frozenset({b"shard.json", b".shard.json.new", b"blobs", b"tmp", b"quarantine", b"lost+found"})
+KNOWN = frozenset(map(os.fsencode, (IDENTITY_FILE, IDENTITY_DRAFT, EPOCH_FILE, EPOCH_DRAFT))) | {
+    b"blobs",
+    b"tmp",
+    b"quarantine",
+    b"lost+found",
+}
+"""What belongs at the top of a shard."""
 
 
 class Oddity(StrEnum):

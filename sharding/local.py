@@ -36,7 +36,7 @@ CLOSE_SECONDS = 10.0
 
 
 class LocalShard:
-    """A ``Shard``, ``Measurable`` and ``Auditable`` over one claimed directory. Made by ``open_local_shard``."""
+    """A ``Shard``, ``Measurable``, ``Auditable``, ``Epochs`` over a claimed directory. Made by ``open_local_shard``."""
 
     def __init__(self, files: ShardFiles, executor: DiskExecutor) -> None:
         self.files = files
@@ -104,6 +104,21 @@ class LocalShard:
     def _list_next(self, listing: ShardListing) -> bool:
         with translated(self.id, LOOKING, f"listing {self.files.path}"):
             return listing.list_next()
+
+    async def epoch(self) -> int:
+        return await self.run(self.files.epochs.known)
+
+    async def see_epoch(self, epoch: int) -> None:
+        await self.run(self.files.epochs.see, epoch)
+
+    async def remove(self, names: Sequence[BlobName], *, epoch: int) -> list[int | None]:
+        await self.see_epoch(epoch)
+        found = await self.sizes(names)
+        changed = await self.run(lambda: {part for name in names for part in self.files.remove(name)})
+        await self.sync(sorted(changed))
+        if any(size is not None for size in await self.sizes(names)):
+            raise ShardUnavailable(self.id, "a file is still there after its removal")
+        return found
 
     async def close(self, timeout_seconds: float = CLOSE_SECONDS) -> None:
         """Finish what is queued, then give the directory up.

@@ -102,6 +102,30 @@ class Measurable(Protocol):
     async def space(self) -> ShardSpace: ...
 
 
+class Epochs(Protocol):
+    """The optional ability of a shard to tell primaries apart; only an owner has it.
+
+    An epoch is the term of office of one primary node: a later one is higher. The shard remembers the
+    highest it ever saw, durably, before it acts on it.
+    """
+
+    async def epoch(self) -> int:
+        """Return the highest epoch the shard knows, 0 for none."""
+        ...
+
+    async def see_epoch(self, epoch: int) -> None:
+        """Remember ``epoch``. Raises ``ShardRefused`` when a higher one is known."""
+        ...
+
+    async def remove(self, names: Sequence[BlobName], *, epoch: int) -> list[int | None]:
+        """Remove exactly these generations, durably, in the name of the primary of ``epoch``.
+
+        Return how many bytes each file had, None where there was none. Raises ``ShardRefused``, and nothing
+        happens, when a higher epoch is known; after any other error some of them may be gone.
+        """
+        ...
+
+
 class Hasher(Protocol):
     """What hashlib makes."""
 

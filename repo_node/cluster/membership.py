@@ -71,7 +71,7 @@ class Membership:
         self._config = config
         self._node = NodeId(config.node.id)
         self._incarnation = incarnation
-        self.own = own
+        self._own = own
         self._settings = settings
         self._metrics = metrics
         self._on_cluster = on_cluster
@@ -143,8 +143,8 @@ class Membership:
             log.error("the settings cannot be used; those before still hold", extra={"facts": {"cause": str(error)}})
 
     async def _spaces(self) -> dict[ShardId, tuple[ShardSpace, bool]]:
-        reports = await asyncio.gather(*(own.report(SPACE_TIMEOUT_SECONDS) for own in self.own.values()))
-        return dict(zip(self.own, reports, strict=True))
+        reports = await asyncio.gather(*(own.report(SPACE_TIMEOUT_SECONDS) for own in self._own.values()))
+        return dict(zip(self._own, reports, strict=True))
 
     def _hear(self, connection: Any, pid: int, channel: str, payload: str) -> None:
         match payload:

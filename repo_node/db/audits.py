@@ -55,6 +55,7 @@ FORGET = Statement(
     )
     DELETE FROM replicas r USING gone g
      WHERE r.shard_id = g.shard_id AND r.generation = g.generation AND r.state = 'condemned'
+       AND NOT EXISTS (SELECT 1 FROM removals x WHERE x.shard_id = r.shard_id AND x.generation = r.generation)
     """,
 )
 

@@ -34,19 +34,15 @@ SAMPLE = Statement(
 KNOWN = Statement(
     "reconcile_known",
     """
-    SELECT k.generation, coalesce(b.sha256, k.sha256, q.sha256) AS sha256, b.size,
-           CASE WHEN k.state = 'condemned' AND (q.generation IS NULL OR q.moved_at IS NOT NULL) THEN 'aside'
+    SELECT k.generation, coalesce(b.sha256, x.sha256, q.sha256) AS sha256, b.size,
+           CASE WHEN x.generation IS NOT NULL THEN 'removal'
+                WHEN k.state = 'condemned' AND (q.generation IS NULL OR q.moved_at IS NOT NULL) THEN 'aside'
                 ELSE k.state END AS state
-      FROM (
-           (SELECT r.generation, r.state, r.blob_id, NULL::bytea AS sha256 FROM replicas r
-             WHERE r.shard_id = $1 AND r.generation > $2 ORDER BY r.generation LIMIT $3)
-           UNION ALL
-           (SELECT x.generation, 'removal', NULL, x.sha256 FROM removals x
-             WHERE x.shard_id = $1 AND x.generation > $2 ORDER BY x.generation LIMIT $3)
-           ORDER BY 1 LIMIT $3
-      ) AS k
+      FROM (SELECT r.generation, r.state, r.blob_id FROM replicas r
+             WHERE r.shard_id = $1 AND r.generation > $2 ORDER BY r.generation LIMIT $3) AS k
       -- One by one: a page is a small part of a large table.
       LEFT JOIN LATERAL (SELECT o.sha256, o.size FROM blobs o WHERE o.id = k.blob_id OFFSET 0) AS b ON true
+      LEFT JOIN removals x ON x.shard_id = $1 AND x.generation = k.generation
       LEFT JOIN quarantine q ON q.shard_id = $1 AND q.generation = k.generation
      ORDER BY k.generation
     """,

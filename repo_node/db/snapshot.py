@@ -7,6 +7,7 @@ from the database itself: a later release's snapshot has its own, and rows are n
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,9 +60,10 @@ SEQUENCES = """
       JOIN pg_depend d ON d.objid = s.seqrelid AND d.deptype = 'i'
       JOIN pg_attribute a ON a.attrelid = d.refobjid AND a.attnum = d.refobjsubid
 """
-HAS_HOLDS = "SELECT to_regprocedure('place_hold(text,text,bigint)') IS NOT NULL"
 HOLD = "SELECT place_hold('rebuild', $1)"
 RECORD = "INSERT INTO events (kind, principal, request_id, detail) VALUES ('restore', 'holdfast', '', $1::jsonb)"
+LOCK = "SELECT pg_advisory_lock($1)"
+UNLOCK = "SELECT pg_advisory_unlock($1)"
 VERSION = migrate.VERSION.sql
 
 
@@ -77,6 +79,17 @@ class Table:
     name: str
     columns: tuple[str, ...]
     rows_about: int
+
+
+@asynccontextmanager
+async def locked(connection: asyncpg.Connection) -> AsyncIterator[None]:
+    """Keep out whoever else would change the schema."""
+    await connection.execute(LOCK, migrate.LOCK_KEY)
+    try:
+        yield
+    finally:
+        with suppress(asyncpg.PostgresError, asyncpg.InterfaceError):
+            await connection.execute(UNLOCK, migrate.LOCK_KEY)
 
 
 async def tables(connection: asyncpg.Connection) -> list[Table]:
@@ -140,8 +153,7 @@ async def finish(connection: asyncpg.Connection, detail: str) -> None:
         top = f"SELECT max({quoted(row['column'])}) FROM {row['table']}"
         if (last := await connection.fetchval(top)) is not None:
             await connection.fetchval("SELECT setval($1::text::regclass, $2)", row["sequence"], last)
-    if await connection.fetchval(HAS_HOLDS):
-        await connection.fetchval(HOLD, "restored from a backup: files may belong to what came after it")
+    await connection.fetchval(HOLD, "restored from a backup: files may belong to what came after it")
     await connection.execute(RECORD, detail)
 
 

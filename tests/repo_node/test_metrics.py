@@ -31,6 +31,11 @@ OTHERS = {
     "holdfast_uploads_in_flight",
     "holdfast_shard_writable",
     "holdfast_quarantine_replicas",
+    "holdfast_primary_held",
+    "holdfast_primary_epoch",
+    "holdfast_deletions_held",
+    "holdfast_removal_backlog_files",
+    "holdfast_gc_candidates",
 }
 
 

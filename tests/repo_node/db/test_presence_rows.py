@@ -56,7 +56,7 @@ async def test_known_files_are_those_of_every_kind_of_row(
     await rows.mark_suspect(ONE, doubted.generation)
     await rows.condemn(ONE, bad.generation, Fault.BYTES)
     await connection.execute(
-        "INSERT INTO removals (shard_id, generation, sha256, reason, not_before) VALUES (1, $1, $2, 'x', now())",
+        "SELECT remove_later(1::smallint, $1, $2, 'gc')",
         removed,
         bytes(32),
     )

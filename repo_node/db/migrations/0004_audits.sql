@@ -63,6 +63,7 @@ CREATE TABLE checks (
 CREATE INDEX checks_of_shard ON checks (shard_id, id);
 CREATE INDEX checks_of_request ON checks (request);
 
+
 -- The owner read a replica again and found it right: it counts again.
 CREATE FUNCTION reinstate_replica(p_shard smallint, p_generation uuid)
 RETURNS boolean LANGUAGE plpgsql AS $$
@@ -166,31 +167,19 @@ $$;
 
 -- Whether files that no row knows must stay: after history was lost they may be all that is left of it.
 CREATE FUNCTION strays_are_held()
-RETURNS boolean LANGUAGE plpgsql STABLE AS $$
-BEGIN
-    IF to_regprocedure('deletions_held()') IS NULL THEN
-        RETURN false;
-    END IF;
-    RETURN deletions_held();
-END
+RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT deletions_held()
 $$;
 
 -- Whether rows may be made from files: in a database restored from a backup, until deletions are released.
 CREATE FUNCTION rebuild_is_on()
-RETURNS boolean LANGUAGE plpgsql STABLE AS $$
-DECLARE
-    v_on boolean := false;
-BEGIN
-    IF to_regclass('holds') IS NOT NULL THEN
-        EXECUTE 'SELECT EXISTS (SELECT 1 FROM holds WHERE reason = ''rebuild'' AND released_at IS NULL)' INTO v_on;
-    END IF;
-    RETURN v_on;
-END
+RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT EXISTS (SELECT 1 FROM holds WHERE reason = 'rebuild' AND released_at IS NULL)
 $$;
 
 -- Make rows of a file that its shard's owner found and read whole. 'adopted': the blob is known, and has one
--- copy more; 'found': nothing was known of it; 'refused': the file has a row, was condemned or is to be removed,
--- or no rebuild is on. A blob that nothing refers to becomes a candidate of gc, which is held meanwhile.
+-- copy more; 'found': nothing was known of it; 'refused': the file has a row, be it a condemned one, or no
+-- rebuild is on. A blob that nothing refers to becomes a candidate of gc, which is held meanwhile.
 CREATE FUNCTION adopt_found(
     p_shard smallint, p_generation uuid, p_uid uuid, p_sha256 bytea, p_sha1 bytea, p_md5 bytea, p_size bigint,
     p_blocks bytea, p_redundancy smallint
@@ -201,7 +190,6 @@ DECLARE
     v_new  boolean;
 BEGIN
     IF NOT rebuild_is_on()
-       OR EXISTS (SELECT 1 FROM removals x WHERE x.shard_id = p_shard AND x.generation = p_generation)
        OR EXISTS (SELECT 1 FROM replicas r WHERE r.shard_id = p_shard AND r.generation = p_generation) THEN
         RETURN 'refused';
     END IF;
@@ -229,7 +217,7 @@ END
 $$;
 
 -- Condemn files that no row knows, by their keys: a late commit that would refer to one conflicts with it.
--- Returns those that were condemned; whatever has got a row by now, or is to be removed anyway, is not.
+-- Returns those that were condemned; whatever has got a row by now is not.
 CREATE FUNCTION condemn_strays(p_shard smallint, p_generations uuid[], p_sha256 bytea[], p_sizes bigint[])
 RETURNS SETOF uuid LANGUAGE plpgsql AS $$
 DECLARE
@@ -241,7 +229,6 @@ BEGIN
     WITH condemned AS (
         INSERT INTO replicas AS r (shard_id, generation, state)
         SELECT p_shard, f.generation, 'condemned' FROM unnest(p_generations) AS f (generation)
-         WHERE NOT EXISTS (SELECT 1 FROM removals x WHERE x.shard_id = p_shard AND x.generation = f.generation)
          ORDER BY f.generation
         ON CONFLICT (shard_id, generation) DO NOTHING
         RETURNING r.generation
