@@ -39,20 +39,14 @@ class SeveringProxy:
     def __init__(self, host: str, port: int) -> None:
         self._target = (host, port)
         self._trap: Trap | None = None
-        self._accepts = True
+        self.accepts = True
         self._open: set[tuple[asyncio.StreamWriter, ...]] = set()
         self._loop = asyncio.get_running_loop()
 
-    @property
-    def accepts(self) -> bool:
-        """Whether anybody gets through; who did is cut off when it becomes false. Set from any thread."""
-        return self._accepts
-
-    @accepts.setter
-    def accepts(self, value: bool) -> None:
-        self._accepts = value
-        if not value:
-            self._loop.call_soon_threadsafe(self._sever_all)
+    def shut(self) -> None:
+        """Let nobody through, and cut off who is; from any thread."""
+        self.accepts = False
+        self._loop.call_soon_threadsafe(self._sever_all)
 
     def _sever_all(self) -> None:
         for sides in list(self._open):
