@@ -163,7 +163,7 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
         name = NodeId(config.node.id)
         owned = {shard: one.shard for shard, one in own.items()}
         epochs = ShardEpochs(name, lambda: owned, lambda: membership.rows, topology.peer_at)
-        leadership = Leadership(name, lambda: connect(config), epochs, settings, metrics)
+        leadership = Leadership(name, lambda: connect(config, "lease"), epochs, settings, metrics)
         internal = internal_app(
             shards=local_shards(own),
             node_id=name,

@@ -40,6 +40,17 @@ class SeveringProxy:
         self._target = (host, port)
         self._trap: Trap | None = None
         self.accepts = True
+        self._open: set[tuple[asyncio.StreamWriter, ...]] = set()
+        self._loop = asyncio.get_running_loop()
+
+    def shut(self) -> None:
+        """Let nobody through, and cut off who is; from any thread."""
+        self.accepts = False
+        self._loop.call_soon_threadsafe(self._sever_all)
+
+    def _sever_all(self) -> None:
+        for sides in list(self._open):
+            sever(sides)
 
     def set_trap(self, marker: bytes, fate: Fate, offset: int = 1) -> Trap:
         self._trap = Trap(marker, fate, offset)
@@ -51,6 +62,7 @@ class SeveringProxy:
             return
         server_reader, server_writer = await asyncio.open_connection(*self._target)
         sides = (writer, server_writer)
+        self._open.add(sides)
         caught: list[Trap] = []
         tasks = [
             asyncio.ensure_future(self._forward_requests(reader, server_writer, sides, caught)),
@@ -59,6 +71,7 @@ class SeveringProxy:
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            self._open.discard(sides)
             sever(sides)
             for task in tasks:
                 task.cancel()
