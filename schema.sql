@@ -330,7 +330,7 @@ CREATE TABLE quarantine (
     moved_at      timestamptz,
     PRIMARY KEY (shard_id, generation)
 );
-CREATE INDEX quarantine_unmoved ON quarantine (shard_id) WHERE moved_at IS NULL;
+CREATE INDEX quarantine_by_age ON quarantine (shard_id, moved_at);
 CREATE INDEX replicas_suspect ON replicas (shard_id, generation) WHERE state = 'suspect';
 
 -- Things on a shard that no row knows, by their path and inode, and since when they have been seen there.

@@ -86,7 +86,7 @@ class Settings(BaseModel):
         60, ge=0.1, le=86_400, description="between two looks for a scrub that is due"
     )
     presence_interval_seconds: float = Field(5, ge=0.1, le=3600, description="between two looks for missing files")
-    presence_sample_max: int = Field(1000, ge=1, le=100_000, description="replicas of a shard in one such look")
+    presence_sample_max: int = Field(200, ge=1, le=100_000, description="replicas of a shard in one such look")
     reconcile_period_seconds: float = Field(
         86_400, ge=1, le=10 * 366 * 86_400, description="in which every shard is compared with its rows"
     )
