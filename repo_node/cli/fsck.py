@@ -161,6 +161,8 @@ def finding_lines(row: Row, *, dry_run: bool) -> list[str]:
         ]
         lines.append(f"{MEANINGS.get(kind, kind)}: " + ", ".join(f"{n:,} {what}" for n, what in parts if n))
     lines += [f"  {one['finding']}: {one['what']}" for one in row["report"].get("examples", [])]
+    if unlisted := row["report"].get("unlisted", 0):
+        lines.append(f"{unlisted:,} more strange things than a report lists: deal with these, then check again")
     return lines or ["nothing"]
 
 

@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 
-from sharding.errors import ShardError, ShardRefused, ShardUnavailable
+from sharding.errors import ShardError
 from sharding.maintenance.audit_catalogue import AuditObserver, HeldReplica, SuspectCatalogue
 from sharding.maintenance.comparison import FIRST
 from sharding.maintenance.job import Step
@@ -57,7 +57,7 @@ class Judge:
         for shard in list(self._shards.values()):
             try:
                 shard_done, shard_moved, shard_more = await self._work_on(shard)
-            except (ShardUnavailable, ShardRefused) as error:
+            except ShardError as error:
                 # It says nothing about its files. The others must not wait for it.
                 log.info("judge: %s", error)
                 continue

@@ -27,6 +27,7 @@ POINTS = 8
 LOOK_SECONDS = 30.0
 """A disk that takes longer to look for a batch of files does not answer."""
 
+LOOK_BATCH = 256
 DROP_BATCH = 500
 
 
@@ -174,8 +175,11 @@ async def really_absent(shard: Auditable, rows: Sequence[Row]) -> list[Row]:
 
 async def look(shard: Auditable, names: Sequence[BlobName]) -> list[int | None]:
     """Return the sizes of files. A disk that hangs is unavailable."""
-    try:
-        async with asyncio.timeout(LOOK_SECONDS):
-            return await shard.sizes(names)
-    except TimeoutError:
-        raise ShardUnavailable(shard.id, f"looking for files took longer than {LOOK_SECONDS:g} s") from None
+    sizes: list[int | None] = []
+    for start in range(0, len(names), LOOK_BATCH):
+        try:
+            async with asyncio.timeout(LOOK_SECONDS):
+                sizes += await shard.sizes(names[start : start + LOOK_BATCH])
+        except TimeoutError:
+            raise ShardUnavailable(shard.id, f"looking for files took longer than {LOOK_SECONDS:g} s") from None
+    return sizes
