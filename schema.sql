@@ -364,6 +364,15 @@ CREATE TABLE checks (
 CREATE INDEX checks_of_shard ON checks (shard_id, id);
 CREATE INDEX checks_of_request ON checks (request);
 
+-- Backups of this database that nodes have written to shards of their own.
+CREATE TABLE backups (
+    shard_id  smallint NOT NULL REFERENCES shards (id),
+    name      text NOT NULL,
+    bytes     bigint NOT NULL,
+    taken_at  timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (shard_id, name)
+);
+
 
 -- ---------------------------------------------------------------- functions
 
@@ -1365,6 +1374,7 @@ BEGIN
     DELETE FROM shard_walks w WHERE w.shard_id = p_shard;
     DELETE FROM shard_cursors c WHERE c.shard_id = p_shard;
     DELETE FROM scrubs p WHERE p.shard_id = p_shard;
+    DELETE FROM backups b WHERE b.shard_id = p_shard;
     DELETE FROM sightings s WHERE s.shard_id = p_shard;
     DELETE FROM checks c WHERE c.shard_id = p_shard;
     DELETE FROM quarantine q WHERE q.shard_id = p_shard;

@@ -34,6 +34,11 @@ class AuditMetrics:
             "holdfast_quarantine_bytes", "Bytes in the shard's quarantine", ["shard"], registry=registry
         )
 
+        self.backups = Counter(
+            "holdfast_backups_total", "Backups of the database written to this node's shards", registry=registry
+        )
+        self.backup_bytes = Gauge("holdfast_backup_bytes", "Size of this node's last backup", registry=registry)
+
     def observe_verdict(self, shard: int, verdict: str, count: int = 1) -> None:
         self.verdicts.labels(shard, verdict).inc(count)
 
@@ -46,3 +51,7 @@ class AuditMetrics:
     def observe_aside(self, shard: int, files: int, count_bytes: int) -> None:
         self.quarantine_files.labels(shard).set(files)
         self.quarantine_bytes.labels(shard).set(count_bytes)
+
+    def observe_backup(self, count_bytes: int) -> None:
+        self.backups.inc()
+        self.backup_bytes.set(count_bytes)

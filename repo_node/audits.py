@@ -10,6 +10,7 @@ from repo_node.db.checks import CheckRows
 from repo_node.db.pool import Database
 from repo_node.db.presence import PresenceRows
 from repo_node.db.scrubs import ScrubRows
+from repo_node.scheduled_backup import ScheduledBackup
 from repo_node.settings import LiveSettings, Settings
 from sharding.local import LocalShard
 from sharding.maintenance.job import Pace
@@ -20,11 +21,16 @@ from sharding.maintenance.reconcile import Reconcile, ReconcileLimits
 from sharding.maintenance.scrub import Scrub
 from sharding.maintenance.scrub_plan import ScrubLimits
 from sharding.maintenance.worker import Runner
-from sharding.model import ShardId
+from sharding.model import NodeId, ShardId
 
 
 def add_audit_jobs(
-    runner: Runner, own: Mapping[ShardId, LocalShard], database: Database, settings: LiveSettings, metrics: AuditMetrics
+    runner: Runner,
+    node: NodeId,
+    own: Mapping[ShardId, LocalShard],
+    database: Database,
+    settings: LiveSettings,
+    metrics: AuditMetrics,
 ) -> None:
     """Add this node's audits to its runner."""
     rows = AuditRows(database)
@@ -49,6 +55,8 @@ def add_audit_jobs(
         own, CheckRows(database, lambda: settings.now.redundancy), metrics, lambda: reconcile_limits(settings.now)
     )
     runner.add(reconcile, lambda: Pace(None, idle_seconds=settings.now.reconcile_interval_seconds))
+    backup = ScheduledBackup(node, own, database, settings, metrics)
+    runner.add(backup, lambda: Pace(None, settings.now.backup_idle_seconds))
 
 
 def reconcile_limits(now: Settings) -> ReconcileLimits:

@@ -7,6 +7,7 @@ COPY's text, ``E`` ends the file with the number of rows of each table and the s
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -64,33 +65,44 @@ async def write_backup(connection: asyncpg.Connection, path: Path, say: Say) -> 
     The file appears under its name when it is whole. Raises ``OSError``, ``asyncpg.PostgresError``, ``ValueError``.
     """
     draft = path.with_name(f".{path.name}.new")
-    await connection.execute(snapshot.BEGIN_SNAPSHOT)
     try:
         with create(draft) as file:
-            described = dict(await snapshot.describe(connection))
-            writer = Writer(file)
-            writer.document(b"H", described)
-            rows = {}
-            for table in await snapshot.tables(connection):
-                say(table.name, 0)
-                writer.document(b"T", {"table": table.name, "columns": table.columns})
-                data = RowFrames(writer)
-                rows[table.name] = await snapshot.read_table(connection, table, data.add)
-                data.flush()
-                say(table.name, rows[table.name])
-            writer.end(rows)
-            file.flush()
-            os.fsync(file.fileno())
+            described = await write_snapshot(connection, file, say)
         draft.rename(path)
         sync_directory(path.parent)
     except BaseException:
         with suppress(OSError):
             draft.unlink()
         raise
+    return {**described, "bytes": size_of(path)}
+
+
+async def write_snapshot(connection: asyncpg.Connection, file: IO[bytes], say: Say) -> dict[str, Any]:
+    """Write a snapshot of the database to ``file`` and sync it, off the event loop; return its description."""
+    await connection.execute(snapshot.BEGIN_SNAPSHOT)
+    try:
+        described = dict(await snapshot.describe(connection))
+        writer = await asyncio.to_thread(Writer, file)
+        await asyncio.to_thread(writer.document, b"H", described)
+        rows = {}
+        for table in await snapshot.tables(connection):
+            say(table.name, 0)
+            await asyncio.to_thread(writer.document, b"T", {"table": table.name, "columns": table.columns})
+            data = RowFrames(writer)
+            rows[table.name] = await snapshot.read_table(connection, table, data.add)
+            await asyncio.to_thread(data.flush)
+            say(table.name, rows[table.name])
+        await asyncio.to_thread(writer.end, rows)
+        await asyncio.to_thread(sync, file)
     finally:
         with suppress(asyncpg.PostgresError, asyncpg.InterfaceError):
             await connection.execute("ROLLBACK")
-    return {**described, "rows": rows, "bytes": size_of(path)}
+    return {**described, "rows": rows}
+
+
+def sync(file: IO[bytes]) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 class RowFrames:
@@ -103,7 +115,7 @@ class RowFrames:
     async def add(self, data: bytes) -> None:
         self._rows += data
         if len(self._rows) >= CHUNK_BYTES:
-            self.flush()
+            await asyncio.to_thread(self.flush)
 
     def flush(self) -> None:
         if self._rows:

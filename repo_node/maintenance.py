@@ -174,4 +174,4 @@ def add_gc(parts: Parts) -> None:
 
 
 def add_audits(parts: Parts) -> None:
-    add_audit_jobs(parts.runner, parts.own, parts.database, parts.settings, parts.metrics.audits)
+    add_audit_jobs(parts.runner, parts.node, parts.own, parts.database, parts.settings, parts.metrics.audits)

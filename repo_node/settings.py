@@ -95,6 +95,12 @@ class Settings(BaseModel):
         600, ge=1, le=604_800, description="after which a comparison that failed is tried again"
     )
     reconcile_rest_ratio: float = Field(1, ge=0, le=100, description="rest of a comparison, in lengths of its work")
+    backup_period_seconds: float = Field(
+        86_400, ge=1, le=2_592_000, description="between two backups of the database that a node keeps on its shards"
+    )
+    backup_idle_seconds: float = Field(600, ge=0.1, le=86_400, description="between two looks for a due backup")
+    backup_seconds_max: float = Field(3600, gt=0, le=86_400, description="longest time one backup may take")
+    backups_kept: int = Field(7, ge=0, le=1000, description="backups a shard keeps; 0: none are taken")
     reconcile_margin_seconds: float = Field(
         3600, ge=0, le=604_800, description="beyond upload_seconds_max, how long a stray file is left alone"
     )

@@ -33,6 +33,7 @@ KNOWN = frozenset(map(os.fsencode, (IDENTITY_FILE, IDENTITY_DRAFT, EPOCH_FILE, E
     b"blobs",
     b"tmp",
     b"quarantine",
+    b"backups",
     b"lost+found",
 }
 """What belongs at the top of a shard."""

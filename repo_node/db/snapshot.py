@@ -22,6 +22,7 @@ LEFT_OUT = frozenset(
         "jobs",
         "lease",
         "checks",
+        "backups",
         "sightings",
         "scrubs",
         "shard_space",

@@ -27,6 +27,7 @@ EMPTIED = (
     "quarantine",
     "sightings",
     "checks",
+    "backups",
     "removals",
     "trash",
     "artifacts",
