@@ -199,7 +199,8 @@ CREATE TABLE repair_queue (
     renewed_at timestamptz NOT NULL DEFAULT now(),
     claim      uuid,
     attempts   integer NOT NULL DEFAULT 0,
-    outcome    text
+    outcome    text,
+    size       bigint NOT NULL DEFAULT 0
 );
 CREATE INDEX repair_queue_order ON repair_queue (urgency, due_at);
 
@@ -354,7 +355,8 @@ $$;
 
 CREATE FUNCTION enqueue_repair(p_blob bigint, p_reason text)
 RETURNS void LANGUAGE sql AS $$
-    INSERT INTO repair_queue AS q (blob_id, reason, urgency) VALUES (p_blob, p_reason, repair_urgency(p_blob))
+    INSERT INTO repair_queue AS q (blob_id, reason, urgency, size)
+    SELECT b.id, p_reason, repair_urgency(b.id), b.size FROM blobs b WHERE b.id = p_blob
     ON CONFLICT (blob_id) DO UPDATE
        SET urgency = excluded.urgency, renewed_at = clock_timestamp(),
            due_at = CASE WHEN q.claim IS NULL THEN least(q.due_at, clock_timestamp()) ELSE q.due_at END

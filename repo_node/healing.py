@@ -40,9 +40,10 @@ class Copies:
 class RepairQueue:
     """The ``RepairCatalogue`` of one node; its claims bear a token of this process."""
 
-    def __init__(self, database: Database, copies: Copies, settings: LiveSettings) -> None:
+    def __init__(self, database: Database, copies: Copies, settings: LiveSettings, metrics: Metrics) -> None:
         self._database = database
         self._settings = settings
+        self._metrics = metrics
         self._token = uuid4()
         self.of_blob = copies.of_blob
 
@@ -75,7 +76,10 @@ class RepairQueue:
         return await repair_queue.hasten(self._database, count)
 
     async def backlog(self) -> int:
-        return await repair_queue.backlog(self._database)
+        """Return how many blobs are queued, and let the metrics know which."""
+        parts = await repair_queue.backlog(self._database)
+        self._metrics.healing.show_backlog(parts)
+        return sum(part.blobs for part in parts)
 
 
 class Walks:

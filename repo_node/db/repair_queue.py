@@ -50,13 +50,12 @@ HASTEN = Statement(
     SELECT count(*) AS blobs FROM hastened
     """,
 )
-BACKLOG = Statement("repair_backlog", "SELECT count(*) AS blobs FROM repair_queue")
-SUMMARY = Statement(
-    "repair_summary",
+BACKLOG = Statement(
+    "repair_backlog",
     """
-    SELECT q.urgency, count(*) AS blobs, coalesce(sum(b.size), 0)::bigint AS bytes,
-           extract(epoch FROM clock_timestamp() - min(q.queued_at))::double precision AS oldest_seconds
-      FROM repair_queue q JOIN blobs b ON b.id = q.blob_id GROUP BY q.urgency
+    SELECT urgency, count(*) AS blobs, sum(size)::bigint AS bytes,
+           extract(epoch FROM clock_timestamp() - min(queued_at))::double precision AS oldest_seconds
+      FROM repair_queue GROUP BY urgency
     """,
 )
 ENQUEUE = Statement(
@@ -159,17 +158,11 @@ async def hasten(database: Database, count: int) -> int:
     return int(row["blobs"])
 
 
-async def backlog(database: Database) -> int:
-    """Return how many blobs are queued."""
-    row: Any = await database.fetchrow(BACKLOG)
-    return int(row["blobs"])
-
-
-async def summary(database: Database) -> list[Backlog]:
+async def backlog(database: Database) -> list[Backlog]:
     """Return the queue by number of good copies."""
     return [
         Backlog(0 if row["urgency"] == HOPELESS else row["urgency"], row["blobs"], row["bytes"], row["oldest_seconds"])
-        for row in await database.fetch(SUMMARY)
+        for row in await database.fetch(BACKLOG)
     ]
 
 

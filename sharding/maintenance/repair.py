@@ -36,6 +36,7 @@ FASTER_PER_COPY = 4
 
 HASTENED_MAX = 10_000
 BACKLOG_SECONDS = 5.0
+"""Between two counts of the queue."""
 
 NOTHING = Copied((), (), 0)
 
@@ -92,6 +93,7 @@ class Repair:
         claims = await self._catalogue.claim(BATCH_BLOBS, BATCH_BYTES)
         if not claims:
             self._done = 0
+            await self._progress()
             return Step(idle=True)
         keeping = asyncio.create_task(self._keep(claims))
         try:

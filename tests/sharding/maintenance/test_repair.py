@@ -136,11 +136,17 @@ async def test_blob_without_a_readable_copy_stays_queued() -> None:
 
 
 @instant
-@pytest.mark.parametrize("operation", [Operation.PUT, Operation.STAGE, Operation.WRITE, Operation.COMMIT])
-@pytest.mark.parametrize("fault", [Fault.FAIL, Fault.FAIL_AFTER, Fault.FULL])
+@pytest.mark.parametrize(
+    ("operation", "fault"),
+    [
+        (operation, fault)
+        for operation in (Operation.PUT, Operation.STAGE, Operation.WRITE, Operation.COMMIT)
+        for fault in (Fault.FAIL, Fault.FAIL_AFTER, Fault.FULL)
+        # What is staged on a peer ends with its connection; the one in memory does not.
+        if (operation, fault) != (Operation.STAGE, Fault.FAIL_AFTER)
+    ],
+)
 async def test_failed_target_leaves_no_file_and_the_blob_queued(operation: Operation, fault: Fault) -> None:
-    if (operation, fault) == (Operation.STAGE, Fault.FAIL_AFTER):
-        pytest.skip("what is staged on a peer ends with its connection")
     with small_blocks():
         catalogue = MemoryCatalogue(Cluster("a1 b2"))
         rows = catalogue.add(b"x" if operation is Operation.PUT else bytes(300), (0,))
