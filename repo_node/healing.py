@@ -7,12 +7,13 @@ from uuid import uuid4
 
 from repo_node.artifacts import CatalogueOfBlob
 from repo_node.db import moves, repair_queue
+from repo_node.db.errors import CatalogueUnavailable, OutcomeUnknown
 from repo_node.db.pool import Database
 from repo_node.metrics import Metrics
 from repo_node.outcome import until_known
 from repo_node.settings import LiveSettings
 from sharding.background import Background
-from sharding.maintenance.catalogue import Claim, Held, MoveOutcome, Settled, StoredBlob
+from sharding.maintenance.catalogue import Claim, Held, MoveOutcome, NotSettled, Repaired, Settled, StoredBlob
 from sharding.model import Generation, Replica, ShardId
 from sharding.reader import BlobCatalogue
 
@@ -55,21 +56,15 @@ class RepairQueue:
         blobs = [claim.blob.id for claim in claims]
         await repair_queue.renew(self._database, self._token, blobs, self._settings.now.repair_claim_seconds)
 
-    async def settle(
-        self, claim: Claim, copies: Sequence[Replica], *, retry_seconds: float, note: str | None
-    ) -> Settled:
-        known = await until_known(
-            lambda: repair_queue.settle(
-                self._database,
-                self._token,
-                claim.blob.id,
-                claim.renewed_at,
-                copies,
-                retry_seconds=retry_seconds,
-                note=note,
-            ),
-            wait_seconds=OUTCOME_SECONDS,
-        )
+    async def settle(self, repaired: Sequence[Repaired]) -> dict[int, Settled]:
+        try:
+            known = await until_known(
+                lambda: repair_queue.settle(self._database, self._token, repaired), wait_seconds=OUTCOME_SECONDS
+            )
+        except OutcomeUnknown:
+            raise
+        except CatalogueUnavailable as error:
+            raise NotSettled(str(error)) from error
         return known.result
 
     async def hasten(self, count: int) -> int:

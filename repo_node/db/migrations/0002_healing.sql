@@ -216,6 +216,40 @@ BEGIN
 END
 $$;
 
+-- End the repairs of several blobs, in the order of their digests: one commit for a batch. The new copies are given
+-- as one list, each with its blob.
+CREATE FUNCTION settle_repairs(
+    p_claim uuid, p_blobs bigint[], p_renewed timestamptz[], p_retry_seconds double precision[], p_notes text[],
+    p_of bigint[], p_shards smallint[], p_generations uuid[]
+)
+RETURNS TABLE (blob_id bigint, adopted uuid[], outcome text)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    v_one         record;
+    v_shards      smallint[];
+    v_generations uuid[];
+    v_end         record;
+BEGIN
+    FOR v_one IN
+        SELECT u.blob, u.renewed, u.retry, u.note
+          FROM unnest(p_blobs, p_renewed, p_retry_seconds, p_notes) AS u (blob, renewed, retry, note)
+          LEFT JOIN blobs b ON b.id = u.blob ORDER BY b.sha256
+    LOOP
+        SELECT coalesce(array_agg(c.shard_id ORDER BY c.n), '{}'), coalesce(array_agg(c.generation ORDER BY c.n), '{}')
+          INTO v_shards, v_generations
+          FROM unnest(p_of, p_shards, p_generations) WITH ORDINALITY AS c (blob, shard_id, generation, n)
+         WHERE c.blob = v_one.blob;
+        SELECT s.adopted, s.outcome INTO v_end
+          FROM settle_repair(v_one.blob, p_claim, v_one.renewed, v_shards, v_generations, v_one.retry, v_one.note) s;
+        blob_id := v_one.blob;
+        adopted := v_end.adopted;
+        outcome := v_end.outcome;
+        RETURN NEXT;
+    END LOOP;
+END
+$$;
+
 -- Insert one new copy if the blob still lacks it: on a shard of its own that takes writes, and either a copy too
 -- few or a zone too few. The caller has locked the blob's row.
 CREATE FUNCTION adopt_replica(
