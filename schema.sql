@@ -199,7 +199,8 @@ CREATE TABLE repair_queue (
     renewed_at timestamptz NOT NULL DEFAULT now(),
     claim      uuid,
     attempts   integer NOT NULL DEFAULT 0,
-    outcome    text
+    outcome    text,
+    size       bigint NOT NULL DEFAULT 0
 );
 CREATE INDEX repair_queue_order ON repair_queue (urgency, due_at);
 
@@ -427,7 +428,8 @@ $$;
 
 CREATE FUNCTION enqueue_repair(p_blob bigint, p_reason text)
 RETURNS void LANGUAGE sql AS $$
-    INSERT INTO repair_queue AS q (blob_id, reason, urgency) VALUES (p_blob, p_reason, repair_urgency(p_blob))
+    INSERT INTO repair_queue AS q (blob_id, reason, urgency, size)
+    SELECT b.id, p_reason, repair_urgency(b.id), b.size FROM blobs b WHERE b.id = p_blob
     ON CONFLICT (blob_id) DO UPDATE
        SET urgency = excluded.urgency, renewed_at = clock_timestamp(),
            due_at = CASE WHEN q.claim IS NULL THEN least(q.due_at, clock_timestamp()) ELSE q.due_at END
@@ -1161,6 +1163,40 @@ BEGIN
            due_at = CASE WHEN q.renewed_at = p_renewed THEN clock_timestamp() + make_interval(secs => p_retry_seconds)
                          ELSE clock_timestamp() END
      WHERE q.blob_id = p_blob AND q.claim = p_claim;
+END
+$$;
+
+-- End the repairs of several blobs, in the order of their digests: one commit for a batch. The new copies are given
+-- as one list, each with its blob.
+CREATE FUNCTION settle_repairs(
+    p_claim uuid, p_blobs bigint[], p_renewed timestamptz[], p_retry_seconds double precision[], p_notes text[],
+    p_of bigint[], p_shards smallint[], p_generations uuid[]
+)
+RETURNS TABLE (blob_id bigint, adopted uuid[], outcome text)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    v_one         record;
+    v_shards      smallint[];
+    v_generations uuid[];
+    v_end         record;
+BEGIN
+    FOR v_one IN
+        SELECT u.blob, u.renewed, u.retry, u.note
+          FROM unnest(p_blobs, p_renewed, p_retry_seconds, p_notes) AS u (blob, renewed, retry, note)
+          LEFT JOIN blobs b ON b.id = u.blob ORDER BY b.sha256
+    LOOP
+        SELECT coalesce(array_agg(c.shard_id ORDER BY c.n), '{}'), coalesce(array_agg(c.generation ORDER BY c.n), '{}')
+          INTO v_shards, v_generations
+          FROM unnest(p_of, p_shards, p_generations) WITH ORDINALITY AS c (blob, shard_id, generation, n)
+         WHERE c.blob = v_one.blob;
+        SELECT s.adopted, s.outcome INTO v_end
+          FROM settle_repair(v_one.blob, p_claim, v_one.renewed, v_shards, v_generations, v_one.retry, v_one.note) s;
+        blob_id := v_one.blob;
+        adopted := v_end.adopted;
+        outcome := v_end.outcome;
+        RETURN NEXT;
+    END LOOP;
 END
 $$;
 

@@ -107,7 +107,7 @@ async def measure(dsn: str, rows: int, status: Console) -> Result:
     async with open_database(DatabaseSection(dsn=dsn, statement_timeout_seconds=60.0), observer) as database:
         garbage = GarbageRows(database)
         _, feed_seconds = await run(GcFeed(garbage, lambda: lease))
-        removed, gc_seconds = await run(Gc(garbage, lambda: lease, lambda: limits, Metrics()))
+        removed, gc_seconds = await run(Gc(garbage, lambda: lease, lambda: limits, Metrics().deletion))
     name, seconds = max(observer.longest.items(), key=lambda item: item[1])
     return Result(rows, removed, gc_seconds, feed_seconds, name, seconds)
 

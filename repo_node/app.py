@@ -8,10 +8,12 @@ import resource
 import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import cache
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 import asyncpg
+import uvloop
 from aiohttp import web
 
 from repo_node import __version__, keys, logs, memory
@@ -91,7 +93,8 @@ def run(config: NodeConfig) -> int:
     memory.tune()
     raise_file_limit(config.http.connections_max + FILES_BESIDES_CONNECTIONS)
     try:
-        asyncio.run(serve(config))
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(serve(config))
     except asyncio.CancelledError:
         log.info("stopped before it was ready", extra={"facts": {"node": config.node.id}})
     except REFUSALS as error:
@@ -151,6 +154,7 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
             database, lambda: membership.is_fresh, lambda: settings.now.password_cache_seconds
         )
         stack.callback(authenticator.close)
+        repositories = Repositories(database, lambda: membership.is_fresh)
         membership = Membership(
             config,
             incarnation,
@@ -159,6 +163,7 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
             metrics,
             on_cluster=topology.update,
             on_principals=authenticator.forget,
+            on_repositories=repositories.forget,
         )
         name = NodeId(config.node.id)
         owned = {shard: one.shard for shard, one in own.items()}
@@ -179,7 +184,7 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
         beating = await stack.enter_async_context(task(membership.run()))
         await stack.enter_async_context(task(watch_lag(metrics)))
         stack.push_async_callback(store.close)
-        artifacts = Artifacts(database, store, settings, metrics)
+        artifacts = Artifacts(database, store, repositories, settings, metrics, database_time=membership.database_time)
         stack.push_async_callback(artifacts.close)
         await stack.enter_async_context(task(leadership.run()))
         stack.push_async_callback(leadership.leave)
@@ -187,9 +192,7 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
             maintenance(name, database, store, membership, settings, metrics, leadership, owned)
         )
         node = Node(metrics, database, membership, topology, leadership)
-        services = Services(
-            artifacts, Repositories(database), Trash(database), authenticator, settings, metrics, config.http
-        )
+        services = Services(artifacts, repositories, Trash(database), authenticator, settings, metrics, config.http)
         await stack.enter_async_context(serving_public(public_app(services, node), config, node))
         await stack.enter_async_context(serving_metrics(metrics_app(node), config, node))
         yield node, beating
@@ -247,6 +250,7 @@ async def build_topology(
     session = await stack.enter_async_context(open_peer_session(call_seconds=internal.call_timeout_seconds))
     token = keys.derive(config.cluster_key, wire.TOKEN_PURPOSE)
 
+    @cache
     def peer_at(url: str) -> Peer:
         return Peer(
             url,

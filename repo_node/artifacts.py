@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from repo_node.db import artifacts as rows
-from repo_node.db import blobs, repositories
+from repo_node.db import blobs
 from repo_node.db.artifacts import Blob, Child, Item
 from repo_node.db.blobs import CommitOutcome, CommitResult, Deployment
 from repo_node.db.errors import OutcomeUnknown
@@ -18,6 +18,7 @@ from repo_node.errors import BodyTooLarge, ChecksumMismatch, NotFound, Overloade
 from repo_node.metrics import Metrics
 from repo_node.outcome import Known, until_known
 from repo_node.paths import ArtifactPath
+from repo_node.repositories import Repositories, no_repository
 from repo_node.settings import LiveSettings
 from sharding.background import Background
 from sharding.commit import Placement
@@ -74,11 +75,25 @@ class Deployed:
 
 
 class Artifacts:
-    """Uploads, downloads, listings and deletions."""
+    """Uploads, downloads, listings and deletions.
 
-    def __init__(self, database: Database, store: ShardingProvider, settings: LiveSettings, metrics: Metrics) -> None:
+    ``database_time`` tells the database's time without asking it, rather too early than too late.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        store: ShardingProvider,
+        repositories: Repositories,
+        settings: LiveSettings,
+        metrics: Metrics,
+        *,
+        database_time: Callable[[], datetime],
+    ) -> None:
         self._database = database
         self._store = store
+        self._repositories = repositories
+        self._database_time = database_time
         self._settings = settings
         self._metrics = metrics
         self._reports = Background(REPORTS_MAX)
@@ -103,10 +118,8 @@ class Artifacts:
             self._metrics.uploads_in_flight.dec()
 
     async def _deploy(self, request: DeployRequest, body: AsyncIterator[Buffer]) -> Deployed:
-        start = await repositories.find(self._database, request.at.repository)
-        if start is None:
-            raise no_repository(request.at)
-        policy = self._settings.now.write_policy(start.repository.redundancy)
+        repository, started_at = await self._repositories.recall(request.at.repository), self._database_time()
+        policy = self._settings.now.write_policy(repository.redundancy)
         async with self._store.open_upload(policy) as upload:
             began = time.perf_counter()
             await self._receive(upload, body)
@@ -117,8 +130,8 @@ class Artifacts:
             began = self._stage("store", began)
             deployment = Deployment(
                 upload=uuid7(),
-                started_at=start.started_at,
-                repository_id=start.repository.id,
+                started_at=started_at,
+                repository_id=repository.id,
                 folder=request.at.folder,
                 name=request.at.name,
                 properties=request.properties,
@@ -206,7 +219,7 @@ class Artifacts:
         """Return the artifact or folder at a path. Raises ``NotFound``, ``CatalogueUnavailable``."""
         found = await rows.resolve(self._database, at.repository, at.folder, at.name)
         if found.repository_id is None:
-            raise no_repository(at)
+            raise no_repository(at.repository)
         if found.item is None:
             raise NotFound("File not found.")
         return found.item
@@ -220,26 +233,20 @@ class Artifacts:
 
     async def children(self, at: ArtifactPath) -> list[Child]:
         """Return what lies directly in a folder, or in a repository. Raises ``NotFound``."""
-        found = await repositories.find(self._database, at.repository)
-        if found is None:
-            raise no_repository(at)
-        return await rows.children(self._database, found.repository.id, at.path)
+        repository = await self._repositories.get(at.repository)
+        return await rows.children(self._database, repository.id, at.path)
 
     async def make_folder(self, at: ArtifactPath, principal: str) -> Item:
         """Make a folder and its ancestors; one that exists is no error. Raises ``PathConflict``, ``NotFound``."""
-        found = await repositories.find(self._database, at.repository)
-        if found is None:
-            raise no_repository(at)
-        await rows.make_folder(self._database, found.repository.id, at.path, principal)
+        repository = await self._repositories.get(at.repository)
+        await rows.make_folder(self._database, repository.id, at.path, principal)
         return await self.get(at)
 
     async def delete(self, at: ArtifactPath, *, principal: str, request_id: str) -> None:
         """Delete an artifact, or a folder with everything in it. Raises ``NotFound``."""
-        found = await repositories.find(self._database, at.repository)
-        if found is None:
-            raise no_repository(at)
+        repository = await self._repositories.get(at.repository)
         gone = await rows.delete(
-            self._database, found.repository.id, at.folder, at.name, principal=principal, request_id=request_id
+            self._database, repository.id, at.folder, at.name, principal=principal, request_id=request_id
         )
         if not gone:
             raise NotFound(f"Could not locate artifact '{at.repository}:{at.path}'. File not found.")
@@ -278,8 +285,3 @@ class CatalogueOfBlob:
         if await blobs.mark_suspect(self._database, replica.shard, replica.generation):
             fault = "missing" if isinstance(error, ReplicaMissing) else "corrupt"
             self._metrics.bad_replicas.labels(fault).inc()
-
-
-def no_repository(at: ArtifactPath) -> NotFound:
-    # The words by which clients of Artifactory tell absence from other failures.
-    return NotFound(f"Unable to find item: there is no repository {at.repository}.")

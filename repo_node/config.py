@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from repo_node import keys
+from sharding.local import CACHED_BYTES_MAX
 
 
 class ConfigError(Exception):
@@ -136,6 +137,7 @@ class ShardSection(Section):
     path: Path = Field(strict=False)
     weight: float = Field(1.0, gt=0, le=1000)
     reserve_bytes: int = Field(1 << 30, ge=0)
+    cached_bytes_max: int = Field(CACHED_BYTES_MAX, ge=0)
     threads: int = Field(4, ge=1, le=64)
 
 

@@ -7,12 +7,13 @@ from uuid import uuid4
 
 from repo_node.artifacts import CatalogueOfBlob
 from repo_node.db import moves, repair_queue
+from repo_node.db.errors import CatalogueUnavailable, OutcomeUnknown
 from repo_node.db.pool import Database
 from repo_node.metrics import Metrics
 from repo_node.outcome import until_known
 from repo_node.settings import LiveSettings
 from sharding.background import Background
-from sharding.maintenance.catalogue import Claim, Held, MoveOutcome, Settled, StoredBlob
+from sharding.maintenance.catalogue import Claim, Held, MoveOutcome, NotSettled, Repaired, Settled, StoredBlob
 from sharding.model import Generation, Replica, ShardId
 from sharding.reader import BlobCatalogue
 
@@ -40,9 +41,10 @@ class Copies:
 class RepairQueue:
     """The ``RepairCatalogue`` of one node; its claims bear a token of this process."""
 
-    def __init__(self, database: Database, copies: Copies, settings: LiveSettings) -> None:
+    def __init__(self, database: Database, copies: Copies, settings: LiveSettings, metrics: Metrics) -> None:
         self._database = database
         self._settings = settings
+        self._metrics = metrics
         self._token = uuid4()
         self.of_blob = copies.of_blob
 
@@ -54,28 +56,25 @@ class RepairQueue:
         blobs = [claim.blob.id for claim in claims]
         await repair_queue.renew(self._database, self._token, blobs, self._settings.now.repair_claim_seconds)
 
-    async def settle(
-        self, claim: Claim, copies: Sequence[Replica], *, retry_seconds: float, note: str | None
-    ) -> Settled:
-        known = await until_known(
-            lambda: repair_queue.settle(
-                self._database,
-                self._token,
-                claim.blob.id,
-                claim.renewed_at,
-                copies,
-                retry_seconds=retry_seconds,
-                note=note,
-            ),
-            wait_seconds=OUTCOME_SECONDS,
-        )
+    async def settle(self, repaired: Sequence[Repaired]) -> dict[int, Settled]:
+        try:
+            known = await until_known(
+                lambda: repair_queue.settle(self._database, self._token, repaired), wait_seconds=OUTCOME_SECONDS
+            )
+        except OutcomeUnknown:
+            raise
+        except CatalogueUnavailable as error:
+            raise NotSettled(str(error)) from error
         return known.result
 
     async def hasten(self, count: int) -> int:
         return await repair_queue.hasten(self._database, count)
 
     async def backlog(self) -> int:
-        return await repair_queue.backlog(self._database)
+        """Return how many blobs are queued, and let the metrics know which."""
+        parts = await repair_queue.backlog(self._database)
+        self._metrics.healing.show_backlog(parts)
+        return sum(part.blobs for part in parts)
 
 
 class Walks:

@@ -67,7 +67,7 @@ async def maintenance(
 ) -> AsyncIterator[Runner]:
     """Run this node's jobs until the block ends; what is half done then, a later step takes up."""
     book = NodeJobs(database, node)
-    runner, copies, looks = Runner(book, metrics), Copies(database, metrics), Background(LOOKS_MAX)
+    runner, copies, looks = Runner(book, metrics.healing), Copies(database, metrics), Background(LOOKS_MAX)
     add_jobs(Parts(node, database, store, membership, settings, metrics, leadership, own, copies, runner))
 
     async def look() -> None:
@@ -101,7 +101,7 @@ def add_jobs(parts: Parts) -> None:
 
 def add_repair(parts: Parts) -> None:
     settings, store = parts.settings, parts.store
-    queue = RepairQueue(parts.database, parts.copies, settings)
+    queue = RepairQueue(parts.database, parts.copies, settings, parts.metrics)
 
     def limits() -> RepairLimits:
         now = settings.now
@@ -112,7 +112,7 @@ def add_repair(parts: Parts) -> None:
             now.repair_retry_seconds_max,
         )
 
-    repair = Repair(lambda: store.view, queue, store.janitor, limits, parts.metrics, mint_generation)
+    repair = Repair(lambda: store.view, queue, store.janitor, limits, parts.metrics.healing, mint_generation)
     # The job keeps its rate itself, within a step too: a blob may be large.
     parts.runner.add(repair, lambda: Pace(None, settings.now.repair_idle_seconds))
 
@@ -130,7 +130,7 @@ def add_walks(parts: Parts) -> None:
 
 def add_verdict(parts: Parts) -> None:
     settings = parts.settings
-    verdict = VerdictJob(parts.database, parts.node, parts.leadership, settings)
+    verdict = VerdictJob(parts.database, parts.node, parts.leadership, settings, parts.metrics.healing)
     parts.runner.add(verdict, lambda: Pace(None, settings.now.verdict_idle_seconds))
 
 
@@ -143,17 +143,17 @@ def add_moves(parts: Parts) -> None:
         store.janitor,
         lambda: settings.now.rebalance_bytes_per_second_max,
         lambda: settings.now.rebalance_period_seconds,
-        parts.metrics,
+        parts.metrics.healing,
         mint_generation,
     )
-    trim = Trim(lambda: store.view, walks, lambda: settings.now.trim_period_seconds, parts.metrics)
+    trim = Trim(lambda: store.view, walks, lambda: settings.now.trim_period_seconds, parts.metrics.healing)
     runner.add(rebalance, lambda: Pace(None, settings.now.rebalance_idle_seconds))
     runner.add(trim, lambda: Pace(None, settings.now.rebalance_idle_seconds))
 
 
 def add_removal(parts: Parts) -> None:
     settings = parts.settings
-    removal = Removal(RemovalRows(parts.database), lambda: parts.own, parts.metrics)
+    removal = Removal(RemovalRows(parts.database), lambda: parts.own, parts.metrics.deletion)
     parts.runner.add(removal, lambda: Pace(None, settings.now.removal_idle_seconds))
 
 
@@ -167,9 +167,11 @@ def add_gc(parts: Parts) -> None:
     def on_primary(job: Job, idle_seconds: Callable[[], float]) -> None:
         parts.runner.add(OnPrimary(job, leadership), lambda: Pace(None, idle_seconds()))
 
-    on_primary(Gc(garbage, lambda: leadership.lease, limits, parts.metrics), lambda: settings.now.gc_idle_seconds)
+    on_primary(
+        Gc(garbage, lambda: leadership.lease, limits, parts.metrics.deletion), lambda: settings.now.gc_idle_seconds
+    )
     on_primary(GcFeed(garbage, lambda: leadership.lease), lambda: settings.now.gc_feed_seconds)
-    expiry = TrashExpiry(parts.database, lambda: leadership.lease, settings, parts.metrics)
+    expiry = TrashExpiry(parts.database, lambda: leadership.lease, settings, parts.metrics.deletion)
     on_primary(expiry, lambda: settings.now.trash_idle_seconds)
 
 

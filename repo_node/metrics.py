@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -17,16 +15,15 @@ from prometheus_client import (
 from prometheus_client.gc_collector import GCCollector
 
 from repo_node.audit_metrics import AuditMetrics
-from sharding.maintenance.catalogue import MoveOutcome, RepairOutcome
-from sharding.maintenance.job import Step
-from sharding.maintenance.removal import Backlog
+from repo_node.deletion_metrics import DeletionMetrics
+from repo_node.healing_metrics import HealingMetrics
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 FAST_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 
 class Metrics:
-    """The node's instruments. Satisfies the observers of queries, shards, jobs and repairs."""
+    """The node's instruments. Satisfies ``QueryObserver`` and ``ShardObserver``."""
 
     def __init__(self) -> None:
         # A second series for each counter and histogram, which nobody asks for.
@@ -40,8 +37,8 @@ class Metrics:
         self._store(registry)
         self._database(registry)
         self._node(registry)
-        self._deletion(registry)
-        self._jobs(registry)
+        self.healing = HealingMetrics(registry)
+        self.deletion = DeletionMetrics(registry)
         self.audits = AuditMetrics(registry)
 
     def _http(self, registry: CollectorRegistry) -> None:
@@ -149,129 +146,6 @@ class Metrics:
         self.ring_members = Gauge("holdfast_ring_members", "Shards on the ring", registry=registry)
         self.ring_zones = Gauge("holdfast_ring_zones", "Zones on the ring", registry=registry)
         self.ring_builds = Counter("holdfast_ring_builds_total", "Rings built", registry=registry)
-
-    def _deletion(self, registry: CollectorRegistry) -> None:
-        self.elections = Counter("holdfast_primary_elections_total", "Elections this node has won", registry=registry)
-        self.primary = Gauge("holdfast_primary_held", "1 while this node is the primary", registry=registry)
-        self.epoch = Gauge(
-            "holdfast_primary_epoch", "Epoch of the primary, as this node last saw it", registry=registry
-        )
-        self.deletions_held = Gauge(
-            "holdfast_deletions_held",
-            "1 for a reason for which deletions wait for an operator",
-            ["reason"],
-            registry=registry,
-        )
-        self.removals = Counter(
-            "holdfast_removed_files_total", "Files removed from this node's shards", ["reason"], registry=registry
-        )
-        self.reclaimed_bytes = Counter(
-            "holdfast_reclaimed_bytes_total", "Bytes those files had on disk", ["reason"], registry=registry
-        )
-        self.removal_backlog = Gauge(
-            "holdfast_removal_backlog_files",
-            "Files of this node's shards that are listed for removal",
-            registry=registry,
-        )
-        self.removal_backlog_bytes = Gauge("holdfast_removal_backlog_bytes", "Bytes of those files", registry=registry)
-        self.gc_candidates = Gauge(
-            "holdfast_gc_candidates",
-            "Blobs nothing may refer to, at the last run of gc on this node",
-            registry=registry,
-        )
-        self.gc_blobs = Counter("holdfast_gc_removed_blobs_total", "Blobs that gc removed", registry=registry)
-        self.gc_bytes = Counter(
-            "holdfast_gc_removed_bytes_total", "Sizes of those blobs, each counted once", registry=registry
-        )
-        self.trash_emptied = Counter(
-            "holdfast_trash_expired_total", "Artifacts that left the trash by age", registry=registry
-        )
-
-    def observe_removal(self, reason: str, files: int, freed_bytes: int) -> None:
-        self.removals.labels(reason).inc(files)
-        self.reclaimed_bytes.labels(reason).inc(freed_bytes)
-
-    def observe_candidates(self, count: int) -> None:
-        self.gc_candidates.set(count)
-
-    def observe_collected(self, blobs: int, count_bytes: int) -> None:
-        self.gc_blobs.inc(blobs)
-        self.gc_bytes.inc(count_bytes)
-
-    def observe_backlog(self, backlog: Backlog) -> None:
-        self.removal_backlog.set(backlog.files)
-        self.removal_backlog_bytes.set(backlog.bytes)
-
-    def _jobs(self, registry: CollectorRegistry) -> None:
-        self.job_step_seconds = Histogram(
-            "holdfast_job_step_duration_seconds",
-            "Time of each step of a maintenance job",
-            ["job"],
-            buckets=SECONDS,
-            registry=registry,
-        )
-        self.job_failures = Counter(
-            "holdfast_job_failures_total", "Runs of a maintenance job that failed", ["job"], registry=registry
-        )
-        self.job_done = Counter(
-            "holdfast_job_done_total", "Units of work a maintenance job has done", ["job"], registry=registry
-        )
-        self.job_moved_bytes = Counter(
-            "holdfast_job_moved_bytes_total",
-            "Bytes a maintenance job has read or written",
-            ["job"],
-            registry=registry,
-        )
-        self.job_age_seconds = Gauge(
-            "holdfast_job_last_run_age_seconds",
-            "Time since a maintenance job last ended a run without an error",
-            ["job"],
-            registry=registry,
-        )
-        self._job_ran_at: dict[str, float] = {}
-
-        self.repairs = Counter(
-            "holdfast_repairs_total",
-            "Repairs of a blob by how they ended, and why not well",
-            ["outcome", "note"],
-            registry=registry,
-        )
-
-        self.moves = Counter(
-            "holdfast_replicas_moved_total",
-            "Copies made for a move, by what became of it",
-            ["outcome"],
-            registry=registry,
-        )
-        self.trims = Counter(
-            "holdfast_replicas_trimmed_total",
-            "Surplus copies, trimmed or needed after all",
-            ["outcome"],
-            registry=registry,
-        )
-
-    def observe_move(self, outcome: MoveOutcome) -> None:
-        self.moves.labels(outcome.value).inc()
-
-    def observe_trim(self, trimmed: bool) -> None:
-        self.trims.labels("trimmed" if trimmed else "needed").inc()
-
-    def observe_repair(self, outcome: RepairOutcome, note: str | None) -> None:
-        self.repairs.labels(outcome.value, note or "none").inc()
-
-    def observe_step(self, job: str, seconds: float, step: Step) -> None:
-        self.job_step_seconds.labels(job).observe(seconds)
-        self.job_done.labels(job).inc(step.done)
-        self.job_moved_bytes.labels(job).inc(step.moved_bytes)
-        self.job_failures.labels(job).inc(0)
-
-    def observe_failure(self, job: str) -> None:
-        self.job_failures.labels(job).inc()
-
-    def observe_run(self, job: str) -> None:
-        if job not in self._job_ran_at:
-            self.job_age_seconds.labels(job).set_function(lambda: time.monotonic() - self._job_ran_at[job])
-        self._job_ran_at[job] = time.monotonic()
 
     def observe_query(self, name: str, seconds: float, outcome: str) -> None:
         self.query_seconds.labels(name).observe(seconds)

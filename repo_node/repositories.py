@@ -1,6 +1,8 @@
-"""The service for repositories: what the HTTP surfaces call."""
+"""The service for repositories: what the HTTP surfaces and the other services call."""
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 from repo_node.db import repositories as rows
 from repo_node.db.pool import Database
@@ -10,10 +12,16 @@ from repo_node.paths import check_repository_key
 
 
 class Repositories:
-    """Lists, makes and deletes repositories."""
+    """Lists, makes and deletes repositories, and remembers those that uploads go to.
 
-    def __init__(self, database: Database) -> None:
+    ``fresh`` says whether announcements of changes arrive; only then is anything remembered.
+    """
+
+    def __init__(self, database: Database, fresh: Callable[[], bool]) -> None:
         self._database = database
+        self._fresh = fresh
+        self._remembered: dict[str, Repository] = {}
+        self._forgotten = 0
 
     async def list_all(self) -> list[Repository]:
         """Return every repository, by key."""
@@ -23,8 +31,27 @@ class Repositories:
         """Return a repository. Raises ``NotFound``."""
         found = await rows.find(self._database, key)
         if found is None:
-            raise NotFound(f"There is no repository {key}.")
-        return found.repository
+            raise no_repository(key)
+        return found
+
+    async def recall(self, key: str) -> Repository:
+        """Return a repository as it was until a moment ago. Raises ``NotFound``.
+
+        For whoever finds out in time when it is no longer so: the commit of an upload looks again.
+        """
+        if self._fresh() and (known := self._remembered.get(key)) is not None:
+            return known
+        forgotten = self._forgotten
+        found = await self.get(key)
+        # What was announced while it was being read may concern it.
+        if self._fresh() and forgotten == self._forgotten:
+            self._remembered[key] = found
+        return found
+
+    def forget(self) -> None:
+        """Forget every repository: one of them changed."""
+        self._forgotten += 1
+        self._remembered.clear()
 
     async def create(
         self,
@@ -57,4 +84,10 @@ class Repositories:
     async def delete(self, key: str, *, principal: str, request_id: str) -> None:
         """Delete a repository with everything in it. Raises ``NotFound``."""
         if not await rows.delete(self._database, key, principal=principal, request_id=request_id):
-            raise NotFound(f"There is no repository {key}.")
+            raise no_repository(key)
+
+
+def no_repository(key: str) -> NotFound:
+    """Return what is said of a repository that is not there."""
+    # The words by which clients of Artifactory tell absence from other failures.
+    return NotFound(f"Unable to find item: there is no repository {key}.")

@@ -10,8 +10,8 @@ from repo_node.db import trash as rows
 from repo_node.db.lease import Lease
 from repo_node.db.pool import Database
 from repo_node.db.trash import Position, Restored, Trashed
+from repo_node.deletion_metrics import DeletionMetrics
 from repo_node.errors import NotFound
-from repo_node.metrics import Metrics
 from repo_node.paths import ArtifactPath
 from repo_node.settings import LiveSettings
 from sharding.maintenance.job import Step
@@ -55,12 +55,12 @@ class Trash:
             raise NotFound(f"There is no repository {to.repository}; make it, or name another place with ?to=.")
         by = {"principal": principal, "request_id": request_id}
         for version in await self.versions(at):
-            if await self._restore(version, target.repository.id, to.folder, to.name or at.name, True, by):
+            if await self._restore(version, target.id, to.folder, to.name or at.name, True, by):
                 return Restoration(1, 0)
         restored = skipped = 0
         async for newest in self._newest(at):
             folder = "/".join(filter(None, (to.path, newest.folder[len(at.path) :].strip("/"))))
-            if await self._restore(newest, target.repository.id, folder, newest.name, False, by):
+            if await self._restore(newest, target.id, folder, newest.name, False, by):
                 restored += 1
             else:
                 skipped += 1
@@ -115,7 +115,7 @@ class TrashExpiry:
     name = "trash"
 
     def __init__(
-        self, database: Database, lease: Callable[[], Lease | None], settings: LiveSettings, metrics: Metrics
+        self, database: Database, lease: Callable[[], Lease | None], settings: LiveSettings, metrics: DeletionMetrics
     ) -> None:
         self._database = database
         self._lease = lease

@@ -40,12 +40,14 @@ class ShardFiles:
     """What can be done in the directories of one shard.
 
     ``shard`` only signs the errors. An absent fan-out directory means that none of its blobs is
-    there, unless ``blobs/`` itself was taken away.
+    there, unless ``blobs/`` itself was taken away. What is longer than ``cached_bytes_max`` leaves the
+    page cache once it is written.
     """
 
-    def __init__(self, shard: ShardId, claim: ShardClaim, reserve_bytes: int) -> None:
+    def __init__(self, shard: ShardId, claim: ShardClaim, reserve_bytes: int, cached_bytes_max: int) -> None:
         self.shard = shard
         self.path = claim.path
+        self.cached_bytes_max = cached_bytes_max
         self.claim = claim
         self.epochs = EpochFile(shard, claim)
         self._reserve_bytes = reserve_bytes

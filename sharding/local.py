@@ -33,6 +33,7 @@ T = TypeVar("T")
 
 SIZES_PER_HOP = 256
 CLOSE_SECONDS = 10.0
+CACHED_BYTES_MAX = 16 << 20
 
 
 class LocalShard:
@@ -212,7 +213,13 @@ class LocalStaged:
 
 @asynccontextmanager
 async def open_local_shard(
-    shard: ShardId, path: Path, identity: ShardIdentity, *, reserve_bytes: int, threads: int = 4
+    shard: ShardId,
+    path: Path,
+    identity: ShardIdentity,
+    *,
+    reserve_bytes: int,
+    cached_bytes_max: int = CACHED_BYTES_MAX,
+    threads: int = 4,
 ) -> AsyncIterator[LocalShard]:
     """Claim the shard at ``path``, empty its ``tmp/``, test the disk, and close it all at the end.
 
@@ -220,7 +227,7 @@ async def open_local_shard(
     when the disk fails; both name the path.
     """
     executor = DiskExecutor(threads, name=f"shard-{shard}")
-    opening = executor.submit(open_files, shard, path, identity, reserve_bytes)
+    opening = executor.submit(open_files, shard, path, identity, reserve_bytes, cached_bytes_max)
     try:
         files = await asyncio.shield(asyncio.wrap_future(opening))
     except BaseException:
@@ -234,11 +241,13 @@ async def open_local_shard(
         await opened.close()
 
 
-def open_files(shard: ShardId, path: Path, identity: ShardIdentity, reserve_bytes: int) -> ShardFiles:
+def open_files(
+    shard: ShardId, path: Path, identity: ShardIdentity, reserve_bytes: int, cached_bytes_max: int
+) -> ShardFiles:
     """Claim and open a shard's directory, empty its ``tmp/`` and test the disk; blocks."""
     held = claim(path, identity)
     try:
-        files = ShardFiles(shard, held, reserve_bytes)
+        files = ShardFiles(shard, held, reserve_bytes, cached_bytes_max)
     except OSError as error:
         held.close()
         raise ShardUnavailable(shard, f"{path}: its directories cannot be opened: {error}") from error

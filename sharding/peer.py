@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,9 +11,11 @@ from uuid import UUID
 import aiohttp
 from yarl import URL
 
-from sharding import wire
-from sharding.errors import ShardError, ShardUnavailable
+from sharding import calls, wire
+from sharding.call_link import CallLink, CallLinks, CallRefused
+from sharding.errors import ShardError, ShardRefused, ShardUnavailable
 from sharding.model import BLOCK_BYTES, Buffer, NodeId, ShardId
+from sharding.upgrade import LinkBroken, Upgraded, UpgradeRefused, read_body, upgrade
 
 IDENTITY_BYTES_MAX = 4 << 10
 IDLE_CONNECTION_SECONDS = 30.0
@@ -48,9 +51,11 @@ class Peer:
     call_seconds: float = 10.0
     stall_seconds: float = 15.0
     commit_seconds: float = 60.0
+    links: CallLinks = field(init=False, repr=False, compare=False)
     _credentials: Mapping[str, str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "links", CallLinks(self._open_link))
         credentials = {
             wire.AUTHORIZATION: f"{wire.AUTHORIZATION_SCHEME} {self.token}",
             wire.CLUSTER_HEADER: str(self.cluster),
@@ -60,6 +65,19 @@ class Peer:
     def all_headers(self) -> dict[str, str]:
         """Return the headers that every call carries."""
         return {**self._credentials, **self.headers()}
+
+    @property
+    def request_id(self) -> str:
+        """The request id of the call at hand, empty where there is none."""
+        return self.headers().get(wire.REQUEST_ID_HEADER, "")
+
+    async def upgrade(self, path: str, protocol: str) -> Upgraded:
+        """Upgrade a new connection at ``path``. Raises ``UpgradeRefused``, and what ``UNREACHABLE`` lists."""
+        url = URL(f"{self.url}{wire.PREFIX}{path}", encoded=True)
+        return await upgrade(self.session, url, self.all_headers(), protocol)
+
+    async def _open_link(self) -> CallLink:
+        return CallLink(await self.upgrade("/calls", calls.UPGRADE))
 
     async def identify(self) -> PeerIdentity:
         """Return who is there. Raises ``PeerError``."""
@@ -100,79 +118,52 @@ def open_peer_session(
     )
 
 
-class ShardCalls:
-    """Calls that concern one shard of a peer: HTTP on the outside, ``ShardError`` on the inside."""
+UNREACHABLE = (LinkBroken, aiohttp.ClientError, OSError)
+"""What says that a peer was not reached, or broke off."""
 
-    __slots__ = ("id", "peer", "root")
+
+class ShardCalls:
+    """Calls that concern one shard of a peer: ``ShardError`` and nothing else comes out of them."""
+
+    __slots__ = ("id", "peer", "uid")
 
     def __init__(self, id: ShardId, uid: UUID, peer: Peer) -> None:
         self.id = id
+        self.uid = uid
         self.peer = peer
-        self.root = f"{peer.url}{wire.PREFIX}/shards/{uid}"
 
-    def url(self, path: str) -> URL:
-        """Return the URL of ``path``, which needs no quoting."""
-        return URL(self.root + path, encoded=True)
-
-    async def call(
-        self,
-        method: str,
-        path: str,
-        expected_status: int,
-        *,
-        data: Buffer | None = None,
-        headers: Mapping[str, str] | None = None,
-        answer_bytes_max: int = 0,
-    ) -> bytes:
-        """Return the body of the answer with ``expected_status``, at most ``answer_bytes_max``.
-
-        Raises the ``ShardError`` that any other answer stands for.
-        """
+    async def call(self, request: calls.Request) -> Buffer:
+        """Return the owner's answer. Raises the ``ShardError`` that any other end stands for."""
+        peer = self.peer
         try:
-            async with self.peer.session.request(
-                method,
-                self.url(path),
-                data=data,
-                headers=headers or self.peer.all_headers(),
-                allow_redirects=False,
-            ) as response:
-                if response.status == expected_status:
-                    return await read_body(response, answer_bytes_max)
-                raise await self.error_of(response)
-        except (aiohttp.ClientError, OSError) as error:
+            async with asyncio.timeout(peer.call_seconds):
+                return await peer.links.call(calls.Call(self.uid, peer.request_id, request))
+        except CallRefused as error:
+            raise wire.parse_error(self.id, error.body) from None
+        except ValueError as error:
+            raise ShardRefused(self.id, str(error)) from None
+        except UpgradeRefused as error:
+            raise self.refused(error) from None
+        except TimeoutError:
+            raise ShardUnavailable(self.id, f"its owner did not answer within {peer.call_seconds} s") from None
+        except UNREACHABLE as error:
             raise self.unreachable(error) from error
 
-    async def read(self, path: str, query: str, offset: int, length: int) -> bytes:
-        """Return exactly ``length`` bytes from ``offset`` of what ``path`` names, in as many calls as it takes."""
-        if length <= wire.READ_BYTES_MAX:
-            data = await self.call(
-                "GET", f"{path}?{query}offset={offset}&length={length}", 200, answer_bytes_max=length
-            )
+    async def read(self, request: Callable[[int, int], calls.Request], offset: int, length: int) -> Buffer:
+        """Return exactly ``length`` bytes from ``offset``, by as many ``request(offset, length)`` as it takes."""
+        if length <= calls.READ_BYTES_MAX:
+            data = await self.call(request(offset, length))
             if len(data) != length:
                 raise ShardUnavailable(self.id, f"its owner sent {len(data)} bytes of {length}")
             return data
         end = offset + length
-        starts = range(offset, end, wire.READ_BYTES_MAX)
-        return b"".join(
-            [await self.read(path, query, start, min(wire.READ_BYTES_MAX, end - start)) for start in starts]
-        )
+        starts = range(offset, end, calls.READ_BYTES_MAX)
+        return b"".join([await self.read(request, start, min(calls.READ_BYTES_MAX, end - start)) for start in starts])
 
-    async def error_of(self, response: aiohttp.ClientResponse) -> ShardError:
-        """Return the error that an answer stands for."""
-        return wire.parse_error(self.id, await read_body(response, wire.ERROR_BODY_BYTES_MAX), response.status)
+    def refused(self, error: UpgradeRefused) -> ShardError:
+        """Return what the refusal of a connection means for the shard."""
+        return wire.parse_error(self.id, error.body, error.status)
 
     def unreachable(self, error: Exception) -> ShardUnavailable:
         """Return what ``error`` of the network means for the shard."""
         return ShardUnavailable(self.id, f"its owner was not reached: {str(error) or type(error).__name__}")
-
-
-async def read_body(response: aiohttp.ClientResponse, bytes_max: int) -> bytes:
-    """Return the body of an answer. Raises ``aiohttp.ClientPayloadError`` for one longer than ``bytes_max``."""
-    pieces: list[bytes] = []
-    left = bytes_max
-    while piece := (await response.content.readchunk())[0]:
-        pieces.append(piece)
-        left -= len(piece)
-        if left < 0:
-            raise aiohttp.ClientPayloadError(f"an answer of more than {bytes_max} bytes")
-    return b"".join(pieces)

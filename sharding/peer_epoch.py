@@ -9,7 +9,8 @@ import aiohttp
 from yarl import URL
 
 from sharding import wire
-from sharding.peer import Peer, PeerError, read_body
+from sharding.peer import Peer, PeerError
+from sharding.upgrade import read_body
 
 EPOCH_URL_PATH = f"{wire.PREFIX}/epoch"
 REFUSED_STATUS = 409

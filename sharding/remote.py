@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
+from functools import partial
 from uuid import UUID
 
-from sharding import wire
-from sharding.digests import block_digests
+from sharding import calls
+from sharding.calls import CallError
 from sharding.errors import ShardRefused, ShardUnavailable
 from sharding.model import BLOCK_BYTES, BlobName, Buffer, Generation, ShardId
 from sharding.peer import Peer, ShardCalls
 from sharding.remote_staging import open_staged
 from sharding.shard import StagedBlob
-
-SIZES_ANSWER_BYTES_MAX = wire.SIZES_NAMES_MAX * 24
 
 
 class RemoteShard:
@@ -30,31 +28,26 @@ class RemoteShard:
     async def put(self, name: BlobName, data: Buffer) -> None:
         if memoryview(data).nbytes > BLOCK_BYTES:
             raise ShardRefused(self.id, f"a blob of more than {BLOCK_BYTES} bytes must be staged")
-        headers = self._calls.peer.all_headers() | {wire.BLOCKS_HEADER: block_digests(data).hex()}
-        await self._calls.call("PUT", f"/blobs/{name}", 201, data=data, headers=headers)
+        await self._calls.call(calls.put_request(name, data))
 
     async def stage(self, generation: Generation) -> StagedBlob:
         return await open_staged(self._calls, generation)
 
     async def read(self, name: BlobName, *, size: int, offset: int, length: int) -> Buffer:
-        return await self._calls.read(f"/blobs/{name}", f"size={size}&", offset, length)
+        return await self._calls.read(partial(calls.Read, name, size), offset, length)
 
     async def sizes(self, names: Sequence[BlobName]) -> list[int | None]:
         found: list[int | None] = []
-        for start in range(0, len(names), wire.SIZES_NAMES_MAX):
-            found += await self._sizes(names[start : start + wire.SIZES_NAMES_MAX])
+        for start in range(0, len(names), calls.SIZES_NAMES_MAX):
+            found += await self._sizes(tuple(names[start : start + calls.SIZES_NAMES_MAX]))
         return found
 
     async def delete(self, name: BlobName) -> None:
-        await self._calls.call("DELETE", f"/blobs/{name}", 204)
+        await self._calls.call(calls.Delete(name))
 
-    async def _sizes(self, names: Sequence[BlobName]) -> list[int | None]:
-        body = json.dumps({"names": [str(name) for name in names]}).encode()
-        answer = await self._calls.call("POST", "/sizes", 200, data=body, answer_bytes_max=SIZES_ANSWER_BYTES_MAX)
+    async def _sizes(self, names: tuple[BlobName, ...]) -> list[int | None]:
+        answer = await self._calls.call(calls.Sizes(names))
         try:
-            sizes = json.loads(answer)["sizes"]
-            if len(sizes) == len(names) and all(size is None or type(size) is int for size in sizes):
-                return list(sizes)
-        except (ValueError, KeyError, TypeError, RecursionError):
-            pass
-        raise ShardUnavailable(self.id, "its owner answered something else than sizes")
+            return calls.parse_sizes(answer, len(names))
+        except CallError as error:
+            raise ShardUnavailable(self.id, f"its owner was not understood: {error}") from None

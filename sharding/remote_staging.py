@@ -8,10 +8,10 @@ all is done, or as soon as it refuses, and then the next call raises what it sai
 from __future__ import annotations
 
 import asyncio
-
-import aiohttp
+from functools import partial
 
 from sharding import wire
+from sharding.calls import ReadStaged
 from sharding.errors import ShardError, ShardRefused, ShardUnavailable
 from sharding.frames import (
     ABORT_FRAME,
@@ -24,8 +24,9 @@ from sharding.frames import (
     parse_answer,
 )
 from sharding.model import Buffer, Generation, ShardId
-from sharding.peer import ShardCalls
+from sharding.peer import UNREACHABLE, ShardCalls
 from sharding.shard import StagedBlob
+from sharding.upgrade import Upgraded, UpgradeRefused
 
 ALIVE_SECONDS = 5.0
 """How often a writer with nothing to send says that it is there: its own client may be slow."""
@@ -35,42 +36,22 @@ ABORT_SECONDS = 5.0
 
 async def open_staged(calls: ShardCalls, generation: Generation) -> StagedBlob:
     """Begin to stage a blob on a peer. Raises as ``Shard.stage``."""
-    path = f"/staged/{generation}"
-    headers = calls.peer.all_headers() | {"Connection": "Upgrade", "Upgrade": UPGRADE}
     try:
-        response = await calls.peer.session.put(calls.url(path), headers=headers, allow_redirects=False)
-        try:
-            if response.status != 101:
-                raise await calls.error_of(response)
-            link = _take_over(calls.id, response)
-        except BaseException:
-            response.close()
-            raise
-    except (aiohttp.ClientError, OSError) as error:
+        upgraded = await calls.peer.upgrade(f"/shards/{calls.uid}/staged/{generation}", UPGRADE)
+    except UpgradeRefused as error:
+        raise calls.refused(error) from None
+    except UNREACHABLE as error:
         raise calls.unreachable(error) from error
-    return RemoteStaged(calls, path, response, link)
-
-
-def _take_over(shard: ShardId, response: aiohttp.ClientResponse) -> FrameLink:
-    connection = response.connection
-    if (
-        response.headers.get("Upgrade") != UPGRADE
-        or connection is None
-        or connection.transport is None
-        or connection.protocol is None
-    ):
-        raise ShardUnavailable(shard, "its owner did not upgrade the connection as it was asked to")
-    return FrameLink(shard, connection.transport, connection.protocol)
+    return RemoteStaged(calls, generation, upgraded)
 
 
 class RemoteStaged:
     """A ``StagedBlob`` on a peer. Made by ``open_staged``."""
 
-    def __init__(self, calls: ShardCalls, path: str, response: aiohttp.ClientResponse, link: FrameLink) -> None:
+    def __init__(self, calls: ShardCalls, generation: Generation, upgraded: Upgraded) -> None:
         self._calls = calls
-        self._path = path
-        self._response = response
-        self._link = link
+        self._generation = generation
+        self._link = FrameLink(calls.id, upgraded)
         self._written = 0
 
     @property
@@ -88,14 +69,14 @@ class RemoteStaged:
     async def read(self, offset: int, length: int) -> Buffer:
         if offset + length > self._written:
             raise ShardRefused(self._calls.id, f"{length} bytes from {offset} are not within {self._written} staged")
-        return await self._calls.read(self._path, "", offset, length)
+        return await self._calls.read(partial(ReadStaged, self._generation), offset, length)
 
     async def commit(self, sha256: bytes, blocks: bytes) -> None:
         try:
             self._link.send(commit_frame(sha256, blocks))
             await self._link.confirm(self._calls.peer.commit_seconds)
         finally:
-            self._close()
+            self._link.close()
 
     async def abort(self) -> None:
         """See ``StagedBlob.abort``. An owner that does not answer finds the connection broken, which says the same."""
@@ -105,23 +86,16 @@ class RemoteStaged:
         except ShardError:
             pass  # it refused before, or cannot be reached: either way it removes what was staged
         finally:
-            self._close()
-
-    def _close(self) -> None:
-        self._link.close()
-        self._response.close()
+            self._link.close()
 
 
 class FrameLink(asyncio.Protocol):
-    """The writer's end of an upgraded connection.
+    """The writer's end of an upgraded connection."""
 
-    ``http`` is the protocol that had it before, and hears of its end.
-    """
-
-    def __init__(self, shard: ShardId, transport: asyncio.Transport, http: asyncio.Protocol) -> None:
+    def __init__(self, shard: ShardId, upgraded: Upgraded) -> None:
         self._shard = shard
-        self._transport = transport
-        self._http = http
+        self._upgraded = upgraded
+        self._transport = upgraded.transport
         self._loop = asyncio.get_running_loop()
         self._answer: asyncio.Future[ShardError | None] = self._loop.create_future()
         self._received = b""
@@ -129,8 +103,8 @@ class FrameLink(asyncio.Protocol):
         self._ticker: asyncio.TimerHandle | None = None
         self._silent = False
         # A drained transport then holds on to no byte, and the caller may reuse its buffer.
-        transport.set_write_buffer_limits(high=0)
-        transport.set_protocol(self)
+        self._transport.set_write_buffer_limits(high=0)
+        self._transport.set_protocol(self)
         self._tick()
 
     def send(self, head: bytes, piece: Buffer = b"") -> None:
@@ -161,7 +135,7 @@ class FrameLink(asyncio.Protocol):
     def close(self) -> None:
         """Break the connection, whatever is still on its way."""
         self._settle(ShardUnavailable(self._shard, "the upload is over"))
-        self._transport.abort()
+        self._upgraded.abort()
 
     def data_received(self, data: bytes) -> None:
         self._received += data
@@ -169,7 +143,7 @@ class FrameLink(asyncio.Protocol):
             body = parse_answer(self._received)
         except FrameError as error:
             self._settle(ShardUnavailable(self._shard, f"its owner was not understood: {error}"))
-            self._transport.abort()
+            self._upgraded.abort()
             return
         if body is not None:
             self._settle(wire.parse_error(self._shard, body) if body else None)
@@ -185,7 +159,7 @@ class FrameLink(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._settle(ShardUnavailable(self._shard, f"the connection to its owner broke: {exc or 'closed'}"))
         self.resume_writing()
-        self._http.connection_lost(exc)
+        self._upgraded.http.connection_lost(exc)
 
     def _settle(self, outcome: ShardError | None) -> None:
         if not self._answer.done():

@@ -20,6 +20,9 @@ from sharding.model import BlobName, Buffer, Generation
 FLUSH_BYTES = 64 << 20
 """Bytes that may wait in the page cache: they bound the time of the last fdatasync, whatever the blob's size."""
 
+WINDOW_BYTES = 8 << 20
+"""How far behind its end a long file leaves the page cache while it is written."""
+
 
 class StagedFile:
     """A file in ``tmp/`` named by its generation. Calls may overlap with ``abandon`` and ``discard`` alone."""
@@ -32,6 +35,8 @@ class StagedFile:
         self._blob: BlobName | None = None
         self._file = -1
         self._unflushed = 0
+        self._cached_from = self._leaving_to = 0
+        self._leave_cache_at = files.cached_bytes_max + WINDOW_BYTES
         self._lock = threading.Lock()
         self._users = 0
         self._abandoned = False
@@ -47,13 +52,14 @@ class StagedFile:
         view = memoryview(data).cast("B")
         with self._in_use(), translated(self._files.shard, WRITING, f"writing tmp/{self._name}"):
             if self._unflushed >= FLUSH_BYTES:
-                os.fdatasync(self._file)
-                self._unflushed = 0
+                self._flush()
             while view:
                 taken = os.write(self._file, view)
                 view = view[taken:]
                 self.written += taken
                 self._unflushed += taken
+            if self.written >= self._leave_cache_at:
+                self._leave_cache()
 
     def read(self, offset: int, length: int) -> bytes:
         """Return exactly ``length`` of the bytes written so far."""
@@ -71,7 +77,7 @@ class StagedFile:
         name = self._files.name(blob)
         with self._in_use():
             with translated(self._files.shard, WRITING, f"syncing tmp/{self._name}"):
-                os.fdatasync(self._file)
+                self._flush()
             self._check_wanted()
             directories = self._files.place(self._name, name)
             self._blob = blob
@@ -118,6 +124,19 @@ class StagedFile:
                 last = self._abandoned and not self._users
             if last:
                 self._remove()
+
+    def _flush(self) -> None:
+        """Make what was written durable. Of a long file nothing stays in the page cache: that is for what is read."""
+        os.fdatasync(self._file)
+        self._unflushed = 0
+        if self.written > self._files.cached_bytes_max:
+            os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_DONTNEED)
+
+    def _leave_cache(self) -> None:
+        """Start to write back what is dirty, which lets the next call free its pages."""
+        os.posix_fadvise(self._file, self._cached_from, self.written - self._cached_from, os.POSIX_FADV_DONTNEED)
+        self._cached_from, self._leaving_to = self._leaving_to, self.written
+        self._leave_cache_at = self.written + WINDOW_BYTES
 
     def _check_wanted(self) -> None:
         if self._abandoned:

@@ -1,4 +1,4 @@
-"""What both ends of the internal listener must agree on: paths, headers, limits, names and errors. Pure."""
+"""What both ends of the internal listener must agree on: paths, headers and errors. Pure."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from uuid import UUID
 
 from sharding.errors import ReplicaCorrupt, ReplicaMissing, ShardError, ShardFull, ShardRefused, ShardUnavailable
-from sharding.model import BlobName, Generation, ShardId
+from sharding.model import ShardId
 
 PREFIX = "/internal/v1"
 TOKEN_PURPOSE = "internal-listener-v1"
@@ -16,15 +16,7 @@ TOKEN_PURPOSE = "internal-listener-v1"
 AUTHORIZATION = "Authorization"
 AUTHORIZATION_SCHEME = "Holdfast"
 CLUSTER_HEADER = "X-Holdfast-Cluster"
-BLOCKS_HEADER = "X-Holdfast-Blocks"
 REQUEST_ID_HEADER = "X-Request-Id"
-
-READ_BYTES_MAX = 8 << 20
-"""Most bytes of one read, of a blob or of a staged one."""
-
-SIZES_NAMES_MAX = 1000
-SIZES_BODY_BYTES_MAX = 128 << 10
-"""A body of ``SIZES_NAMES_MAX`` names and what JSON puts around them."""
 
 ERROR_BODY_BYTES_MAX = 16 << 10
 MESSAGE_CHARACTERS_MAX = 1000
@@ -47,7 +39,6 @@ ERRORS: dict[str, tuple[int, type[ShardError]]] = {
 """Every error that crosses the wire: its code, its HTTP status, and what it is on both ends."""
 
 UUID_PATTERN = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-NAME_PATTERN = re.compile(rf"([0-9a-f]{{64}})\.({UUID_PATTERN.pattern})")
 
 
 class Refusal(Exception):
@@ -73,14 +64,6 @@ def parse_uuid(text: str) -> UUID:
     if not UUID_PATTERN.fullmatch(text):
         raise ValueError("a uuid is written as 8-4-4-4-12 lower-case hex digits")
     return UUID(text)
-
-
-def parse_name(text: str) -> BlobName:
-    """Return the name that ``text`` spells, as ``str`` gives it. Raises ``ValueError``."""
-    match = NAME_PATTERN.fullmatch(text)
-    if not match:
-        raise ValueError("a replica is named by 64 lower-case hex digits, a dot and a uuid")
-    return BlobName(bytes.fromhex(match[1]), Generation(UUID(match[2])))
 
 
 REFUSABLE = (Refusal, ShardError, TimeoutError)

@@ -32,7 +32,7 @@ class CheckDocument(BaseModel):
 
 def add_routes(routes: Routes) -> None:
     routes.add("POST", BASE, order, Permission.ADMIN)
-    routes.add("GET", f"{BASE}/{{request}}", show, Permission.ADMIN)
+    routes.add("GET", f"{BASE}/{{id}}", show, Permission.ADMIN)
 
 
 async def order(request: web.Request) -> web.StreamResponse:

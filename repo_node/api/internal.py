@@ -68,6 +68,7 @@ def internal_app(
     handlers = ShardHandlers(shards, idle_seconds=idle_seconds, staged_uploads_max=staged_uploads_max)
     app.add_routes([internal_route("GET", "/node", tell_identity), *handlers.routes(), *more_routes])
     app.on_response_prepare.append(echo_request_id)
+    app.on_shutdown.append(handlers.leave)
     return app
 
 

@@ -126,7 +126,7 @@ class Leadership:
         if epoch is None:
             return
         self._lease = Lease(epoch, token)
-        self._metrics.elections.inc()
+        self._metrics.deletion.elections.inc()
         log.info("this node is the primary", extra={"facts": {"node": self._node, "epoch": epoch}})
         await self._hold_from(connection, asked_at)
         self._steady_since = asked_at

@@ -11,6 +11,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -70,6 +71,7 @@ class Membership:
         *,
         on_cluster: Callable[[ClusterRows], Awaitable[None]],
         on_principals: Callable[[], None],
+        on_repositories: Callable[[], None],
     ) -> None:
         self._config = config
         self._node = NodeId(config.node.id)
@@ -79,9 +81,11 @@ class Membership:
         self._metrics = metrics
         self._on_cluster = on_cluster
         self._on_principals = on_principals
+        self._on_repositories = on_repositories
         self._wake = asyncio.Event()
         self._settings_changed = True
         self._beat_at = float("-inf")
+        self._read_at = float("-inf")
         self.rows: ClusterRows | None = None
         self.on_jobs: Callable[[], None] = lambda: None
         """Called when an operator may have asked for a run of a job."""
@@ -97,6 +101,13 @@ class Membership:
         if self.rows is None:
             raise CatalogueUnavailable("this node has not read the cluster yet")
         return self.rows
+
+    def database_time(self) -> datetime:
+        """Return the database's time, never later than it is: as last read, and what this process saw pass since.
+
+        Raises ``CatalogueUnavailable`` before the first time.
+        """
+        return self.cluster().database_time + timedelta(seconds=asyncio.get_running_loop().time() - self._read_at)
 
     async def run(self) -> None:
         """Beat until cancelled, reconnecting as often as it takes. Raises ``Fenced``."""
@@ -117,7 +128,7 @@ class Membership:
         connection.add_termination_listener(self._hear_end)
         await connection.add_listener(CHANNEL, self._hear)  # type: ignore[arg-type]
         # What was proved or read until now may have changed unheard.
-        self._on_principals()
+        self._forget()
         self.on_jobs()
         self._settings_changed = True
         while True:
@@ -133,6 +144,7 @@ class Membership:
             self._settings_changed = False
             self._take_settings(await connection.fetch(setting_rows.READ.sql))
         self.rows = await nodes.read_cluster(connection)
+        self._read_at = asyncio.get_running_loop().time()
         await self._on_cluster(self.rows)
         self._beat_at = asyncio.get_running_loop().time()
 
@@ -154,6 +166,9 @@ class Membership:
             case "users" | "tokens":
                 self._on_principals()
                 return
+            case "repositories":
+                self._on_repositories()
+                return
             case "jobs":
                 self.on_jobs()
                 return
@@ -168,7 +183,11 @@ class Membership:
 
     def _distrust(self) -> None:
         self._beat_at = float("-inf")
+        self._forget()
+
+    def _forget(self) -> None:
         self._on_principals()
+        self._on_repositories()
 
     async def leave(self) -> None:
         """Tell the cluster that this node stops; best effort."""

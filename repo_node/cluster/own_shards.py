@@ -51,7 +51,7 @@ class OwnShard:
                 self._space = await self.shard.space()
             self._answered_at = clock()
         except (ShardError, TimeoutError):
-            if clock() - self._answered_at > ANSWER_HOLDS_SECONDS:
+            if clock() - self._answered_at >= ANSWER_HOLDS_SECONDS:
                 self._space = NO_SPACE
         return self._space, self._space.free_bytes >= MIN_FREE_BYTES
 
@@ -88,7 +88,12 @@ async def open_own_shards(
         )
         shard = await stack.enter_async_context(
             open_local_shard(
-                shard_id, section.path, described, reserve_bytes=section.reserve_bytes, threads=section.threads
+                shard_id,
+                section.path,
+                described,
+                reserve_bytes=section.reserve_bytes,
+                cached_bytes_max=section.cached_bytes_max,
+                threads=section.threads,
             )
         )
         opened[shard_id] = OwnShard(uid, shard)

@@ -8,6 +8,7 @@ from typing import Protocol
 
 from repo_node.db import walks
 from repo_node.db.pool import Database
+from repo_node.healing_metrics import HealingMetrics
 from repo_node.settings import LiveSettings
 from sharding.maintenance.job import Progress, Step
 from sharding.model import NodeId
@@ -32,7 +33,15 @@ class VerdictJob:
 
     name = "verdict"
 
-    def __init__(self, database: Database, node: NodeId, leadership: Leadership, settings: LiveSettings) -> None:
+    def __init__(
+        self,
+        database: Database,
+        node: NodeId,
+        leadership: Leadership,
+        settings: LiveSettings,
+        metrics: HealingMetrics,
+    ) -> None:
+        self._metrics = metrics
         self._database = database
         self._node = node
         self._leadership = leadership
@@ -42,6 +51,7 @@ class VerdictJob:
     async def step(self) -> Step:
         held, silent_seconds = self._leadership.held_without_gap_seconds, self._settings.now.lost_after_seconds
         if held <= 0:
+            self._metrics.verdict_refused.set(0)
             return Step(idle=True)
         for shard in await walks.return_shards(self._database):
             log.warning("a lost shard answers again and returns", extra={"facts": {"shard": shard}})
@@ -55,6 +65,8 @@ class VerdictJob:
         if verdict.refused and verdict.refused != self._refused:
             log.error("silent shards are not declared lost", extra={"facts": {"reason": verdict.refused}})
         self._refused = verdict.refused
+        self._metrics.shards_lost.inc(len(verdict.declared))
+        self._metrics.verdict_refused.set(verdict.refused is not None)
         return Step(done=len(verdict.declared), idle=True)
 
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 import asyncpg
 
 from repo_node.db.pool import Database, Statement
-from sharding.maintenance.catalogue import Claim, RepairOutcome, Settled, StoredBlob, StoredReplica
-from sharding.model import Generation, Replica, ShardId
+from sharding.maintenance.catalogue import Claim, Repaired, RepairOutcome, Settled, StoredBlob, StoredReplica
+from sharding.model import Generation, ShardId
 
 CLAIM = Statement(
     "repair_claim",
@@ -37,7 +36,9 @@ RENEW = Statement(
      WHERE claim = $1 AND blob_id = ANY ($2::bigint[])
     """,
 )
-SETTLE = Statement("repair_settle", "SELECT adopted, outcome FROM settle_repair($1, $2, $3, $4, $5, $6, $7)")
+SETTLE = Statement(
+    "repair_settle", "SELECT blob_id, adopted, outcome FROM settle_repairs($1, $2, $3, $4, $5, $6, $7, $8)"
+)
 HASTEN = Statement(
     "repair_hasten",
     """
@@ -50,13 +51,12 @@ HASTEN = Statement(
     SELECT count(*) AS blobs FROM hastened
     """,
 )
-BACKLOG = Statement("repair_backlog", "SELECT count(*) AS blobs FROM repair_queue")
-SUMMARY = Statement(
-    "repair_summary",
+BACKLOG = Statement(
+    "repair_backlog",
     """
-    SELECT q.urgency, count(*) AS blobs, coalesce(sum(b.size), 0)::bigint AS bytes,
-           extract(epoch FROM clock_timestamp() - min(q.queued_at))::double precision AS oldest_seconds
-      FROM repair_queue q JOIN blobs b ON b.id = q.blob_id GROUP BY q.urgency
+    SELECT urgency, count(*) AS blobs, sum(size)::bigint AS bytes,
+           extract(epoch FROM clock_timestamp() - min(queued_at))::double precision AS oldest_seconds
+      FROM repair_queue GROUP BY urgency
     """,
 )
 ENQUEUE = Statement(
@@ -126,31 +126,31 @@ async def renew(database: Database, token: UUID, blobs: Sequence[int], seconds: 
     await database.write(RENEW, token, blobs, seconds)
 
 
-async def settle(
-    database: Database,
-    token: UUID,
-    blob: int,
-    renewed_at: datetime,
-    copies: Sequence[Replica],
-    *,
-    retry_seconds: float,
-    note: str | None,
-) -> Settled:
-    """End the repair of one blob, in one round trip; safe to repeat with the same copies.
+async def settle(database: Database, token: UUID, repaired: Sequence[Repaired]) -> dict[int, Settled]:
+    """End the repairs of a batch, in one round trip; safe to repeat with the same copies.
 
     Raises ``OutcomeUnknown``, ``CatalogueUnavailable``.
     """
-    row: Any = await database.write(
-        SETTLE,
-        blob,
-        token,
-        renewed_at,
-        [copy.shard for copy in copies],
-        [copy.generation for copy in copies],
-        retry_seconds,
-        note,
-    )
-    return Settled(RepairOutcome(row["outcome"]), frozenset(Generation(one) for one in row["adopted"]))
+    copies = [(one.claim.blob.id, copy) for one in repaired for copy in one.copies]
+
+    async def work(connection: asyncpg.Connection) -> list[asyncpg.Record]:
+        rows = await connection.fetch(
+            SETTLE.sql,
+            token,
+            [one.claim.blob.id for one in repaired],
+            [one.claim.renewed_at for one in repaired],
+            [one.retry_seconds for one in repaired],
+            [one.note for one in repaired],
+            [blob for blob, _ in copies],
+            [copy.shard for _, copy in copies],
+            [copy.generation for _, copy in copies],
+        )
+        return list(rows)
+
+    return {
+        row["blob_id"]: Settled(RepairOutcome(row["outcome"]), frozenset(Generation(one) for one in row["adopted"]))
+        for row in await database.transact(SETTLE, work)
+    }
 
 
 async def hasten(database: Database, count: int) -> int:
@@ -159,17 +159,11 @@ async def hasten(database: Database, count: int) -> int:
     return int(row["blobs"])
 
 
-async def backlog(database: Database) -> int:
-    """Return how many blobs are queued."""
-    row: Any = await database.fetchrow(BACKLOG)
-    return int(row["blobs"])
-
-
-async def summary(database: Database) -> list[Backlog]:
+async def backlog(database: Database) -> list[Backlog]:
     """Return the queue by number of good copies."""
     return [
         Backlog(0 if row["urgency"] == HOPELESS else row["urgency"], row["blobs"], row["bytes"], row["oldest_seconds"])
-        for row in await database.fetch(SUMMARY)
+        for row in await database.fetch(BACKLOG)
     ]
 
 

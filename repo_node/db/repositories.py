@@ -28,17 +28,9 @@ class Repository:
     trash: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class UploadStart:
-    """A repository, and the database's time when an upload to it began."""
-
-    repository: Repository
-    started_at: datetime
-
-
 COLUMNS = "r.id, r.key, r.rclass, r.package_type, r.description, r.redundancy, r.created_at, r.trash"
 LIST = Statement("repositories_list", f"SELECT {COLUMNS} FROM repositories r ORDER BY r.key")
-FIND = Statement("repository_find", f"SELECT {COLUMNS}, clock_timestamp() AS now FROM repositories r WHERE r.key = $1")
+FIND = Statement("repository_find", f"SELECT {COLUMNS} FROM repositories r WHERE r.key = $1")
 CREATE = Statement(
     "repository_create",
     """
@@ -84,10 +76,10 @@ async def list_all(database: Database) -> list[Repository]:
     return [repository_from(row) for row in await database.fetch(LIST)]
 
 
-async def find(database: Database, key: str) -> UploadStart | None:
-    """Return the repository named ``key`` and the database's time now, or None."""
+async def find(database: Database, key: str) -> Repository | None:
+    """Return the repository named ``key``, or None."""
     row = await database.fetchrow(FIND, key)
-    return None if row is None else UploadStart(repository_from(row), row["now"])
+    return None if row is None else repository_from(row)
 
 
 async def create(

@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from repo_node.launch.errors import DirectoryBusy
 
 LOCK_NAME = "lock"
+CHANGING_HANDS_SECONDS = 2.0
+RETRY_SECONDS = 0.01
 
 
 @contextlib.contextmanager
@@ -21,10 +24,7 @@ def hold_directory(directory: Path) -> Iterator[None]:
     """
     descriptor = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DirectoryBusy(directory, read_pid(descriptor)) from None
+        lock(descriptor, directory)
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         try:
@@ -33,6 +33,20 @@ def hold_directory(directory: Path) -> Iterator[None]:
             os.ftruncate(descriptor, 0)
     finally:
         os.close(descriptor)
+
+
+def lock(descriptor: int, directory: Path) -> None:
+    """Take the lock; wait only while nobody's pid stands in the file: it is being taken or given up right now."""
+    deadline = time.monotonic() + CHANGING_HANDS_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            pid = read_pid(descriptor)
+            if pid is not None or time.monotonic() > deadline:
+                raise DirectoryBusy(directory, pid) from None
+        time.sleep(RETRY_SECONDS)
 
 
 @contextlib.contextmanager

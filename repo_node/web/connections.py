@@ -6,7 +6,7 @@ import asyncio
 import logging
 import socket
 import struct
-from typing import Any
+from typing import Any, cast
 
 from aiohttp import web
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
@@ -20,7 +20,7 @@ from repo_node.web.routes import NO_ROUTE
 
 log = logging.getLogger("holdfast.http")
 
-READ_BUFFER_BYTES = 512 << 10
+READ_BUFFER_BYTES = 128 << 10
 """Body bytes aiohttp may hold for one connection before it stops reading."""
 
 LINGER_SECONDS = 2.0
@@ -59,8 +59,9 @@ class LimitedHandler(RequestHandler):
         self._taken_then_bytes = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport) and isinstance(self._manager, LimitedServer)
-        self._sending = transport
+        assert isinstance(self._manager, LimitedServer)
+        # Not an isinstance: uvloop's transports are no subclasses of asyncio's.
+        self._sending = cast(asyncio.Transport, transport)
         if self._manager.connections_count >= self._http.connections_max:
             self._cut("connections_max")
         super().connection_made(transport)
@@ -79,7 +80,8 @@ class LimitedHandler(RequestHandler):
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         self._break_malformed_body()
-        waits_for_head = self._waiter is not None and not self._waiter.done()
+        # The first bytes may come before the task that waits for them has begun.
+        waits_for_head = not self._request_count or (self._waiter is not None and not self._waiter.done())
         if not waits_for_head:
             self._disarm()
         elif self._head_deadline is None:

@@ -70,6 +70,20 @@ class RepairOutcome(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Repaired:
+    """What a repair came to: the new durable copies, and, where they are too few, why and when to try again."""
+
+    claim: Claim
+    copies: tuple[Replica, ...]
+    retry_seconds: float
+    note: str | None
+
+
+class NotSettled(Exception):
+    """The catalogue could not be reached, and has taken note of nothing: the new copies are nobody's."""
+
+
+@dataclass(frozen=True, slots=True)
 class Settled:
     """How a repair ended. ``adopted`` are the new copies the blob has now; the others are surplus."""
 
@@ -96,12 +110,11 @@ class RepairCatalogue(CopyCatalogue, Protocol):
         """Hold claims for as long again as when they were made."""
         ...
 
-    async def settle(
-        self, claim: Claim, copies: Sequence[Replica], *, retry_seconds: float, note: str | None
-    ) -> Settled:
-        """Give the blob the new ``copies`` it still lacks, and end the claim.
+    async def settle(self, repaired: Sequence[Repaired]) -> dict[int, Settled]:
+        """Give each blob those of its new copies that it still lacks, and end the claims; return how, by blob.
 
-        Returns only when the outcome is known; when it raises, no file of ``copies`` may be removed.
+        Returns only when the outcome is known. Raises ``NotSettled``; after any other error no file of the
+        copies may be removed.
         """
         ...
 

@@ -15,6 +15,7 @@ from datetime import datetime
 from typing import Generic, Protocol, TypeVar
 
 from sharding.maintenance.job import Progress, Step
+from sharding.tasks import run_all
 
 log = logging.getLogger(__name__)
 
@@ -23,6 +24,7 @@ L = TypeVar("L")
 
 COUNT_PAGE = 10_000
 COLLECT_PAGE = 1_000
+PAGES_AT_ONCE = 2
 FEED_PAGE = 5_000
 
 
@@ -192,21 +194,31 @@ class Gc(Generic[L]):
         return Step(idle=not run.seen)
 
     async def _collect(self, run: GcRun[L]) -> Step:
-        page = await self._catalogue.page(run.after, COLLECT_PAGE, self._limits().grace_seconds)
-        if run.removed + len(page.blobs) > run.allowed + COLLECT_PAGE:
+        pages = await self._pages(run.after)
+        found = sum(len(page.blobs) for page in pages)
+        if run.removed + found > run.allowed + COLLECT_PAGE * PAGES_AT_ONCE:
             await self._brake(run, f"gc has removed {run.removed} blobs, and finds more than the {run.allowed} allowed")
             return Step(idle=True)
-        done = 0
-        if page.blobs:
-            gone = await self._catalogue.collect(run.lease, page, self._limits().grace_seconds)
-            done = gone.blobs
-            run.removed += done
-            self._observer.observe_collected(gone.blobs, gone.bytes)
-        idle = page.last is None
-        if idle and run.removed:
+        grace_seconds = self._limits().grace_seconds
+        gone = await run_all(self._catalogue.collect(run.lease, page, grace_seconds) for page in pages if page.blobs)
+        done = sum(one.blobs for one in gone)
+        run.removed += done
+        self._observer.observe_collected(done, sum(one.bytes for one in gone))
+        last = pages[-1].last
+        if last is None and run.removed:
             log.info("gc removed %d blobs of %d candidates", run.removed, run.seen)
-        run.after = page.last or 0
-        return Step(done=done, idle=idle, progress=Progress(run.removed, run.going))
+        run.after = last or 0
+        return Step(done=done, idle=last is None, progress=Progress(run.removed, run.going))
+
+    async def _pages(self, after: int) -> list[Page]:
+        """Return the next pages; no blob is on two of them, so that none waits for another."""
+        pages: list[Page] = []
+        while len(pages) < PAGES_AT_ONCE:
+            pages.append(await self._catalogue.page(after, COLLECT_PAGE, self._limits().grace_seconds))
+            if (last := pages[-1].last) is None:
+                break
+            after = last
+        return pages
 
     async def _brake(self, run: GcRun[L], detail: str) -> None:
         log.error("%s; deletions are held: look with `holdfast gc --dry-run`, then `holdfast gc release`", detail)

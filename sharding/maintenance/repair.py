@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
 from sharding.errors import BlobUnavailable
 from sharding.janitor import Janitor
-from sharding.maintenance.catalogue import Claim, RepairCatalogue, RepairOutcome
+from sharding.maintenance.catalogue import Claim, NotSettled, RepairCatalogue, Repaired, RepairOutcome
 from sharding.maintenance.copier import Copied, Copier
 from sharding.maintenance.job import Progress, Step
 from sharding.maintenance.placement import missing_homes
 from sharding.maintenance.throttle import Throttle
-from sharding.model import BlobName, Generation, Replica
+from sharding.model import BlobName, Generation
 from sharding.tasks import run_all, stop
 from sharding.view import StoreView
 
@@ -36,8 +36,10 @@ FASTER_PER_COPY = 4
 
 HASTENED_MAX = 10_000
 BACKLOG_SECONDS = 5.0
+"""Between two counts of the queue."""
 
 NOTHING = Copied((), (), 0)
+ENDED = (RepairOutcome.WHOLE, RepairOutcome.GONE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +94,15 @@ class Repair:
         claims = await self._catalogue.claim(BATCH_BLOBS, BATCH_BYTES)
         if not claims:
             self._done = 0
+            await self._progress()
             return Step(idle=True)
         keeping = asyncio.create_task(self._keep(claims))
         try:
-            results = await run_all(self._repair(claim) for claim in claims)
+            repaired, moved = await self._copy_all(claims)
+            done = await self._settle(repaired)
         finally:
             await stop((keeping,))
-        done = sum(ended for ended, _ in results)
         self._done += done
-        moved = sum(moved_bytes for _, moved_bytes in results)
         # Where nothing at all came of it, the rest of the queue fares alike: no reason to rush through it.
         return Step(done, moved, idle=done == 0 and moved == 0, progress=await self._progress())
 
@@ -128,13 +130,37 @@ class Repair:
             with suppress(Exception):
                 await self._catalogue.renew(claims)
 
-    async def _repair(self, claim: Claim) -> tuple[bool, int]:
-        """Repair one blob; return whether something came of it, and the bytes written."""
+    async def _copy_all(self, claims: Sequence[Claim]) -> tuple[list[Repaired], int]:
+        """Make what copies can be made; return what came of each claim, and the bytes written."""
+        repaired: list[Repaired] = []
+        moved = 0
+
+        async def work(claim: Claim) -> None:
+            nonlocal moved
+            copied, note = await self._copy_in_turn(claim)
+            moved += copied.moved_bytes
+            repaired.append(Repaired(claim, copied.copies, self._retry_seconds(claim), note))
+
+        try:
+            await run_all(work(claim) for claim in claims)
+        except BaseException:
+            # Nobody was told of them.
+            self._drop(repaired, frozenset())
+            raise
+        return repaired, moved
+
+    async def _copy_in_turn(self, claim: Claim) -> tuple[Copied, str | None]:
         async with self._turn:
             self._urgent[claim.blob.id] = max(1, claim.blob.redundancy - claim.good)
             try:
-                copied, note = await self._copy(claim)
-                return await self._settle(claim, copied, note)
+                return await self._copy(claim)
+            except BlobUnavailable as error:
+                log.warning("no copy to repair from: %s", error)
+                return NOTHING, "no_source"
+            except Exception as error:
+                # One blob must not keep the others of its batch from being repaired.
+                log.warning("blob %s was not repaired", claim.blob.sha256.hex(), exc_info=error)
+                return NOTHING, "failed"
             finally:
                 del self._urgent[claim.blob.id]
 
@@ -149,23 +175,29 @@ class Repair:
             return NOTHING, "no_place" if short else None
         if not claim.replicas:
             return NOTHING, "no_source"
-        try:
-            copied = await self._copier.copy(blob, claim.replicas, targets)
-        except BlobUnavailable as error:
-            log.warning("no copy to repair from: %s", error)
-            return NOTHING, "no_source"
+        copied = await self._copier.copy(blob, claim.replicas, targets)
         return copied, "failed" if copied.failures else "no_place" if short else None
 
-    async def _settle(self, claim: Claim, copied: Copied, note: str | None) -> tuple[bool, int]:
+    def _retry_seconds(self, claim: Claim) -> float:
         limits = self._limits()
-        retry = min(limits.retry_seconds * 2 ** min(claim.attempts, 20), limits.retry_seconds_max)
-        settled = await self._catalogue.settle(claim, copied.copies, retry_seconds=retry, note=note)
-        self._drop(claim, [copy for copy in copied.copies if copy.generation not in settled.adopted])
-        self._observer.observe_repair(settled.outcome, note)
-        ended = settled.outcome in (RepairOutcome.WHOLE, RepairOutcome.GONE)
-        return ended or bool(settled.adopted), copied.moved_bytes
+        return float(min(limits.retry_seconds * 2 ** min(claim.attempts, 20), limits.retry_seconds_max))
 
-    def _drop(self, claim: Claim, surplus: Sequence[Replica]) -> None:
-        """Remove copies of our own that came too late: the catalogue has said that they are not the blob's."""
-        for copy in surplus:
-            self._janitor.delete_replica(copy.shard, BlobName(claim.blob.sha256, copy.generation))
+    async def _settle(self, repaired: Sequence[Repaired]) -> int:
+        """Tell the catalogue, remove what it has no use for, and return of how many blobs something came."""
+        try:
+            settled = await self._catalogue.settle(repaired)
+        except NotSettled:
+            self._drop(repaired, frozenset())
+            raise
+        adopted = frozenset(generation for one in settled.values() for generation in one.adopted)
+        self._drop(repaired, adopted)
+        for one in repaired:
+            self._observer.observe_repair(settled[one.claim.blob.id].outcome, one.note)
+        return sum(one.outcome in ENDED or bool(one.adopted) for one in settled.values())
+
+    def _drop(self, repaired: Sequence[Repaired], adopted: Collection[Generation]) -> None:
+        """Remove copies of our own, but for those that are the blobs' now."""
+        for one in repaired:
+            for copy in one.copies:
+                if copy.generation not in adopted:
+                    self._janitor.delete_replica(copy.shard, BlobName(one.claim.blob.sha256, copy.generation))

@@ -19,7 +19,7 @@ __all__ = ["Job", "JobBook", "JobObserver", "JobState", "Pace", "Progress", "Rep
 log = logging.getLogger(__name__)
 
 FIRST_BACKOFF_SECONDS = 1.0
-BACKOFF_SECONDS_MAX = 60.0
+BACKOFF_SECONDS_MAX = 30.0
 SLICE_SECONDS = 0.5
 """The longest sleep after which a changed rate or switch is heeded."""
 

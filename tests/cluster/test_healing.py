@@ -196,3 +196,37 @@ async def test_dead_disk_is_replaced_by_an_empty_one(three: Cluster) -> None:
         check_rows_have_files(three)
         await client.verify()
     assert client.ledger.wrong == []
+
+
+async def test_added_shard_takes_its_share_and_nothing_else_moves(three: Cluster) -> None:
+    hasten(three, rebalance_idle_seconds=0.2, trim_period_seconds=1)
+    node = three.nodes[0]
+    in_zone = "SELECT count(*) FROM replicas r JOIN shards s ON s.id = r.shard_id WHERE s.node_id = $1"
+    async with LedgerClient([three.url]) as client:
+        await fill(client, 200)
+        before = {one.id: number(three, in_zone, one.id) for one in three.nodes}
+        disk = node.directory / "shard-3"
+        node.config.write_text(
+            node.config.read_text().replace("[log]", f'[[shards]]\npath = "{disk}"\nreserve_bytes = 0\n[log]')
+        )
+        node.stop()
+        node.start()
+        await until(lambda: is_ready(node), "the node to take the new disk", 30)
+        shard = shard_at(three, disk)
+        moved = "SELECT count(*) FROM replicas WHERE shard_id = $1"
+        share = before[node.id] / 3
+        await until(lambda: number(three, moved, shard) > share / 2, "copies to move", 20)
+        await until(
+            lambda: number(three, "SELECT count(*) FROM shard_cursors WHERE finished_at IS NOT NULL") == 7 * 2,
+            "every pass to end",
+            20,
+        )
+        held = number(three, moved, shard)
+        assert share / 2 < held < share * 1.6
+        assert {one.id: number(three, in_zone, one.id) for one in three.nodes} == before, "within its zone alone"
+        # The old files stay for a while, by the list of removals.
+        assert number(three, "SELECT count(*) FROM removals WHERE reason = 'rebalance'") == held
+        assert number(three, SHORT_SQL) == 0
+        check_rows_have_files(three)
+        await client.verify()
+    assert client.ledger.wrong == []

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -40,3 +42,13 @@ def test_lock_is_free_again_when_its_holder_was_killed(tmp_path: Path) -> None:
     with hold_directory(tmp_path):
         assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"
     assert (tmp_path / "lock").stat().st_mode & 0o777 == 0o600
+
+
+def test_lock_waits_for_a_holder_that_is_just_giving_it_up(tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)  # as it stands when the pid is gone and the descriptor not yet closed
+    closing = threading.Timer(0.3, os.close, (descriptor,))
+    closing.start()
+    with hold_directory(tmp_path):
+        closing.join()
+        assert (tmp_path / "lock").read_text() == f"{os.getpid()}\n"

@@ -17,10 +17,10 @@ from aiohttp import web
 
 from repo_node import keys
 from repo_node.api.internal import internal_app
-from sharding import wire
-from sharding.frames import HEAD, UPGRADE
+from sharding import calls, frames, wire
+from sharding.calls import Message
 from sharding.model import NodeId, ShardId
-from sharding.peer import Peer, open_peer_session
+from sharding.peer import Peer, ShardCalls, open_peer_session
 from sharding.remote import RemoteShard
 from sharding.shard import Shard
 
@@ -54,7 +54,11 @@ class Listener:
 
     def remote(self, uid: UUID = UID, **changes: Any) -> RemoteShard:
         """Return a shard of the listener as the peer sees it; ``changes`` are to the peer."""
-        return RemoteShard(REMOTE_ID, uid, replace(self.peer, **changes))
+        return RemoteShard(REMOTE_ID, uid, replace(self.peer, **changes) if changes else self.peer)
+
+    def shard_calls(self, uid: UUID = UID) -> ShardCalls:
+        """Return the calls to a shard, below the ``Shard`` that makes them."""
+        return ShardCalls(REMOTE_ID, uid, self.peer)
 
     def path(self, rest: str, uid: UUID = UID) -> str:
         return f"{self.url}/internal/v1/shards/{uid}{rest}"
@@ -66,7 +70,19 @@ class Listener:
         reader, writer = await asyncio.open_connection(host, int(port))
         try:
             stream = RawStream(reader, writer)
-            await stream.upgrade(generation or uuid.uuid4())
+            await stream.upgrade(f"/shards/{UID}/staged/{generation or uuid.uuid4()}", frames.UPGRADE)
+            yield stream
+        finally:
+            writer.transport.abort()
+
+    @asynccontextmanager
+    async def raw_calls(self) -> AsyncIterator[RawStream]:
+        """Open a connection for calls by hand."""
+        host, port = self.url.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        try:
+            stream = RawStream(reader, writer)
+            await stream.upgrade("/calls", calls.UPGRADE)
             yield stream
         finally:
             writer.transport.abort()
@@ -79,13 +95,13 @@ class RawStream:
     reader: asyncio.StreamReader
     writer: asyncio.StreamWriter
 
-    async def upgrade(self, generation: UUID) -> None:
+    async def upgrade(self, path: str, protocol: str) -> None:
         head = [
-            f"PUT /internal/v1/shards/{UID}/staged/{generation} HTTP/1.1",
+            f"PUT /internal/v1{path} HTTP/1.1",
             "Host: peer",
             "Content-Length: 0",
             "Connection: Upgrade",
-            f"Upgrade: {UPGRADE}",
+            f"Upgrade: {protocol}",
             *(f"{name}: {value}" for name, value in credentials().items()),
         ]
         self.writer.write("\r\n".join([*head, "", ""]).encode())
@@ -98,8 +114,13 @@ class RawStream:
 
     async def answer(self) -> bytes:
         """Return the body of the answer frame."""
-        _, length = HEAD.unpack(await self.reader.readexactly(HEAD.size))
+        _, length = frames.HEAD.unpack(await self.reader.readexactly(frames.HEAD.size))
         return await self.reader.readexactly(length)
+
+    async def message(self) -> Message:
+        """Return the next message on a connection for calls."""
+        number, kind, length = calls.HEAD.unpack(await self.reader.readexactly(calls.HEAD.size))
+        return Message(number, kind, await self.reader.readexactly(length))
 
 
 def credentials(**changes: str) -> Mapping[str, str]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import asyncpg
+import uvloop
 
 from repo_node.app import running_node
 from repo_node.auth.passwords import hash_password
@@ -226,7 +227,8 @@ def run_nodes(
 
     def work() -> None:
         try:
-            asyncio.run(run())
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                runner.run(run())
         except BaseException as error:
             if not started.done():
                 started.set_exception(error)

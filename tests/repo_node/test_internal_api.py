@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import io
-import json
 import os
 import socket
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -18,8 +17,8 @@ from yarl import URL
 
 from repo_node import keys
 from repo_node.logs import request_id
-from sharding import wire
-from sharding.errors import ReplicaCorrupt, ReplicaMissing, ShardUnavailable
+from sharding import calls
+from sharding.errors import ReplicaCorrupt, ShardUnavailable
 from sharding.guarded import Operation
 from sharding.model import BLOCK_BYTES, BlobName, Buffer, NodeId
 from sharding.peer import PeerError, PeerIdentity
@@ -118,15 +117,6 @@ async def test_call_raises_what_the_shard_behind_it_raises(listener: Listener, o
         await call(listener.remote(), make_name(b"data"))
 
 
-async def test_missing_replica_is_told_from_a_wrong_url_by_its_body(listener: Listener) -> None:
-    url = listener.path(f"/blobs/{make_name(b'x')}?size=1&offset=0&length=1")
-    async with listener.session.get(url, headers=credentials()) as answer:
-        assert answer.status == 404
-        assert (await answer.json())["error"] == "replica_missing"
-    with pytest.raises(ReplicaMissing):
-        await listener.remote().read(make_name(b"x"), size=1, offset=0, length=1)
-
-
 REFUSED_CREDENTIALS = {
     "none": {"Authorization": ""},
     "no scheme": {"Authorization": TOKEN},
@@ -140,12 +130,8 @@ REFUSED_CREDENTIALS = {
     "odd bytes": {"Authorization": "Holdfast \u00e9\u20ac"},
 }
 ROUTES = {
-    "put": ("PUT", "/shards/{uid}/blobs/{name}"),
-    "read": ("GET", "/shards/{uid}/blobs/{name}?size=1&offset=0&length=1"),
-    "delete": ("DELETE", "/shards/{uid}/blobs/{name}"),
-    "sizes": ("POST", "/shards/{uid}/sizes"),
+    "calls": ("PUT", "/calls"),
     "stage": ("PUT", "/shards/{uid}/staged/{generation}"),
-    "read staged": ("GET", "/shards/{uid}/staged/{generation}?offset=0&length=1"),
     "node": ("GET", "/node"),
     "no route": ("GET", "/nothing"),
 }
@@ -154,8 +140,7 @@ ROUTES = {
 async def ask(listener: Listener, route: str, headers: dict[str, str]) -> tuple[int, bytes]:
     """Make one request to ``route`` and return status and body."""
     method, path = ROUTES[route]
-    name = make_name(b"x")
-    url = listener.url + "/internal/v1" + path.format(uid=uuid.uuid4(), name=name, generation=name.generation)
+    url = listener.url + "/internal/v1" + path.format(uid=uuid.uuid4(), generation=make_generation())
     async with listener.session.request(method, url, headers=headers) as answer:
         return answer.status, await answer.read()
 
@@ -192,8 +177,7 @@ async def test_request_is_unavailable_while_the_node_has_not_joined(listener: Li
 async def test_token_is_checked_before_the_body_is_sent(listener: Listener) -> None:
     host, port = listener.url.removeprefix("http://").split(":")
     reader, writer = await asyncio.open_connection(host, int(port))
-    path = listener.path(f"/blobs/{make_name(b'x')}").removeprefix(listener.url)
-    writer.write(f"PUT {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\nExpect: 100-continue\r\n\r\n".encode())
+    writer.write(b"PUT /internal/v1/calls HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\nExpect: 100-continue\r\n\r\n")
     async with asyncio.timeout(2):
         assert (await reader.readline()).startswith(b"HTTP/1.1 401 ")
         assert b"Connection: close\r\n" in await reader.readuntil(b"\r\n\r\n")
@@ -213,8 +197,7 @@ async def test_only_internal_routes_are_served(listener: Listener) -> None:
     paths = {resource.canonical for resource in listener.app.router.resources()}
     assert paths == {
         "/internal/v1/node",
-        "/internal/v1/shards/{uid}/blobs/{name}",
-        "/internal/v1/shards/{uid}/sizes",
+        "/internal/v1/calls",
         "/internal/v1/shards/{uid}/staged/{generation}",
     }
     for public in ("/artifactory/api/system/ping", "/metrics", "/ui/", "/"):
@@ -222,111 +205,47 @@ async def test_only_internal_routes_are_served(listener: Listener) -> None:
             assert answer.status == 404
 
 
-@pytest.mark.parametrize(
-    ("method", "path"),
-    [
-        ("GET", "/blobs/{sha}.{gen}?size=1&offset=0"),
-        ("GET", "/blobs/{sha}.{gen}?size=1&offset=0&length=-1"),
-        ("GET", "/blobs/{sha}.{gen}?size=1&offset=0&length=1e3"),
-        ("GET", "/blobs/{sha}.{gen}?size=1&offset=0&length=%D9%A1"),
-        ("GET", "/blobs/{sha}.{gen}?size=99999999&offset=0&length=8388609"),
-        ("GET", "/blobs/{sha}.{gen}?size=1&offset=0&length=9999999999999999999"),
-        ("GET", "/blobs/{sha}?size=1&offset=0&length=1"),
-        ("GET", "/blobs/*.{gen}?size=1&offset=0&length=1"),
-        ("GET", "/blobs/..%2f..%2fetc%2fpasswd?size=1&offset=0&length=1"),
-        ("DELETE", "/blobs/{sha}.*"),
-        ("DELETE", "/blobs/{sha}.{gen}%00"),
-        ("PUT", "/staged/..%2fx"),
-        ("PUT", "/staged/{gen}"),
-        ("GET", "/staged/{gen}?offset=0&length=8388609"),
-    ],
-)
-async def test_request_is_bad_when_a_name_or_number_is_not_strictly_one(
-    listener: Listener, method: str, path: str
-) -> None:
-    url = listener.path(path.format(sha="ab" * 32, gen=make_generation()))
-    async with listener.session.request(method, URL(url, encoded=True), headers=credentials()) as answer:
+@pytest.mark.parametrize("path", ["/staged/..%2fx", "/staged/{gen}", "/staged/*", "/staged/{gen}%00"])
+async def test_request_is_bad_when_an_id_is_not_strictly_one(listener: Listener, path: str) -> None:
+    url = listener.path(path.format(gen=str(make_generation()).upper()))
+    async with listener.session.put(URL(url, encoded=True), headers=credentials()) as answer:
         assert answer.status == 400
         assert (await answer.json())["error"] == "bad_request"
 
 
 @pytest.mark.parametrize(
-    "body",
-    [
-        b"",
-        b"[]",
-        b"{}",
-        b'{"names": "x"}',
-        b'{"names": [1]}',
-        b'{"names": ["../../etc/passwd"]}',
-        b"[" * 100_000,
-        json.dumps({"names": [str(make_name(b"x"))] * 1001}).encode(),
-        b" " * (wire.SIZES_BODY_BYTES_MAX + 1),
-    ],
-    ids=["empty", "list", "no names", "text", "numbers", "path", "deep", "too many", "too long"],
+    "upgrade", [{}, {"Connection": "Upgrade", "Upgrade": "holdfast-calls-9"}], ids=["none", "other"]
 )
-async def test_sizes_are_refused_for_anything_but_a_bounded_list_of_names(listener: Listener, body: bytes) -> None:
-    async with listener.session.post(listener.path("/sizes"), data=body, headers=credentials()) as answer:
+async def test_connection_that_is_not_upgraded_to_calls_is_refused(listener: Listener, upgrade: dict[str, str]) -> None:
+    async with listener.session.put(
+        f"{listener.url}/internal/v1/calls", headers={**credentials(), **upgrade}
+    ) as answer:
         assert answer.status == 400
+        assert "must be upgraded to holdfast-calls-1" in (await answer.json())["message"]
 
 
 async def test_sizes_of_more_names_than_one_request_takes_are_asked_in_several(shard: Shard) -> None:
-    names = [make_name(n.to_bytes(2)) for n in range(2 * wire.SIZES_NAMES_MAX + 1)]
+    names = [make_name(n.to_bytes(2)) for n in range(2 * calls.SIZES_NAMES_MAX + 1)]
     await shard.put(names[-1], b"abc")
     assert await shard.sizes(names) == [None] * (len(names) - 1) + [3]
 
 
-async def put_by_hand(listener: Listener, name: BlobName, body: object, **headers: str) -> int:
-    url = listener.path(f"/blobs/{name}")
-    async with listener.session.put(url, data=body, headers={**credentials(), **headers}) as answer:
-        return answer.status
-
-
 async def test_put_is_refused_when_bytes_changed_on_the_way(listener: Listener, shard_root: Path) -> None:
     data = os.urandom(1000)
-    blocks = {wire.BLOCKS_HEADER: xxh3_64_hexdigest(data)}
-    assert await put_by_hand(listener, make_name(data), data[:-1] + b"x", **blocks) == 422
-    assert await put_by_hand(listener, make_name(data), data) == 422
+    put = calls.put_request(make_name(data), data)
+    with pytest.raises(ReplicaCorrupt):
+        await listener.shard_calls().call(replace(put, data=data[:-1] + b"x"))
     assert replica_files(shard_root) == []
-    assert await put_by_hand(listener, make_name(data), data, **blocks) == 201
+    await listener.shard_calls().call(put)
+    assert [path.read_bytes() for path in replica_files(shard_root)] == [data]
 
 
 async def test_put_raises_corrupt_when_the_owner_computes_another_digest(
     listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sharding.remote.block_digests", lambda data: bytes(8))
+    monkeypatch.setattr("sharding.calls.xxh3_64_digest", lambda data: os.urandom(8))
     with pytest.raises(ReplicaCorrupt):
         await listener.remote().put(make_name(b"data"), b"data")
-
-
-async def test_put_is_refused_when_its_length_is_unknown_or_too_long(listener: Listener, shard_root: Path) -> None:
-    async def chunks() -> AsyncIterator[bytes]:
-        yield b"data"
-
-    assert await put_by_hand(listener, make_name(b"data"), chunks()) == 400
-    assert await put_by_hand(listener, make_name(b"data"), io.BytesIO(bytes(BLOCK_BYTES + 1))) == 400
-    assert replica_files(shard_root) == []
-
-
-async def test_put_stores_the_bytes_as_sent_when_they_claim_an_encoding(listener: Listener, shard_root: Path) -> None:
-    data = b"not gzip at all"
-    headers = {wire.BLOCKS_HEADER: xxh3_64_hexdigest(data), "Content-Encoding": "gzip"}
-    assert await put_by_hand(listener, make_name(data), data, **headers) == 201
-    assert [path.read_bytes() for path in replica_files(shard_root)] == [data]
-
-
-async def test_put_is_unavailable_when_its_body_does_not_come(owned: FaultyShard, shard_root: Path) -> None:
-    async with run_listener(owned, idle_seconds=0.1) as listener:
-        host, port = listener.url.removeprefix("http://").split(":")
-        reader, writer = await asyncio.open_connection(host, int(port))
-        path = listener.path(f"/blobs/{make_name(b'x')}").removeprefix(listener.url)
-        head = [f"PUT {path} HTTP/1.1", "Host: x", "Content-Length: 1000"]
-        head += [f"{name}: {value}" for name, value in credentials().items()]
-        writer.write("\r\n".join([*head, "", "only this"]).encode())
-        async with asyncio.timeout(2):
-            assert (await reader.readline()).startswith(b"HTTP/1.1 503 ")
-        writer.close()
-    assert replica_files(shard_root) == []
 
 
 async def test_put_given_up_by_the_peer_is_given_up_by_the_owner(
@@ -345,7 +264,7 @@ async def test_put_given_up_by_the_peer_is_given_up_by_the_owner(
 
 
 async def test_long_read_is_made_of_several(shard: Shard) -> None:
-    data = os.urandom(2 * wire.READ_BYTES_MAX + 12_345)
+    data = os.urandom(2 * calls.READ_BYTES_MAX + 12_345)
     name, staged = await stage_all(shard, data)
     await staged.commit(name.sha256, b"".join(digests(data)))
     assert await shard.read(name, size=len(data), offset=0, length=len(data)) == data
@@ -380,10 +299,10 @@ async def test_request_id_travels_to_the_shard_and_back(listener: Listener, owne
         return [None]
 
     owned.sizes = sizes  # type: ignore[method-assign]
-    await listener.remote(headers=lambda: {"X-Request-Id": "from-the-edge.1"}).sizes([make_name(b"x")])
-    await listener.remote(headers=lambda: {"X-Request-Id": "not fit\tfor a log"}).sizes([make_name(b"x")])
+    for given in ("from-the-edge.1", "not fit\tfor a log", ""):
+        await listener.remote(headers=lambda given=given: {"X-Request-Id": given}).sizes([make_name(b"x")])
     await listener.remote().sizes([make_name(b"x")])
-    assert seen == ["from-the-edge.1", "-", "-"]
+    assert seen == ["from-the-edge.1", "-", "-", "-"]
     async with listener.session.get(
         f"{listener.url}/internal/v1/node", headers={**credentials(), "X-Request-Id": "abc"}
     ) as answer:

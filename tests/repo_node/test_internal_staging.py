@@ -11,11 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from sharding import remote_staging, wire
+from sharding import remote_staging
+from sharding.calls import ReadStaged
 from sharding.errors import ReplicaCorrupt, ShardError, ShardFull, ShardRefused, ShardUnavailable
 from sharding.frames import ABORT_FRAME, ALIVE_FRAME, UPGRADE, commit_frame, data_head
 from sharding.guarded import Operation
-from sharding.model import BLOCK_BYTES
+from sharding.model import BLOCK_BYTES, Buffer, Generation
 from sharding.shard import StagedBlob
 from tests.repo_node.listener import CLUSTER, TOKEN, UID, Listener, credentials, eventually, run_listener, staged_files
 from tests.sharding.faulty import Fault, FaultyShard
@@ -289,30 +290,31 @@ async def test_staged_bytes_can_be_read_while_more_are_written(listener: Listene
     await staged.abort()
 
 
+def ask_staged(listener: Listener, generation: Generation, offset: int, length: int) -> asyncio.Future[Buffer]:
+    return asyncio.ensure_future(listener.shard_calls().call(ReadStaged(generation, offset, length)))
+
+
 async def test_staged_read_waits_for_bytes_on_their_way(listener: Listener) -> None:
     generation = make_generation()
-    url = listener.path(f"/staged/{generation}?offset=1&length=4")
     async with listener.stream(generation) as stream:
         await stream.send(data_head(5) + b"ab")
-        asking = asyncio.create_task(listener.session.get(url, headers=credentials()))
+        asking = ask_staged(listener, generation, 1, 4)
         await asyncio.sleep(0.05)
         assert not asking.done()
         await stream.send(b"cde")
-        async with await asking as answer:
-            assert (answer.status, await answer.read()) == (200, b"bcde")
+        assert await asking == b"bcde"
 
 
 async def test_staged_read_is_unavailable_when_the_upload_ends_first(listener: Listener) -> None:
     generation = make_generation()
-    url = listener.path(f"/staged/{generation}?offset=0&length=4")
     async with listener.stream(generation) as stream:
-        asking = asyncio.create_task(listener.session.get(url, headers=credentials()))
+        asking = ask_staged(listener, generation, 0, 4)
         await asyncio.sleep(0.05)
         await stream.send(ABORT_FRAME)
-        async with await asking as answer:
-            assert (answer.status, (await answer.json())["error"]) == (503, wire.UNAVAILABLE)
-    async with listener.session.get(url, headers=credentials()) as answer:
-        assert answer.status == 503
+        with pytest.raises(ShardUnavailable, match="no such blob"):
+            await asking
+    with pytest.raises(ShardUnavailable, match="no such blob"):
+        await ask_staged(listener, generation, 0, 4)
 
 
 async def test_reader_that_gives_up_does_not_harm_the_upload(listener: Listener) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from datetime import datetime, timedelta
 from pathlib import Path
 from uuid import uuid4
 
@@ -172,9 +173,22 @@ async def test_what_was_proved_before_announcements_arrive_is_forgotten(
         LiveSettings(),
         Metrics(),
         on_cluster=update,
-        on_principals=lambda: steps.append("forgets"),
+        on_principals=lambda: steps.append("forgets who"),
+        on_repositories=lambda: steps.append("forgets where"),
     )
     monkeypatch.setattr(member, "beat", beat)
     with pytest.raises(Fenced):
         await member._run_on(Connection())  # type: ignore[arg-type]
-    assert steps == ["listens", "forgets", "beats"]
+    assert steps == ["listens", "forgets who", "forgets where", "beats"]
+
+
+def test_the_databases_time_is_known_without_asking_and_never_too_late(one: RunningCluster) -> None:
+
+    async def ask() -> datetime:
+        return one.first.node._membership.database_time()
+
+    for _ in range(20):
+        told = one.on_loop(ask())
+        true = one.sql("SELECT clock_timestamp() AS now")[0]["now"]
+        assert timedelta(0) < true - told < timedelta(seconds=5)
+        time.sleep(0.05)

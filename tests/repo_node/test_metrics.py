@@ -36,6 +36,7 @@ OTHERS = {
     "holdfast_deletions_held",
     "holdfast_removal_backlog_files",
     "holdfast_gc_candidates",
+    "holdfast_repair_backlog_blobs",
 }
 
 

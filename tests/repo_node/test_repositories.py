@@ -6,7 +6,7 @@ import secrets
 
 import pytest
 
-from tests.repo_node.nodes import RunningCluster, errors_of
+from tests.repo_node.nodes import RunningCluster, errors_of, wait_until
 
 BASE = "/artifactory/api/repositories"
 
@@ -101,6 +101,37 @@ def test_a_new_repository_is_known_to_every_node_at_once(three: RunningCluster, 
     assert three.nodes[2].admin.get(f"/artifactory/{key}/a").body == b"three copies"
     digest = three.nodes[2].admin.head(f"/artifactory/{key}/a").headers["X-Checksum-Sha256"]
     assert sum(found.name.startswith(digest) for found in three.files()) == 3
+
+
+def test_uploads_to_one_repository_ask_for_it_once_until_it_changes(one: RunningCluster, key: str) -> None:
+    queries = "holdfast_database_query_duration_seconds_count"
+    assert one.admin.put(f"{BASE}/{key}").status == 200
+    assert one.admin.put(f"/artifactory/{key}/a", b"1").status == 201
+    before = one.first.metric(queries, query="repository_find")
+    assert one.admin.put(f"/artifactory/{key}/b", b"2").status == 201
+    assert one.first.metric(queries, query="repository_find") == before
+    one.sql("UPDATE repositories SET description = 'changed' WHERE key = $1", key)
+
+    def asked_again() -> bool:
+        assert one.admin.put(f"/artifactory/{key}/c", secrets.token_bytes(20)).status == 201
+        return one.first.metric(queries, query="repository_find") == before + 1
+
+    wait_until(asked_again, 2)
+
+
+def test_an_upload_to_a_repository_that_is_gone_or_made_anew_lands_in_neither(one: RunningCluster, key: str) -> None:
+    assert one.admin.put(f"{BASE}/{key}").status == 200
+    assert one.admin.put(f"/artifactory/{key}/a", b"1").status == 201
+    services = one.first.node._membership._on_repositories.__self__  # type: ignore[attr-defined]
+    stale = dict(services._remembered)
+    assert one.admin.delete(f"{BASE}/{key}").status == 200
+    assert one.admin.put(f"{BASE}/{key}").status == 200
+    wait_until(lambda: key not in services._remembered)
+    services._remembered.update(stale)  # as it is for a moment where the announcement comes late
+    assert errors_of(one.admin.put(f"/artifactory/{key}/b", b"2"))[0] == 404
+    services.forget()
+    assert one.admin.get(f"/artifactory/{key}/b").status == 404
+    assert one.admin.put(f"/artifactory/{key}/b", b"2").status == 201
 
 
 def test_an_admin_action_is_in_the_events(one: RunningCluster, key: str) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import pytest
+from click.testing import CliRunner
 
+from repo_node.cli import main
 from tests.postgres import TestServer
-from tests.repo_node.nodes import RunningCluster, configure, prepare, run_nodes, wait_until
+from tests.repo_node.nodes import PASSWORD, RunningCluster, configure, prepare, run_nodes, wait_until
 
 REPOSITORY = "/artifactory/generic-local"
 TRASH = "/artifactory/api/trash"
@@ -160,3 +163,63 @@ def test_exactly_one_node_is_the_primary(cluster: RunningCluster) -> None:
         node.admin.get("/metrics")
         held[node.config.node.id] = node.metric("holdfast_primary_held")
     assert held[primary["node"]] == 1 and sum(held.values()) == 1
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def holdfast(cluster: RunningCluster, *arguments: str, status: int = 0) -> str:
+    """Run a command against the cluster and return what it printed."""
+    environment = {
+        "HOLDFAST_URL": f"http://127.0.0.1:{cluster.first.port}",
+        "HOLDFAST_USER": "admin",
+        "HOLDFAST_PASSWORD": PASSWORD,
+        "COLUMNS": "120",
+    }
+    result = CliRunner().invoke(main, list(arguments), env=environment)
+    assert result.exit_code == status, result.output
+    return result.output
+
+
+def test_commands_list_restore_and_empty_the_trash(cluster: RunningCluster) -> None:
+    admin = cluster.admin
+    for name in ("a", "b", "c"):
+        admin.put(f"{REPOSITORY}/cli/{name}", b"cli " + name.encode())
+    admin.delete(f"{REPOSITORY}/cli")
+    shown = holdfast(cluster, "trash", "list", "generic-local/cli")
+    assert "generic-local/cli/a" in shown and "deleted" in shown and "admin" in shown
+    items = json.loads(holdfast(cluster, "trash", "list", "generic-local/cli", "--json", "--limit", "2"))["items"]
+    assert [item["path"] for item in items] == ["cli/a", "cli/b"]
+    assert "Restored 1" in holdfast(cluster, "trash", "restore", "generic-local/cli/a")
+    assert admin.get(f"{REPOSITORY}/cli/a").body == b"cli a"
+    assert "Restored 2" in holdfast(cluster, "trash", "restore", "generic-local/cli", "--to", "generic-local/cli-2")
+    assert "holds nothing" in holdfast(cluster, "trash", "restore", "generic-local/cli", status=1)
+    admin.delete(f"{REPOSITORY}/cli-2")
+    assert "Aborted" in holdfast(cluster, "trash", "empty", "generic-local/cli-2", status=1)
+    assert holdfast(cluster, "trash", "empty", "generic-local/cli-2", "--yes") == "2 artifacts left the trash.\n"
+    holdfast(cluster, "trash", "empty", "--yes")
+    assert holdfast(cluster, "trash", "list") == "The trash is empty there.\n"
+
+
+def test_commands_run_hold_and_release_gc(cluster: RunningCluster) -> None:
+    admin = cluster.admin
+    holdfast(cluster, "gc")
+    admin.put(f"{REPOSITORY}/cli-gone", b"content that the command removes")
+    sha256 = admin.get("/artifactory/api/storage/generic-local/cli-gone").json()["checksums"]["sha256"]
+    admin.delete(f"{REPOSITORY}/cli-gone")
+    holdfast(cluster, "trash", "empty", "--yes")
+    cluster.sql("UPDATE gc_candidates SET since = now() - interval '2 days'")
+    told = json.loads(holdfast(cluster, "gc", "--dry-run", "--json"))
+    going = [one["sha256"] for one in told["candidates"] if one["goes"]]
+    assert sha256 in going
+    shown = holdfast(cluster, "gc", "--dry-run")
+    assert sha256[:16] in shown and f"A run now would remove {len(going)} blob" in shown
+    assert "Deletions are held" in holdfast(cluster, "gc", "hold", "the test wants it")
+    assert "the test wants it" in holdfast(cluster, "gc", "status")
+    assert "deletions are held: the test wants it" in holdfast(cluster, "gc", status=1)
+    assert cluster.sql("SELECT 1 FROM blobs WHERE sha256 = $1", bytes.fromhex(sha256))
+    assert holdfast(cluster, "gc", "release") == "Released: operator.\n"
+    assert holdfast(cluster, "gc", "release") == "Nothing held deletions.\n"
+    assert "Garbage collection has run" in holdfast(cluster, "gc")
+    assert not cluster.sql("SELECT 1 FROM blobs WHERE sha256 = $1", bytes.fromhex(sha256))
+    assert "Primary node: node-" in holdfast(cluster, "gc", "status")

@@ -7,13 +7,17 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 from sharding import identity
-from sharding.local import LocalShard, open_local_shard
+from sharding.local import CACHED_BYTES_MAX, LocalShard, open_local_shard
 from sharding.model import ShardId
 
 SHARD = ShardId(7)
 
 
-def open_at(path: Path, *, reserve_bytes: int = 0, threads: int = 4) -> AbstractAsyncContextManager[LocalShard]:
+def open_at(
+    path: Path, *, reserve_bytes: int = 0, cached_bytes_max: int = CACHED_BYTES_MAX, threads: int = 4
+) -> AbstractAsyncContextManager[LocalShard]:
     """Open the shard at ``path``, made first where there is none."""
     found = identity.inspect(path) or identity.create(path, uuid.uuid4(), uuid.uuid4())
-    return open_local_shard(SHARD, path, found, reserve_bytes=reserve_bytes, threads=threads)
+    return open_local_shard(
+        SHARD, path, found, reserve_bytes=reserve_bytes, cached_bytes_max=cached_bytes_max, threads=threads
+    )

@@ -42,7 +42,7 @@ async def garbage(scene: Scene) -> GarbageRows:
 
 
 async def run_gc(garbage: GarbageRows, lease: Lease, limits: GcLimits = LIMITS) -> int:
-    job, removed = Gc(garbage, lambda: lease, lambda: limits, Metrics()), 0
+    job, removed = Gc(garbage, lambda: lease, lambda: limits, Metrics().deletion), 0
     while True:
         step = await job.step()
         removed += step.done

@@ -12,7 +12,7 @@ import asyncpg
 import pytest
 
 from repo_node.db import repair_queue
-from sharding.maintenance.catalogue import Claim, RepairOutcome, Settled
+from sharding.maintenance.catalogue import Claim, Repaired, RepairOutcome, Settled
 from sharding.model import Generation, Replica, ShardId
 from tests.repo_node.db.scene import Scene, copies, only_row, replicas_in, table, until_blocked
 
@@ -39,9 +39,8 @@ async def claim(scene: Scene, token: UUID = TOKEN, count: int = 100, bytes_max: 
 async def settle(
     scene: Scene, claimed: Claim, new: list[Replica], *, token: UUID = TOKEN, retry: float = 60
 ) -> Settled:
-    return await repair_queue.settle(
-        scene.database, token, claimed.blob.id, claimed.renewed_at, new, retry_seconds=retry, note="note"
-    )
+    repaired = Repaired(claimed, tuple(new), retry, "note")
+    return (await repair_queue.settle(scene.database, token, [repaired]))[claimed.blob.id]
 
 
 async def queue(connection: asyncpg.Connection) -> list[tuple[Any, ...]]:
@@ -88,10 +87,9 @@ async def test_fewest_good_copies_come_first_and_those_without_any_last(
             await suspect(connection, replica)
     await connection.execute("SELECT enqueue_repair(id, 'census') FROM blobs ORDER BY id")
     assert [one.good for one in await claim(scene)] == [1, 2, 0]
-    summary = await repair_queue.summary(scene.database)
+    summary = await repair_queue.backlog(scene.database)
     assert sorted((part.good, part.blobs, part.bytes) for part in summary) == [(0, 1, 4), (1, 1, 3), (2, 1, 12)]
     assert all(0 <= part.oldest_seconds < 10 for part in summary)
-    assert await repair_queue.backlog(scene.database) == 3
 
 
 async def test_claim_is_nobody_elses_until_it_expires(scene: Scene, connection: asyncpg.Connection) -> None:
@@ -338,3 +336,22 @@ async def test_upload_of_the_same_content_and_a_repair_do_not_both_add_the_missi
     assert settled.outcome is RepairOutcome.WHOLE, uploaded
     assert ShardId(3) in live
     assert Generation(bad.generation) in await replicas_in(connection)
+
+
+async def test_batch_is_settled_blob_by_blob_and_two_batches_do_not_block_each_other(
+    scene: Scene, connection: asyncpg.Connection
+) -> None:
+    for number in range(12):
+        await suspect(connection, (await stored(scene, bytes([number])))[0])
+    claims = await claim(scene)
+    forth = [Repaired(one, tuple(copies(5)), 60, None) for one in claims]
+    back = [Repaired(one, tuple(copies(6)), 60, None) for one in reversed(claims)]
+    first, second = await asyncio.gather(
+        repair_queue.settle(scene.database, TOKEN, forth), repair_queue.settle(scene.database, TOKEN, back)
+    )
+    for one, other in zip(forth, reversed(back), strict=True):
+        adopted = first[one.claim.blob.id].adopted | second[one.claim.blob.id].adopted
+        assert len(adopted) == 1
+        assert adopted <= {copy.generation for copy in (*one.copies, *other.copies)}
+    assert await queue(connection) == []
+    assert await repair_queue.settle(scene.database, TOKEN, []) == {}

@@ -72,7 +72,7 @@ class Client:
 
     async def repository(self) -> int | None:
         found = await repositories.find(self._scene.database, self._chance.choice(self._keys))
-        return None if found is None else found.repository.id
+        return None if found is None else found.id
 
     async def upload(self) -> None:
         repository = await self.repository()
@@ -117,7 +117,7 @@ class Client:
         one = self._chance.choice(thrown)
         try:
             outcome = await trash.restore(
-                self._scene.database, one.id, found.repository.id, one.folder, one.name,
+                self._scene.database, one.id, found.id, one.folder, one.name,
                 replace=self._chance.random() < 0.5, principal="x", request_id="r",
             )  # fmt: skip
             self._ledger.restores[outcome] += 1

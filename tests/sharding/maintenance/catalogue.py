@@ -15,6 +15,7 @@ from sharding.maintenance.catalogue import (
     Claim,
     Held,
     MoveOutcome,
+    Repaired,
     RepairOutcome,
     Settled,
     StoredBlob,
@@ -124,10 +125,11 @@ class MemoryCatalogue:
             if claim.blob.id in self.queue:
                 self.queue[claim.blob.id] = asyncio.get_running_loop().time() + 60
 
-    async def settle(
-        self, claim: Claim, copies: Sequence[Replica], *, retry_seconds: float, note: str | None
-    ) -> Settled:
+    async def settle(self, repaired: Sequence[Repaired]) -> dict[int, Settled]:
         await asyncio.sleep(0)
+        return {one.claim.blob.id: self._settle(one.claim, one.copies, one.retry_seconds) for one in repaired}
+
+    def _settle(self, claim: Claim, copies: Sequence[Replica], retry_seconds: float) -> Settled:
         rows = self.rows.get(claim.blob.id)
         if rows is None:
             return Settled(RepairOutcome.GONE, frozenset())
