@@ -26,8 +26,12 @@ PASSES = Statement(
         ON CONFLICT DO NOTHING RETURNING *
     )
     SELECT p.*, extract(epoch FROM clock_timestamp() - p.started_at)::double precision AS age,
-           extract(epoch FROM clock_timestamp() - p.covered_since)::double precision AS covered_age
+           extract(epoch FROM clock_timestamp() - p.covered_since)::double precision AS covered_age,
+           coalesce(j.requested_at > p.started_at, false) AS asked_for,
+           coalesce(j.requested_at > coalesce(j.answered_at, '-infinity'), false) AS in_haste
       FROM (SELECT * FROM scrubs WHERE shard_id = ANY ($1) UNION ALL SELECT * FROM made) AS p
+      JOIN shards s ON s.id = p.shard_id
+      LEFT JOIN jobs j ON j.node_id = s.node_id AND j.job = 'scrub'
      ORDER BY p.shard_id, p.kind
     """,
 )
@@ -120,4 +124,6 @@ def scrub_pass(row: asyncpg.Record) -> ScrubPass:
         total=total,
         is_finished=row["finished_at"] is not None,
         covered_age_seconds=row["covered_age"],
+        is_asked_for=row["asked_for"],
+        in_haste=row["in_haste"],
     )

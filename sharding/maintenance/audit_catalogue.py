@@ -141,6 +141,10 @@ class ScrubPass:
     total: Volume | None
     is_finished: bool
     covered_age_seconds: float | None
+    is_asked_for: bool = False
+    """An operator has asked for a pass since this one began."""
+    in_haste: bool = False
+    """An operator waits."""
 
 
 REPLICA_COST_BYTES = 32 << 10

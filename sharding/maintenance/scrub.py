@@ -33,6 +33,9 @@ log = logging.getLogger(__name__)
 
 PAGE = 128
 SURVEY_PAGE = 20_000
+REFRESH_SECONDS = 10.0
+"""After which the rows are read again: an operator may have asked for a pass."""
+
 REST_SECONDS = 60.0
 """How long a shard is left alone that could not be read."""
 
@@ -73,6 +76,7 @@ class Scrub:
         self._observer = observer
         self._limits = limits
         self._passes: list[PassState] = []
+        self._read_at = float("-inf")
         self._resting: dict[ShardId, float] = {}
         self._large: dict[tuple[ShardId, ScrubKind], LargeReplica] = {}
         self._surveys: dict[tuple[ShardId, ScrubKind], Survey] = {}
@@ -82,7 +86,7 @@ class Scrub:
         return needed_rate(self._passes, self._limits(), now())
 
     async def step(self) -> Step:
-        if not self._passes:
+        if not self._passes or now() - self._read_at >= REFRESH_SECONDS:
             await self._read_passes()
         limits = self._limits()
         for one in self._passes:
@@ -105,6 +109,7 @@ class Scrub:
     async def _read_passes(self) -> None:
         rows = await self._catalogue.passes(list(self._shards))
         self._passes = [PassState.of(row, now()) for row in rows if row.shard in self._shards]
+        self._read_at = now()
         for one in self._passes:
             self._observer.observe_scrub_age(one.shard, one.kind.value, one.age_seconds(now()))
 

@@ -43,6 +43,8 @@ class PassState:
     total: Volume | None
     is_finished: bool
     covered_at: float | None
+    is_asked_for: bool = False
+    in_haste: bool = False
 
     @classmethod
     def of(cls, row: ScrubPass, now: float) -> PassState:
@@ -56,17 +58,21 @@ class PassState:
             row.total,
             row.is_finished,
             None if covered is None else now - covered,
+            row.is_asked_for,
+            row.in_haste,
         )
 
     def is_due(self, limits: ScrubLimits, now: float) -> bool:
         """Whether a finished pass should begin anew."""
-        return self.is_finished and now - self.began >= limits.target_seconds(self.kind)
+        return self.is_finished and (self.is_asked_for or now - self.began >= limits.target_seconds(self.kind))
 
     def bytes_left(self) -> int:
         return max(self.total.cost_bytes - self.done.cost_bytes, 0) if self.total else 0
 
     def rate(self, limits: ScrubLimits, now: float) -> float:
-        """Return the bytes a second at which the pass ends in time."""
+        """Return the bytes a second at which the pass ends in time; as many as there may be while somebody waits."""
+        if self.in_haste:
+            return limits.bytes_per_second_max
         left = self.began + limits.target_seconds(self.kind) - now
         return self.bytes_left() / max(left, SECONDS_LEFT_MIN)
 

@@ -83,3 +83,21 @@ async def test_survey_counts_page_by_page(scene: Scene, rows: AuditRows) -> None
     assert last is None
     assert first + second == Volume(4, 4 * REPLICA_COST_BYTES)
     assert await rows.survey(ShardId(2), FIRST, 3) == (None, Volume(0, 0))
+
+
+async def test_request_of_an_operator_is_seen_until_it_is_answered(
+    rows: AuditRows, connection: asyncpg.Connection
+) -> None:
+    [before, _] = await rows.passes([ONE])
+    assert not before.is_asked_for and not before.in_haste
+    await connection.execute(
+        "INSERT INTO jobs (node_id, job, state, requested_at) VALUES ('n1', 'scrub', 'idle', clock_timestamp())"
+    )
+    [asked, _, other, _] = await rows.passes([ONE, ShardId(3)])
+    assert asked.is_asked_for and asked.in_haste and not other.in_haste
+    await rows.begin_pass(ONE, ScrubKind.BLOCKS)
+    [begun, _] = await rows.passes([ONE])
+    assert not begun.is_asked_for and begun.in_haste
+    await connection.execute("UPDATE jobs SET answered_at = requested_at")
+    [answered, _] = await rows.passes([ONE])
+    assert not answered.in_haste

@@ -47,6 +47,8 @@ class AuditRows:
     moved: dict[Generation, BlobName] = field(default_factory=dict)
     faults: list[Fault] = field(default_factory=list)
     clock: Callable[[], float] = time.monotonic
+    asked_at: float = float("-inf")
+    in_haste: bool = False
     cursors: dict[ScrubKind, Cursor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -140,7 +142,8 @@ class AuditRows:
     def _pass(self, kind: ScrubKind) -> ScrubPass:
         started, position, done, total, finished, covered = self.cursors[kind]
         ages = self.clock() - started, None if covered is None else self.clock() - covered
-        return ScrubPass(self.shard, kind, ages[0], position, done, total, finished, ages[1])
+        asked = self.asked_at > started
+        return ScrubPass(self.shard, kind, ages[0], position, done, total, finished, ages[1], asked, self.in_haste)
 
     async def begin_pass(self, shard: ShardId, kind: ScrubKind) -> None:
         self.cursors[kind] = (self.clock(), FIRST, Volume(0, 0), None, False, self.cursors[kind][5])

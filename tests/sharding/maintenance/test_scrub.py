@@ -165,6 +165,17 @@ async def test_next_pass_begins_when_it_is_due_and_not_before(bench: Bench) -> N
     assert await bench.run() == REPLICA_COST_BYTES
 
 
+async def test_pass_an_operator_asks_for_begins_at_once_and_goes_as_fast_as_it_may(bench: Bench) -> None:
+    await bench.keep(b"data")
+    await bench.run()
+    bench.rows.asked_at, bench.rows.in_haste = bench.rows.clock(), True
+    await bench.scrub.step()
+    assert bench.scrub.bytes_per_second() == LIMITS.bytes_per_second_max
+    assert await bench.run() == 2 * REPLICA_COST_BYTES
+    bench.rows.in_haste = False
+    assert await bench.run() == 0
+
+
 async def test_rate_follows_from_volume_and_period(bench: Bench) -> None:
     await bench.keep(os.urandom(4 * BLOCK_BYTES))
     while bench.scrub.bytes_per_second() <= LIMITS.bytes_per_second_min:
