@@ -24,12 +24,39 @@ BUFFER_BYTES = 4 * BLOCK_BYTES
 """Read in one call: large enough that calls do not count, small enough to stay in the processor's cache."""
 
 
-class Rereader:
-    """Re-reads replicas of one shard into buffers of its own, which are used again and again."""
+class Buffers:
+    """Lends buffers to threads, and keeps as many as are in use at once as a rule."""
 
-    def __init__(self, files: ShardFiles) -> None:
+    def __init__(self, kept_max: int) -> None:
+        self._kept_max = kept_max
+        self._spare: list[memoryview] = []
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def lent(self) -> Iterator[memoryview]:
+        with self._lock:
+            buffer = self._spare.pop() if self._spare else None
+        if buffer is None:
+            # Anonymous memory begins at a page, as direct reads want it.
+            buffer = memoryview(mmap.mmap(-1, BUFFER_BYTES))
+        try:
+            yield buffer
+        finally:
+            with self._lock:
+                if len(self._spare) < self._kept_max:
+                    self._spare.append(buffer)
+
+
+BUFFERS = Buffers(kept_max=4)
+"""Shared by all shards of a process: audits read a few at a time, whatever their number."""
+
+
+class Rereader:
+    """Re-reads replicas of one shard into buffers that are used again and again."""
+
+    def __init__(self, files: ShardFiles, buffers: Buffers = BUFFERS) -> None:
         self._files = files
-        self._local = threading.local()
+        self._buffers = buffers
 
     def reread(self, parts: Sequence[Part]) -> list[bytes | ShardError]:
         """See ``Auditable.reread``."""
@@ -63,37 +90,33 @@ class Rereader:
                 self._files.shard, f"{name} should be a file of {part.size} bytes and has {found.st_size}"
             )
         digests = b""
-        for offset in range(part.offset, part.offset + part.length, BUFFER_BYTES):
-            wanted = min(BUFFER_BYTES, part.offset + part.length - offset)
-            data = self._read(file, offset, wanted, is_direct)
-            if len(data) != wanted:
-                raise ReplicaCorrupt(self._files.shard, f"{name} ended at {offset + len(data)} of {part.size} bytes")
-            digests += block_digests(data)
-            if part.hasher is not None:
-                part.hasher.update(data)
+        with self._buffers.lent() as buffer:
+            for offset in range(part.offset, part.offset + part.length, BUFFER_BYTES):
+                wanted = min(BUFFER_BYTES, part.offset + part.length - offset)
+                data = read_into(buffer, file, offset, wanted, is_direct)
+                if len(data) != wanted:
+                    ended_at = offset + len(data)
+                    raise ReplicaCorrupt(self._files.shard, f"{name} ended at {ended_at} of {part.size} bytes")
+                digests += block_digests(data)
+                if part.hasher is not None:
+                    part.hasher.update(data)
         return digests
 
-    def _read(self, file: int, offset: int, wanted: int, is_direct: bool) -> memoryview:
-        """Return up to ``wanted`` bytes, valid until the next call on this thread."""
-        # Whole pages, as a direct read asks for, beyond the end of the file too, where it stops by itself.
-        buffer = self._buffer()[: -(-wanted // mmap.PAGESIZE) * mmap.PAGESIZE]
-        if not is_direct:
-            os.posix_fadvise(file, offset, BUFFER_BYTES, os.POSIX_FADV_DONTNEED)
-        taken = 0
-        while taken < wanted and (count := os.preadv(file, [buffer[taken:]], offset + taken)):
-            taken += count
-            if is_direct and taken % mmap.PAGESIZE:
-                break
-        if not is_direct:
-            os.posix_fadvise(file, offset, BUFFER_BYTES, os.POSIX_FADV_DONTNEED)
-        return buffer[: min(taken, wanted)]
 
-    def _buffer(self) -> memoryview:
-        buffer: memoryview | None = getattr(self._local, "buffer", None)
-        if buffer is None:
-            # Anonymous memory begins at a page, as direct reads want it.
-            buffer = self._local.buffer = memoryview(mmap.mmap(-1, BUFFER_BYTES))
-        return buffer
+def read_into(buffer: memoryview, file: int, offset: int, wanted: int, is_direct: bool) -> memoryview:
+    """Return up to ``wanted`` bytes of ``file``, in ``buffer``."""
+    # Whole pages, as a direct read asks for, beyond the end of the file too, where it stops by itself.
+    buffer = buffer[: -(-wanted // mmap.PAGESIZE) * mmap.PAGESIZE]
+    if not is_direct:
+        os.posix_fadvise(file, offset, BUFFER_BYTES, os.POSIX_FADV_DONTNEED)
+    taken = 0
+    while taken < wanted and (count := os.preadv(file, [buffer[taken:]], offset + taken)):
+        taken += count
+        if is_direct and taken % mmap.PAGESIZE:
+            break
+    if not is_direct:
+        os.posix_fadvise(file, offset, BUFFER_BYTES, os.POSIX_FADV_DONTNEED)
+    return buffer[: min(taken, wanted)]
 
 
 @contextmanager
