@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from repo_node.api.documents import first_fault, json_response, timestamp
 from repo_node.auth.permissions import Permission
-from repo_node.db import checks
+from repo_node.db import check_orders
 from repo_node.errors import NotFound, RequestError
 from repo_node.web.body import read_json
 from repo_node.web.context import REQUEST_ID, TARGET, principal_of
@@ -46,9 +46,9 @@ async def order(request: web.Request) -> web.StreamResponse:
     database, identity = request.app[NODE].database, uuid4()
     if document.rebuild and (document.dry_run or document.repair):
         raise RequestError("A rebuild goes alone: without dry_run and repair.")
-    if document.rebuild and not await checks.is_rebuild_on(database):
+    if document.rebuild and not await check_orders.is_rebuild_on(database):
         raise RequestError("Only a database restored from a backup is rebuilt, while its deletions are held.")
-    count = await checks.request_checks(
+    count = await check_orders.request_checks(
         database,
         identity,
         shard=document.shard,
@@ -61,7 +61,7 @@ async def order(request: web.Request) -> web.StreamResponse:
     if not count:
         what = "no shard is" if document.shard is None else f"shard {document.shard} is not"
         raise NotFound(f"Nothing can be checked now: {what} open on a living node.")
-    unreached = await checks.unreached_shards(database)
+    unreached = await check_orders.unreached_shards(database)
     skipped = [one for one in unreached if document.shard in (None, one)]
     return json_response({"request": str(identity), "shards": count, "unreached": skipped}, status=202)
 
@@ -72,14 +72,14 @@ async def show(request: web.Request) -> web.StreamResponse:
         identity = UUID(text)
     except ValueError:
         raise NotFound(f"There is no check {text}.") from None
-    found = await checks.list_checks(request.app[NODE].database, identity)
+    found = await check_orders.list_checks(request.app[NODE].database, identity)
     if not found:
         raise NotFound(f"There is no check {text}; the reports of a shard's last 20 are kept.")
     is_finished = all(one.finished_at is not None for one in found)
     return json_response({"finished": is_finished, "checks": [document_of(one) for one in found]})
 
 
-def document_of(row: checks.CheckRow) -> dict[str, Any]:
+def document_of(row: check_orders.CheckRow) -> dict[str, Any]:
     return {
         "shard": row.shard,
         "node": row.node,

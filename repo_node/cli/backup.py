@@ -11,7 +11,8 @@ from typing import Any
 import asyncpg
 import click
 
-from repo_node import backup as backups
+from repo_node import restore as restoring
+from repo_node.backup import write_backup
 from repo_node.cli.database import find_dsn, hide_password
 from repo_node.cli.node import FILE
 from repo_node.cli.wording import say_bytes, say_count
@@ -48,7 +49,7 @@ def backup(path: Path, dsn: str | None, config: Path | None, as_json: bool) -> N
     if path.exists():
         raise click.UsageError(f"{path} exists already; name a new file")
     target = find_dsn(dsn, config)
-    described = run(target, lambda connection: backups.write_backup(connection, path, say_table))
+    described = run(target, lambda connection: write_backup(connection, path, say_table))
     tell(described, as_json, f"Wrote {path}")
 
 
@@ -71,13 +72,13 @@ def restore(path: Path, dsn: str | None, config: Path | None, check: bool, as_js
     """
     if check:
         try:
-            described = backups.check_backup(path)
-        except (backups.BadBackup, OSError) as error:
+            described = restoring.check_backup(path)
+        except (restoring.BadBackup, OSError) as error:
             raise click.ClickException(f"{path} cannot be restored: {error}") from None
         tell(described, as_json, f"{path} is whole")
         return
     target = find_dsn(dsn, config)
-    described = run(target, lambda connection: backups.restore_backup(connection, path, say_table))
+    described = run(target, lambda connection: restoring.restore_backup(connection, path, say_table))
     tell(described, as_json, f"Restored {path}")
 
 
@@ -100,7 +101,7 @@ def run(dsn: str, work: Callable[[asyncpg.Connection], Awaitable[dict[str, Any]]
         CatalogueError,
         ValueError,
         NotEmpty,
-        backups.BadBackup,
+        restoring.BadBackup,
     ) as error:
         reason = hide_password(str(error) or type(error).__name__, dsn)
         raise click.ClickException(f"nothing was changed: {reason}") from None

@@ -14,10 +14,11 @@ import pytest
 from click.testing import CliRunner
 
 from repo_node import backup
-from repo_node.backup import BadBackup
+from repo_node import restore as restoring
 from repo_node.cli import main
 from repo_node.db import migrate, snapshot
 from repo_node.db.snapshot import NotEmpty
+from repo_node.restore import BadBackup
 from tests.postgres import TestServer, run_apart
 from tests.repo_node.db.scene import Queries, Scene, open_scene
 
@@ -88,7 +89,7 @@ def taken(source: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 async def restore(dsn: str, path: Path) -> dict[str, Any]:
     async with connected(dsn) as connection:
-        return await backup.restore_backup(connection, path, unsaid)
+        return await restoring.restore_backup(connection, path, unsaid)
 
 
 @pytest.mark.parametrize("target", ["empty", "fresh"])
@@ -177,7 +178,7 @@ def test_backup_is_readable_by_its_owner_alone(taken: Path) -> None:
 
 
 def test_whole_backup_is_whole(taken: Path) -> None:
-    described = backup.check_backup(taken)
+    described = restoring.check_backup(taken)
     assert described["rows"]["blobs"] == 51
     assert described["schema_version"] == migrate.version_needed()
 
@@ -188,7 +189,7 @@ def test_any_flipped_bit_is_found(taken: Path, tmp_path: Path, share: float) -> 
     data[int(share * len(data))] ^= 1
     (tmp_path / "bad").write_bytes(data)
     with pytest.raises(BadBackup):
-        backup.check_backup(tmp_path / "bad")
+        restoring.check_backup(tmp_path / "bad")
 
 
 @pytest.mark.parametrize("keep", [0, 5, 100, -1])
@@ -203,7 +204,7 @@ async def test_cut_backup_restores_nothing(taken: Path, tmp_path: Path, dsn: str
 def test_backup_with_something_behind_it_is_refused(taken: Path, tmp_path: Path) -> None:
     (tmp_path / "bad").write_bytes(taken.read_bytes() + b"x")
     with pytest.raises(BadBackup):
-        backup.check_backup(tmp_path / "bad")
+        restoring.check_backup(tmp_path / "bad")
 
 
 async def test_backup_of_a_newer_schema_is_refused(taken: Path, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from repo_node import backup
+from repo_node import restore as restoring
 from repo_node.db import backups
 from sharding.backups import ShardBackups
 from sharding.errors import ShardFull
@@ -32,7 +32,7 @@ def backups_of(disk_paths: list[Path]) -> list[Path]:
 async def restore(dsn: str, path: Path) -> int:
     connection = await asyncpg.connect(dsn)
     try:
-        await backup.restore_backup(connection, path, lambda *_: None)
+        await restoring.restore_backup(connection, path, lambda *_: None)
         count: int = await connection.fetchval("SELECT count(*) FROM users")
         return count
     finally:
@@ -48,7 +48,7 @@ def test_node_keeps_the_last_backups_and_each_can_be_restored(one: RunningCluste
         wait_until(lambda: 2 <= len(backups_of(one.first.disks)) <= 2 * len(one.first.disks))
     latest = backups_of(one.first.disks)[-1]
     assert latest.stat().st_mode & 0o777 == 0o600
-    assert backup.check_backup(latest)["rows"]["users"] >= 1
+    assert restoring.check_backup(latest)["rows"]["users"] >= 1
     assert run_apart(restore(empty_dsn, latest)) >= 1
     recorded = {row["name"] for row in one.sql("SELECT name FROM backups")}
     assert recorded == {path.name for path in backups_of(one.first.disks)}

@@ -10,7 +10,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from repo_node.db import checks
+from repo_node.db import check_orders
 from repo_node.db.checks import CheckRows
 from repo_node.db.errors import CatalogueUnavailable
 from sharding.listing import FoundReplica
@@ -31,7 +31,7 @@ def rows(scene: Scene) -> CheckRows:
 async def order(scene: Scene, shard: int | None = None, **more: bool) -> tuple[UUID, int]:
     request = uuid4()
     options = {"dry_run": False, "repair": False, **more}
-    count = await checks.request_checks(
+    count = await check_orders.request_checks(
         scene.database, request, shard=shard, principal="alice", request_id="r", **options
     )
     return request, count
@@ -53,7 +53,7 @@ async def test_order_concerns_one_shard_or_all(scene: Scene) -> None:
 async def test_shard_nobody_can_look_at_is_left_out_and_told(scene: Scene, connection: asyncpg.Connection) -> None:
     await connection.execute("UPDATE nodes SET stopped_at = now() WHERE id = 'n2'")
     assert (await order(scene))[1] == 4
-    assert await checks.unreached_shards(scene.database) == [3, 4]
+    assert await check_orders.unreached_shards(scene.database) == [3, 4]
 
 
 async def test_checks_come_in_their_order_and_are_reported(scene: Scene, rows: CheckRows) -> None:
@@ -64,15 +64,15 @@ async def test_checks_come_in_their_order_and_are_reported(scene: Scene, rows: C
     assert one == CheckOrder(one.id, ONE, True, False)
     assert await rows.next_check([ONE, TWO]) == one, "whoever restarts begins it anew"
     await rows.note_progress(one.id, 3, 10)
-    [shown] = await checks.list_checks(scene.database, first)
+    [shown] = await check_orders.list_checks(scene.database, first)
     assert (shown.done, shown.total, shown.started_at is not None, shown.finished_at) == (3, 10, True, None)
     await rows.finish_check(one.id, {"files": 10}, None)
-    [shown] = await checks.list_checks(scene.database, first)
+    [shown] = await check_orders.list_checks(scene.database, first)
     assert (shown.report, shown.error, shown.finished_at is not None) == ({"files": 10}, None, True)
     two = await rows.next_check([ONE, TWO])
     assert two is not None and two == CheckOrder(two.id, TWO, False, True)
     await rows.finish_check(two.id, {}, "the disk is gone")
-    assert (await checks.list_checks(scene.database, second))[0].error == "the disk is gone"
+    assert (await check_orders.list_checks(scene.database, second))[0].error == "the disk is gone"
     assert await rows.next_check([ONE, TWO]) is None
 
 
@@ -83,7 +83,7 @@ async def test_last_reports_of_a_shard_are_kept(scene: Scene, rows: CheckRows) -
         current = await rows.next_check([ONE])
         assert current is not None
         await rows.finish_check(current.id, {}, None)
-    kept = [bool(await checks.list_checks(scene.database, request)) for request in requests]
+    kept = [bool(await check_orders.list_checks(scene.database, request)) for request in requests]
     assert kept == [False] * 5 + [True] * 20
 
 
@@ -269,10 +269,10 @@ async def test_found_file_is_entered_only_while_a_rebuild_is_on(
     scene: Scene, rows: CheckRows, connection: asyncpg.Connection
 ) -> None:
     file, digests = stray(), digests_of(b"stray")
-    assert not await checks.is_rebuild_on(scene.database)
+    assert not await check_orders.is_rebuild_on(scene.database)
     assert await rows.adopt(ONE, file, digests) == "refused"
     async with rebuild_on(connection):
-        assert await checks.is_rebuild_on(scene.database)
+        assert await check_orders.is_rebuild_on(scene.database)
         assert await rows.adopt(ONE, file, digests) == "found"
         assert await rows.adopt(ONE, file, digests) == "refused", "it has a row now"
         assert await rows.adopt(ShardId(3), stray(), digests) == "adopted"
