@@ -39,7 +39,7 @@ class LocalShard:
     def __init__(self, files: ShardFiles, executor: DiskExecutor) -> None:
         self._files = files
         self._executor = executor
-        self._directories = DirectorySync(executor, files.sync_all)
+        self._directories = DirectorySync(lambda directories: executor.begin(files.sync_all, directories))
 
     @property
     def id(self) -> ShardId:

@@ -77,7 +77,7 @@ async def fill(client: LedgerClient, count: int) -> None:
 
 
 async def test_200_blobs_wiped_from_a_shard_are_whole_again_in_their_places(three: Cluster) -> None:
-    hasten(three)
+    """By the default settings."""
     async with LedgerClient([three.url]) as client:
         await fill(client, 200)
         wiped = three.nodes[1].shards[0]
