@@ -992,12 +992,14 @@ $$;
 
 -- Remove those of p_blobs, candidates since p_since, to which nothing refers: rows at once, files by
 -- way of the removal list. The foreign keys have the last word: a reference this function does not know
--- of ends it with an error. SQLSTATE HF003: not the primary; HF005: deletions are held.
+-- of ends it with an error. SQLSTATE HF003: not the primary; HF005: deletions are held. Rows are found one
+-- by one: no estimate may turn a page into a look at the whole of a table.
 CREATE FUNCTION gc_collect(
     p_epoch bigint, p_token uuid, p_blobs bigint[], p_since timestamptz[], p_grace interval,
     OUT removed_blobs bigint, OUT removed_bytes bigint, OUT removed_files bigint, OUT referenced bigint
 )
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
     v_locked bigint[];
     v_gone   bigint[];
@@ -1018,8 +1020,8 @@ BEGIN
     -- these blobs from here on: every reference takes a lock on the blob.
     v_gone := ARRAY(
         SELECT l.id FROM unnest(v_locked) AS l (id)
-         WHERE NOT EXISTS (SELECT 1 FROM artifacts a WHERE a.blob_id = l.id)
-           AND NOT EXISTS (SELECT 1 FROM trash t WHERE t.blob_id = l.id)
+         WHERE (SELECT 1 FROM artifacts a WHERE a.blob_id = l.id LIMIT 1) IS NULL
+           AND (SELECT 1 FROM trash t WHERE t.blob_id = l.id LIMIT 1) IS NULL
     );
     INSERT INTO events (kind, sha256, principal, request_id, detail)
     SELECT 'gc', b.sha256, 'holdfast', '',
@@ -1047,7 +1049,7 @@ $$;
 -- Make candidates of those among the next p_max blobs after p_after to which nothing refers, though
 -- nobody said so; last is where the next call goes on, NULL behind the last blob.
 CREATE FUNCTION gc_feed(p_epoch bigint, p_token uuid, p_after bigint, p_max integer, OUT last bigint, OUT missed bigint)
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET enable_seqscan = off AS $$
 DECLARE
     v_page bigint[];
 BEGIN
@@ -1055,9 +1057,9 @@ BEGIN
     v_page := ARRAY(SELECT b.id FROM blobs b WHERE b.id > p_after ORDER BY b.id LIMIT p_max);
     INSERT INTO gc_candidates (blob_id, reason)
     SELECT p.id, 'missed' FROM unnest(v_page) AS p (id)
-     WHERE NOT EXISTS (SELECT 1 FROM artifacts a WHERE a.blob_id = p.id)
-       AND NOT EXISTS (SELECT 1 FROM trash t WHERE t.blob_id = p.id)
-       AND NOT EXISTS (SELECT 1 FROM gc_candidates c WHERE c.blob_id = p.id)
+     WHERE (SELECT 1 FROM artifacts a WHERE a.blob_id = p.id LIMIT 1) IS NULL
+       AND (SELECT 1 FROM trash t WHERE t.blob_id = p.id LIMIT 1) IS NULL
+       AND (SELECT 1 FROM gc_candidates c WHERE c.blob_id = p.id) IS NULL
      ORDER BY p.id
     ON CONFLICT (blob_id) DO NOTHING;
     GET DIAGNOSTICS missed = ROW_COUNT;
@@ -1570,10 +1572,10 @@ BEGIN
     queued := 0;
     FOR v_short IN
         SELECT b.id FROM blobs b
-         WHERE b.id = ANY (v_ids) AND NOT is_whole(b.id, b.redundancy, v_zones)
-           AND EXISTS (SELECT 1 FROM artifacts a WHERE a.blob_id = b.id)
-         ORDER BY b.sha256
+         WHERE b.id = ANY (v_ids) AND NOT is_whole(b.id, b.redundancy, v_zones) ORDER BY b.sha256
     LOOP
+        PERFORM 1 FROM artifacts a WHERE a.blob_id = v_short LIMIT 1;
+        CONTINUE WHEN NOT FOUND;
         PERFORM enqueue_repair(v_short, CASE WHEN v_short = ANY (v_changed) THEN 'redundancy' ELSE 'census' END);
         queued := queued + 1;
     END LOOP;

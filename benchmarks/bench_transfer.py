@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 from rich.console import Console
@@ -112,7 +113,7 @@ def cells_argument(text: str) -> list[Cell]:
 def check_disk(console: Console, arguments: argparse.Namespace) -> None:
     """Exit when the uploads may not fit; warn where fsync costs nothing."""
     arguments.data.mkdir(parents=True, exist_ok=True)
-    needed = sum(planned_bytes(cell, arguments.seconds) for cell in arguments.cells)
+    needed = arguments.best_of * sum(planned_bytes(cell, arguments.seconds) for cell in arguments.cells)
     free = shutil.disk_usage(arguments.data).free
     if needed > free:
         sys.exit(
@@ -143,13 +144,15 @@ def find_floor(console: Console, arguments: argparse.Namespace, doing: str) -> l
     return [Floor(found["parts"], found["growing_file_write"], put, get)]
 
 
-def run_round(console: Console, arguments: argparse.Namespace, pace: Pace, number: int) -> list[Figures]:
+def run_round(
+    console: Console, arguments: argparse.Namespace, pace: Pace, later: ExitStack, number: int
+) -> list[Figures]:
     """Measure every cell once on a fresh cluster."""
     figures = []
     keep = arguments.keep and number == arguments.best_of
     with (
         console.status("starting a cluster") as status,
-        open_cluster(arguments.data, arguments.port, arguments.auth, keep=keep) as cluster,
+        open_cluster(arguments.data, arguments.port, arguments.auth, later, keep=keep) as cluster,
         open_load(Target(cluster.url, cluster.authorization), arguments.processes) as load,
     ):
         status.update("warming up")
@@ -230,10 +233,10 @@ def main() -> None:
     floors: list[Floor] = []
     rounds: list[list[Figures]] = []
     try:
-        with open_pace() as pace:
+        with ExitStack() as later, open_pace() as pace:
             floors += find_floor(console, arguments, "measuring the floor")
             for number in range(1, arguments.best_of + 1):
-                rounds.append(run_round(console, arguments, pace, number))
+                rounds.append(run_round(console, arguments, pace, later, number))
         if not arguments.quick:
             floors += find_floor(console, arguments, "measuring the floor again")
     except (ClusterFailed, LoadFailed, ProcessLookupError, FileNotFoundError) as error:

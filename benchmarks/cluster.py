@@ -44,13 +44,18 @@ class BenchCluster:
 
 
 @contextmanager
-def open_cluster(parent: Path, port: int | None, authentication: str, *, keep: bool) -> Iterator[BenchCluster]:
-    """Start three nodes with redundancy 2 under ``parent``; stop and remove them afterwards unless ``keep``.
+def open_cluster(
+    parent: Path, port: int | None, authentication: str, later: ExitStack, *, keep: bool
+) -> Iterator[BenchCluster]:
+    """Start three nodes with redundancy 2 under ``parent``; stop them afterwards unless ``keep``.
 
-    ``authentication`` is token or basic. Raises ``ClusterFailed``.
+    Their files are removed by ``later``: for half a minute after many files were removed, ext4 takes longer to
+    make new ones. ``authentication`` is token or basic. Raises ``ClusterFailed``.
     """
     parent.mkdir(parents=True, exist_ok=True)
     directory = Path(tempfile.mkdtemp(prefix="cluster-", dir=parent))
+    if not keep:
+        later.callback(remove, directory)
     try:
         arguments = ["--nodes", "3", "--redundancy", "2", "--port", str(port or find_port()), "--data", str(directory)]
         run_holdfast("up", "--detach", *arguments)
@@ -64,7 +69,8 @@ def open_cluster(parent: Path, port: int | None, authentication: str, *, keep: b
         )
     finally:
         if not keep:
-            remove(directory)
+            with suppress(ClusterFailed):
+                run_holdfast("down", "--data", str(directory))
 
 
 def authorize(directory: Path, authentication: str) -> str:

@@ -49,6 +49,7 @@ from repo_node.node import Node
 from repo_node.repositories import Repositories
 from repo_node.settings import LiveSettings, SettingError
 from repo_node.trash import Trash
+from repo_node.web.admission import Admission
 from repo_node.web.context import SERVICES, Services
 from repo_node.web.lag import watch_lag
 from repo_node.web.listeners import listen_on, serving_internal, serving_metrics, serving_public
@@ -192,7 +193,8 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
             maintenance(name, database, store, membership, settings, metrics, leadership, owned)
         )
         node = Node(metrics, database, membership, topology, leadership)
-        services = Services(artifacts, repositories, Trash(database), authenticator, settings, metrics, config.http)
+        admission, trash = Admission(lambda: settings.now.requests_per_user_max), Trash(database)
+        services = Services(artifacts, repositories, trash, authenticator, settings, admission, metrics, config.http)
         await stack.enter_async_context(serving_public(public_app(services, node), config, node))
         await stack.enter_async_context(serving_metrics(metrics_app(node), config, node))
         yield node, beating

@@ -47,6 +47,10 @@ class Overloaded(RequestError):
     status = 503
 
 
+class TooManyRequests(RequestError):
+    status = 429
+
+
 class Unauthenticated(RequestError):
     status = 401
 
@@ -73,7 +77,7 @@ def answer_for(error: Exception) -> Answer | None:
     """Return the answer to a request that failed with ``error``; None for a fault of our own."""
     match error:
         case RequestError():
-            return Answer(error.status, str(error), error.status == 503)
+            return Answer(error.status, str(error), error.status in (429, 503))
         case BadPath():
             return Answer(400, f"Bad path: {error}.")
         case SettingError():

@@ -8,8 +8,8 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 from contextvars import ContextVar
-from datetime import UTC, datetime
 from typing import Any
 
 from repo_node.config import LogSection
@@ -22,7 +22,7 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         event: dict[str, Any] = {
-            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "at": f"{moment(record)}+00:00",
             "level": record.levelname.lower(),
             "logger": record.name,
             "event": record.getMessage(),
@@ -39,12 +39,17 @@ class TextFormatter(logging.Formatter):
     """The same for people; no text can begin a line of its own or reach the terminal as a control sequence."""
 
     def format(self, record: logging.LogRecord) -> str:
-        at = datetime.fromtimestamp(record.created, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+        at = f"{moment(record)}Z"
         facts = "".join(f" {key}={value}" for key, value in getattr(record, "facts", {}).items())
         lines = [f"{at} {record.levelname.lower():7} {request_id.get()} {record.getMessage()}{facts}"]
         if record.exc_info:
             lines += [f"    {line}" for line in self.formatException(record.exc_info).split("\n")]
         return "\n".join(line if line.isprintable() else "".join(map(text_escaped, line)) for line in lines)
+
+
+def moment(record: logging.LogRecord) -> str:
+    """Return when ``record`` was made, in UTC, to the millisecond."""
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03d}"
 
 
 def json_escaped(character: str) -> str:
@@ -60,6 +65,9 @@ def configure(section: LogSection) -> None:
     """Send every log of this process to standard error in the configured form."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonFormatter() if section.format == "json" else TextFormatter())
+    # What these formats do not show need not be found out for each line.
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
+    logging._srcfile = None  # the documented way to leave out the caller's place
     logging.basicConfig(level=section.level.upper(), handlers=[handler], force=True)
     logging.getLogger("asyncio").setLevel(logging.WARNING)
     logging.getLogger("aiohttp.access").setLevel(logging.CRITICAL)

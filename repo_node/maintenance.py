@@ -78,12 +78,18 @@ async def maintenance(
             # A runner that records a job's state is told of the request too.
             log.warning("requested runs could not be read", extra={"facts": {"cause": str(error)}})
 
+    def wake_all() -> None:
+        for name in runner.jobs:
+            runner.wake(name)
+
     membership.on_jobs = lambda: void(looks.start(look()))
+    # What only the primary does has been idle here until now, and may have waited for long.
+    leadership.on_elected = wake_all
     runner.start()
     try:
         yield runner
     finally:
-        membership.on_jobs = lambda: None
+        membership.on_jobs = leadership.on_elected = lambda: None
         await looks.close(0)
         await runner.close()
         await copies.close()

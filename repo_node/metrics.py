@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Generic, TypeVar
+
 from prometheus_client import (
     CollectorRegistry,
     Counter,
@@ -20,6 +22,24 @@ from repo_node.healing_metrics import HealingMetrics
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 FAST_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
+
+
+M = TypeVar("M", Counter, Histogram)
+
+
+class Labelled(Generic[M]):
+    """A metric whose children are found by one look-up: its own ``labels`` makes text of each and takes a lock."""
+
+    def __init__(self, metric: M) -> None:
+        self._metric: M = metric
+        self._children: dict[tuple[object, ...], M] = {}
+
+    def labels(self, *values: object) -> M:
+        """Return the child with these label values."""
+        child = self._children.get(values)
+        if child is None:
+            child = self._children[values] = self._metric.labels(*values)
+        return child
 
 
 class Metrics:
@@ -42,15 +62,19 @@ class Metrics:
         self.audits = AuditMetrics(registry)
 
     def _http(self, registry: CollectorRegistry) -> None:
-        self.requests = Counter(
-            "holdfast_http_requests_total", "Requests answered", ["method", "route", "status"], registry=registry
+        self.requests = Labelled(
+            Counter(
+                "holdfast_http_requests_total", "Requests answered", ["method", "route", "status"], registry=registry
+            )
         )
-        self.request_seconds = Histogram(
-            "holdfast_http_request_duration_seconds",
-            "Time from a request's head to the end of its answer",
-            ["method", "route"],
-            buckets=SECONDS,
-            registry=registry,
+        self.request_seconds = Labelled(
+            Histogram(
+                "holdfast_http_request_duration_seconds",
+                "Time from a request's head to the end of its answer",
+                ["method", "route"],
+                buckets=SECONDS,
+                registry=registry,
+            )
         )
         self.in_flight = Gauge("holdfast_http_requests_in_flight", "Requests being answered", registry=registry)
         self.received_bytes = Counter("holdfast_http_received_bytes_total", "Body bytes received", registry=registry)
@@ -63,12 +87,14 @@ class Metrics:
         )
 
     def _store(self, registry: CollectorRegistry) -> None:
-        self.upload_seconds = Histogram(
-            "holdfast_upload_stage_duration_seconds",
-            "Time of each stage of an upload: receive, store, commit",
-            ["stage"],
-            buckets=SECONDS,
-            registry=registry,
+        self.upload_seconds = Labelled(
+            Histogram(
+                "holdfast_upload_stage_duration_seconds",
+                "Time of each stage of an upload: receive, store, commit",
+                ["stage"],
+                buckets=SECONDS,
+                registry=registry,
+            )
         )
         self.uploads = Counter(
             "holdfast_uploads_total", "Uploads by how their commit ended", ["outcome"], registry=registry
@@ -79,12 +105,14 @@ class Metrics:
             "Uploads acknowledged with fewer copies, or in fewer zones, than wanted",
             registry=registry,
         )
-        self.shard_seconds = Histogram(
-            "holdfast_shard_operation_duration_seconds",
-            "Time of each operation on a shard, own or of a peer",
-            ["shard", "operation"],
-            buckets=FAST_SECONDS,
-            registry=registry,
+        self.shard_seconds = Labelled(
+            Histogram(
+                "holdfast_shard_operation_duration_seconds",
+                "Time of each operation on a shard, own or of a peer",
+                ["shard", "operation"],
+                buckets=FAST_SECONDS,
+                registry=registry,
+            )
         )
         self.shard_errors = Counter(
             "holdfast_shard_errors_total",
@@ -115,12 +143,14 @@ class Metrics:
         )
 
     def _database(self, registry: CollectorRegistry) -> None:
-        self.query_seconds = Histogram(
-            "holdfast_database_query_duration_seconds",
-            "Time of each statement, with its wait for a connection",
-            ["query"],
-            buckets=FAST_SECONDS,
-            registry=registry,
+        self.query_seconds = Labelled(
+            Histogram(
+                "holdfast_database_query_duration_seconds",
+                "Time of each statement, with its wait for a connection",
+                ["query"],
+                buckets=FAST_SECONDS,
+                registry=registry,
+            )
         )
         self.query_errors = Counter(
             "holdfast_database_query_errors_total", "Statements that failed", ["query", "outcome"], registry=registry

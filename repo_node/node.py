@@ -69,6 +69,9 @@ class Node:
     def primary(self) -> LeaseRow | None:
         return self._leadership.seen
 
+    def deletion_holds(self) -> tuple[str, ...]:
+        return self._leadership.holds
+
     def refresh_gauges(self) -> None:
         metrics, view, rows = self.metrics, self._topology.view, self._membership.rows
         size, idle = self.database.connections

@@ -8,10 +8,10 @@ lost interest says so with ``CANCEL``. Pure: no I/O.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 from struct import Struct
 from struct import error as StructError
+from typing import NamedTuple
 from uuid import UUID
 
 from xxhash import xxh3_64_digest
@@ -56,8 +56,7 @@ class Kind(IntEnum):
     REFUSED = 18
 
 
-@dataclass(frozen=True, slots=True)
-class Put:
+class Put(NamedTuple):
     """Store a small blob. ``digest`` is xxh3-64 of the bytes that were sent."""
 
     name: BlobName
@@ -65,8 +64,7 @@ class Put:
     digest: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Read:
+class Read(NamedTuple):
     """Read ``length`` bytes from ``offset`` of a blob of ``size`` bytes."""
 
     name: BlobName
@@ -75,22 +73,19 @@ class Read:
     length: int
 
 
-@dataclass(frozen=True, slots=True)
-class Sizes:
+class Sizes(NamedTuple):
     """Tell the size of each file."""
 
     names: tuple[BlobName, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Delete:
+class Delete(NamedTuple):
     """Remove one generation."""
 
     name: BlobName
 
 
-@dataclass(frozen=True, slots=True)
-class ReadStaged:
+class ReadStaged(NamedTuple):
     """Read bytes of a blob that is being staged."""
 
     generation: Generation
@@ -101,8 +96,7 @@ class ReadStaged:
 Request = Put | Read | Sizes | Delete | ReadStaged
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(NamedTuple):
     """A request, the shard it is for, and the request id of the client behind it."""
 
     shard: UUID
@@ -121,8 +115,7 @@ class Call:
                 return 0
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(NamedTuple):
     """One message as it arrived."""
 
     number: int

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
-from concurrent.futures import Executor
 from functools import partial
 
 Waiters = dict[str, list[asyncio.Future[None]]]
@@ -18,11 +17,10 @@ Waiters = dict[str, list[asyncio.Future[None]]]
 class DirectorySync:
     """Share the fsyncs of the directories of one shard.
 
-    ``sync_all`` fsyncs the directories it is given, and returns the error of each that failed.
+    ``sync_all`` begins to fsync the directories it is given; it will return the error of each that failed.
     """
 
-    def __init__(self, executor: Executor, sync_all: Callable[[tuple[str, ...]], Mapping[str, OSError]]) -> None:
-        self._executor = executor
+    def __init__(self, sync_all: Callable[[tuple[str, ...]], asyncio.Future[Mapping[str, OSError]]]) -> None:
         self._sync_all = sync_all
         self._gathering: Waiters = {}
         self._running = False
@@ -49,7 +47,7 @@ class DirectorySync:
     def _start(self) -> None:
         group, self._gathering = self._gathering, {}
         try:
-            run = asyncio.wrap_future(self._executor.submit(self._sync_all, tuple(group)))
+            run = self._sync_all(tuple(group))
         except Exception as error:
             _settle(group, dict.fromkeys(group, OSError(str(error))))
             return

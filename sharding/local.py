@@ -17,7 +17,7 @@ from typing import ParamSpec, TypeVar
 from sharding.directory_sync import DirectorySync
 from sharding.disk import DiskBusy, DiskExecutor
 from sharding.disk_errors import LOOKING, WRITING, shard_error, translated
-from sharding.errors import ShardError, ShardRefused, ShardUnavailable
+from sharding.errors import ShardError, ShardFull, ShardRefused, ShardUnavailable
 from sharding.files import ShardFiles
 from sharding.identity import ShardIdentity, claim
 from sharding.listing import ShardListing
@@ -42,7 +42,7 @@ class LocalShard:
     def __init__(self, files: ShardFiles, executor: DiskExecutor) -> None:
         self.files = files
         self._executor = executor
-        self._directories = DirectorySync(executor, files.sync_all)
+        self._directories = DirectorySync(lambda directories: executor.begin(files.sync_all, directories))
         self._rereader = Rereader(files)
         self._quarantine = Quarantine(files)
 
@@ -113,12 +113,16 @@ class LocalShard:
         await self.run(self.files.epochs.see, epoch)
 
     async def remove(self, names: Sequence[BlobName], *, epoch: int) -> list[int | None]:
-        await self.see_epoch(epoch)
+        # No room for the epoch is no reason to keep what takes the room: a full disk notes it afterwards.
+        with suppress(ShardFull):
+            await self.see_epoch(epoch)
         found = await self.sizes(names)
         changed = await self.run(lambda: {part for name in names for part in self.files.remove(name)})
         await self.sync(sorted(changed))
         if any(size is not None for size in await self.sizes(names)):
             raise ShardUnavailable(self.id, "a file is still there after its removal")
+        with suppress(ShardFull):
+            await self.see_epoch(epoch)
         return found
 
     async def close(self, timeout_seconds: float = CLOSE_SECONDS) -> None:

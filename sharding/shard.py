@@ -106,7 +106,7 @@ class Epochs(Protocol):
     """The optional ability of a shard to tell primaries apart; only an owner has it.
 
     An epoch is the term of office of one primary node: a later one is higher. The shard remembers the
-    highest it ever saw, durably, before it acts on it.
+    highest it ever saw, durably, before it acts on it, unless its disk is full.
     """
 
     async def epoch(self) -> int:

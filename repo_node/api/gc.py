@@ -49,7 +49,7 @@ async def read_state(request: web.Request) -> web.StreamResponse:
     backlog = await RemovalRows(database).backlog(list(node.cluster().shards))
     return json_response(
         {
-            "primary": None if primary is None else {"node": primary.holder, "epoch": primary.epoch},
+            "primary": None if primary is None or primary.expired else {"node": primary.holder, "epoch": primary.epoch},
             "holds": [
                 {"reason": one.reason, "detail": one.detail, "since": timestamp(one.since)}
                 for one in await holds.read(database)

@@ -10,7 +10,6 @@ import asyncio
 import base64
 import binascii
 import hashlib
-import hmac
 import secrets
 import time
 from collections import OrderedDict
@@ -98,7 +97,7 @@ class Authenticator:
         # No user name has a NUL, so that a bearer's secret is never taken for a user's password.
         user = "\0" if credentials.user is None else credentials.user
         text = f"{user}\0{credentials.secret}"
-        return hmac.new(self._key, text.encode("utf-8", "surrogateescape"), hashlib.sha256).digest()
+        return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=32, key=self._key).digest()
 
     async def _check(self, credentials: Credentials) -> tuple[Principal, float]:
         if tokens.looks_like_token(credentials.secret):

@@ -46,7 +46,10 @@ def gc(ctx: click.Context, connection: ConnectionOptions, dry_run: bool, as_json
     if dry_run:
         show_dry_run(run_call(connection, dry_run_of), as_json=as_json)
         return
-    refuse_while_held(run_call(connection, lambda client: client.call("GET", GC_PATH), "holds"))
+    state = run_call(connection, lambda client: client.call("GET", GC_PATH), "holds", "primary")
+    refuse_while_held(state)
+    if state["primary"] is None:
+        raise click.ClickException("no node is the primary just now; one is elected within seconds: try again")
     try:
         ended = asyncio.run(wait_for_runs(find_endpoint(connection), "gc", None))
     except ClientError as error:
@@ -133,7 +136,7 @@ def gc_status(connection: ConnectionOptions, as_json: bool) -> None:
         click.echo(json.dumps(state, indent=2))
         return
     primary, removals = state["primary"], state["removals"]
-    where = "none yet" if primary is None else f"{primary['node']} (epoch {primary['epoch']})"
+    where = "none just now" if primary is None else f"{primary['node']} (epoch {primary['epoch']})"
     click.echo(printable(f"Primary node: {where}"))
     click.echo(f"Listed for removal: {say_count(removals['files'], 'file')}, {say_bytes(removals['bytes'])}")
     for one in state["holds"]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from aiofiles.threadpool import wrap
+
 from repo_node.client.digests import FileDigests, hash_file, read_state
 from repo_node.client.errors import BadAnswer, LocalFailure, Refused, Unreachable, WrongBytes
 from repo_node.client.paths import RemotePath
@@ -98,7 +100,7 @@ class FileBody:
     """
 
     def __init__(self, file: BinaryIO, size: int, on_piece: Callable[[int], None]) -> None:
-        self._file = file
+        self._file = wrap(file)
         self._size = size
         self._on_piece = on_piece
         self.failure: LocalFailure | None = None
@@ -108,7 +110,7 @@ class FileBody:
         left = self._size
         while left:
             try:
-                piece = await asyncio.to_thread(self._file.read, min(left, PIECE_BYTES))
+                piece = await self._file.read(min(left, PIECE_BYTES))
             except OSError as error:
                 self.failure = LocalFailure.of(error, "the file cannot be read")
                 raise self.failure from error

@@ -16,6 +16,9 @@ from sharding.shard import Epochs
 
 log = logging.getLogger("holdfast.cluster")
 
+OWN_SECONDS = 1.0
+"""How long a disk of this node's own may take: one that hangs must not keep the cluster from having a primary."""
+
 
 class ShardEpochs:
     """The epochs on the shards of the cluster, as far as they can be reached in ``seconds``."""
@@ -35,21 +38,32 @@ class ShardEpochs:
 
     async def own_highest(self) -> int:
         """Return the highest epoch on this node's shards. A shard that does not answer says nothing."""
-        found = await asyncio.gather(*(shard.epoch() for shard in self._own().values()), return_exceptions=True)
-        return max((epoch for epoch in found if isinstance(epoch, int)), default=0)
+        return max(await asyncio.gather(*map(self._ask_own, self._own().values())), default=0)
+
+    async def _ask_own(self, shard: Epochs) -> int:
+        try:
+            async with asyncio.timeout(OWN_SECONDS):
+                return await shard.epoch()
+        except (ShardError, TimeoutError):
+            return 0
 
     async def see(self, epoch: int) -> None:
         """Let this node's shards remember ``epoch``. Raises ``EpochOver`` when one knows a later one."""
-        refused = False
-        for shard in self._own().values():
-            try:
-                await shard.see_epoch(epoch)
-            except ShardRefused:
-                refused = True
-            except ShardError as error:
-                log.warning("a shard could not note the primary's epoch", extra={"facts": {"cause": str(error)}})
-        if refused:
+        if not all(await asyncio.gather(*(self._see_own(shard, epoch) for shard in self._own().values()))):
             raise EpochOver(await self.own_highest())
+
+    async def _see_own(self, shard: Epochs, epoch: int) -> bool:
+        try:
+            async with asyncio.timeout(OWN_SECONDS):
+                await shard.see_epoch(epoch)
+        except ShardRefused as error:
+            log.info("a shard refused an epoch", extra={"facts": {"epoch": epoch, "cause": str(error)}})
+            # Refused by a disk that takes no writes, it is no proof of a later primary.
+            return await self._ask_own(shard) <= epoch
+        except (ShardError, TimeoutError) as error:
+            facts = {"epoch": epoch, "cause": str(error) or "it does not answer"}
+            log.info("a shard could not note the primary's epoch", extra={"facts": facts})
+        return True
 
     async def highest(self, seconds: float) -> int:
         """Return the highest epoch on all shards that answer within ``seconds``, peers' too."""

@@ -63,6 +63,8 @@ class Leadership:
         self._leaving = False
         self.seen: LeaseRow | None = None
         """The lease as this node last read it, for those who look at it."""
+        self.on_elected: Callable[[], None] = lambda: None
+        """Called when this node has become the primary."""
         self.holds: tuple[str, ...] = ()
         """The reasons for which deletions were held then."""
 
@@ -130,6 +132,8 @@ class Leadership:
         log.info("this node is the primary", extra={"facts": {"node": self._node, "epoch": epoch}})
         await self._hold_from(connection, asked_at)
         self._steady_since = asked_at
+        if self.lease is not None:
+            self.on_elected()
 
     async def _renew(self, connection: asyncpg.Connection) -> bool:
         """Stay the primary; False when this node is it no more."""

@@ -15,9 +15,10 @@ from sharding.maintenance.gc import Candidate, Collected, Count, Page
 ALLOWANCE_HOURS = 24
 """How long after its release a hold's allowance is good for."""
 
+# Not EXISTS, which the planner may answer by hashing a whole table.
 REFERENCED = """
-    (EXISTS (SELECT 1 FROM artifacts a WHERE a.blob_id = c.blob_id)
-     OR EXISTS (SELECT 1 FROM trash t WHERE t.blob_id = c.blob_id))
+    ((SELECT 1 FROM artifacts a WHERE a.blob_id = c.blob_id LIMIT 1) IS NOT NULL
+     OR (SELECT 1 FROM trash t WHERE t.blob_id = c.blob_id LIMIT 1) IS NOT NULL)
 """
 # Pages are cut by id alone, so that each is read in bounded time however few of it are due.
 COUNT = Statement(

@@ -26,9 +26,9 @@ BATCH = Statement(
     """
     SELECT r.generation, b.id AS blob_id, b.uid, b.sha256, b.size, b.redundancy,
            substring(b.block_digests FROM 1 FOR 512) AS first_digests
-      FROM replicas r JOIN blobs b ON b.id = r.blob_id
-     WHERE r.shard_id = $1 AND r.generation > $2 AND r.state = 'live'
-     ORDER BY r.generation LIMIT $3
+      FROM (SELECT generation, blob_id FROM replicas
+             WHERE shard_id = $1 AND generation > $2 AND state = 'live' ORDER BY generation LIMIT $3) AS r
+      JOIN blobs b ON b.id = r.blob_id ORDER BY r.generation
     """,
 )
 # A pass serves the ring it began for: one that changes under it makes another pass due.

@@ -16,6 +16,7 @@ from repo_node.paths import ArtifactPath, Target, artifact_path
 from repo_node.repositories import Repositories
 from repo_node.settings import LiveSettings
 from repo_node.trash import Trash
+from repo_node.web.admission import Admission
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +28,7 @@ class Services:
     trash: Trash
     authenticator: Authenticator
     settings: LiveSettings
+    admission: Admission
     metrics: Metrics
     http: HttpSection
 

@@ -60,8 +60,11 @@ async def handle(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         if REFUSED in request:
             raise request[REFUSED]
+        if permission_of(request) is Permission.PUBLIC:
+            return await handler(request)
         await authorise(request)
-        return await handler(request)
+        with request.app[SERVICES].admission.admitted(request[PRINCIPAL].name):
+            return await handler(request)
     except web.HTTPException as error:
         return refuse(request, Answer(error.status, error.reason), error.headers)
     except ConnectionError:
@@ -72,10 +75,7 @@ async def handle(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 async def authorise(request: web.Request) -> None:
     """Prove who the client is and that the route allows them. Raises ``Unauthenticated``, ``Forbidden``."""
-    permission = permission_of(request)
-    if permission is Permission.PUBLIC:
-        return
-    services = request.app[SERVICES]
+    permission, services = permission_of(request), request.app[SERVICES]
     try:
         principal = await services.authenticator.authenticate(request.headers)
     except Unauthenticated:

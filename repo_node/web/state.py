@@ -44,5 +44,9 @@ class NodeState(Protocol):
         """Return the lease of the primary node as last read, None before the first."""
         ...
 
+    def deletion_holds(self) -> tuple[str, ...]:
+        """Return the reasons for which deletions were held when last looked at."""
+        ...
+
 
 NODE = web.AppKey("node", NodeState)

@@ -43,6 +43,9 @@ class Copied:
     failures: tuple[ShardError, ...]
     moved_bytes: int
 
+    def __add__(self, other: Copied) -> Copied:
+        return Copied(self.copies + other.copies, self.failures + other.failures, self.moved_bytes + other.moved_bytes)
+
 
 class Copier:
     """Makes copies for one job, under its throttle. ``view`` is asked anew for every blob."""

@@ -7,6 +7,7 @@ removed stays on it. A shard that is not open here waits for the node that has i
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -23,6 +24,9 @@ log = logging.getLogger(__name__)
 
 FILES_MAX = 200
 """Files one step removes from one shard."""
+
+SHARD_SECONDS_MAX = 60.0
+"""A disk that takes longer for one step hangs; the other shards' files do not wait for it."""
 
 LOOK_HOLDS_SECONDS = 10.0
 """A look at the list older than this is not acted upon: whoever was frozen looks again."""
@@ -126,9 +130,10 @@ class Removal:
         """Remove what is due on a shard and return how many files that were; 0 when it has to wait."""
         # First the shard, then the database, whose epoch can only have grown meanwhile, unless it forgot.
         try:
-            known = await shard.epoch()
-        except ShardError as error:
-            log.warning("removals of shard %s wait: %s", id, error)
+            async with asyncio.timeout(SHARD_SECONDS_MAX):
+                known = await shard.epoch()
+        except (ShardError, TimeoutError) as error:
+            log.warning("removals of shard %s wait: %s", id, error or "it does not answer")
             return 0
         looked_at = self._clock()
         due = await self._list.due(id, FILES_MAX)
@@ -149,13 +154,17 @@ class Removal:
     async def _remove(self, id: ShardId, shard: Epochs, due: DueRemovals) -> int:
         try:
             await self._remove_together(id, shard, due.epoch, due.files)
+        except TimeoutError:
+            log.warning("removals of shard %s wait: it does not answer", id)
+            return 0
         except ShardError as error:
             log.warning("removals of shard %s failed, and are tried one by one: %s", id, error)
             await self._remove_apart(id, shard, due)
         return len(due.files)
 
     async def _remove_together(self, id: ShardId, shard: Epochs, epoch: int, files: Sequence[ListedFile]) -> None:
-        freed = await shard.remove([file.name for file in files], epoch=epoch)
+        async with asyncio.timeout(SHARD_SECONDS_MAX):
+            freed = await shard.remove([file.name for file in files], epoch=epoch)
         await self._list.done(id, [file.name.generation for file in files])
         for reason, count, count_bytes in by_reason(files, freed):
             self._observer.observe_removal(reason, count, count_bytes)
@@ -166,7 +175,7 @@ class Removal:
         for file in due.files:
             try:
                 await self._remove_together(id, shard, due.epoch, [file])
-            except ShardError as error:
+            except (ShardError, TimeoutError) as error:
                 log.debug("removal of %s from shard %s waits: %s", file.name, id, error)
                 failed.append(file.name.generation)
         if failed:

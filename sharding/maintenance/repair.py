@@ -15,12 +15,19 @@ from typing import Protocol
 
 from sharding.errors import BlobUnavailable
 from sharding.janitor import Janitor
-from sharding.maintenance.catalogue import Claim, NotSettled, RepairCatalogue, Repaired, RepairOutcome
+from sharding.maintenance.catalogue import (
+    Claim,
+    NotSettled,
+    RepairCatalogue,
+    Repaired,
+    RepairOutcome,
+    StoredBlob,
+)
 from sharding.maintenance.copier import Copied, Copier
 from sharding.maintenance.job import Progress, Step
 from sharding.maintenance.placement import missing_homes
 from sharding.maintenance.throttle import Throttle
-from sharding.model import BlobName, Generation
+from sharding.model import BlobName, Generation, Replica, ShardId
 from sharding.tasks import run_all, stop
 from sharding.view import StoreView
 
@@ -33,6 +40,9 @@ BATCH_BYTES = 256 << 20
 COPIES_AT_ONCE = 8
 FASTER_PER_COPY = 4
 """By how much the allowed rate grows with every further copy that is missing."""
+
+ROUNDS_MAX = 3
+"""How often a blob is copied to further shards in place of those that failed."""
 
 HASTENED_MAX = 10_000
 BACKLOG_SECONDS = 5.0
@@ -154,9 +164,6 @@ class Repair:
             self._urgent[claim.blob.id] = max(1, claim.blob.redundancy - claim.good)
             try:
                 return await self._copy(claim)
-            except BlobUnavailable as error:
-                log.warning("no copy to repair from: %s", error)
-                return NOTHING, "no_source"
             except Exception as error:
                 # One blob must not keep the others of its batch from being repaired.
                 log.warning("blob %s was not repaired", claim.blob.sha256.hex(), exc_info=error)
@@ -169,14 +176,29 @@ class Repair:
         blob, held = claim.blob, {replica.shard for replica in claim.replicas if replica.counts}
         if blob.size == 0:
             return NOTHING, None
-        targets = missing_homes(self._view(), blob.uid, blob.redundancy, held)
-        short = len(held) + len(targets) < blob.redundancy
-        if not targets:
-            return NOTHING, "no_place" if short else None
-        if not claim.replicas:
-            return NOTHING, "no_source"
-        copied = await self._copier.copy(blob, claim.replicas, targets)
-        return copied, "failed" if copied.failures else "no_place" if short else None
+        made, failed = NOTHING, set[ShardId]()
+        try:
+            for _ in range(ROUNDS_MAX):
+                have = held | {copy.shard for copy in made.copies}
+                targets = missing_homes(self._view(), blob.uid, blob.redundancy, have, avoid=failed)
+                if not targets:
+                    short = len(have) < blob.redundancy
+                    return made, "no_place" if short and not failed else "failed" if short else None
+                if not claim.replicas:
+                    return made, "no_source"
+                made += (copied := await self._copier.copy(blob, claim.replicas, targets))
+                # A shard that fails gets no second try: the ring has others, and this one a next time.
+                failed |= {target.shard for target in targets} - {copy.shard for copy in copied.copies}
+                if not copied.failures:
+                    break
+        except BlobUnavailable as error:
+            log.warning("no copy to repair from: %s", error)
+            return made, "no_source"
+        except BaseException:
+            self._remove(blob, made.copies)
+            raise
+        missing = blob.redundancy - len(held) - len(made.copies)
+        return made, ("failed" if failed else "no_place") if missing > 0 else None
 
     def _retry_seconds(self, claim: Claim) -> float:
         limits = self._limits()
@@ -198,6 +220,8 @@ class Repair:
     def _drop(self, repaired: Sequence[Repaired], adopted: Collection[Generation]) -> None:
         """Remove copies of our own, but for those that are the blobs' now."""
         for one in repaired:
-            for copy in one.copies:
-                if copy.generation not in adopted:
-                    self._janitor.delete_replica(copy.shard, BlobName(one.claim.blob.sha256, copy.generation))
+            self._remove(one.claim.blob, [copy for copy in one.copies if copy.generation not in adopted])
+
+    def _remove(self, blob: StoredBlob, copies: Sequence[Replica]) -> None:
+        for copy in copies:
+            self._janitor.delete_replica(copy.shard, BlobName(blob.sha256, copy.generation))

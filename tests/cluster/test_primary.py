@@ -133,4 +133,8 @@ async def test_garbage_leaves_every_disk_and_nothing_else_does_while_primaries_d
     assert client.ledger.wrong == []
     events = quick.query("SELECT count(*) AS n, count(DISTINCT sha256) AS d FROM events WHERE kind = 'gc'")[0]
     assert events["n"] >= 48
+    epochs = [
+        row[0] for row in quick.query("SELECT (detail ->> 'epoch')::int FROM events WHERE kind = 'gc' ORDER BY id")
+    ]
+    assert epochs == sorted(epochs) and len(set(epochs)) > 1, "no older primary committed after a younger one"
     assert quick.query("SELECT count(*) FROM holds")[0][0] == 0

@@ -7,7 +7,6 @@ import os
 import socket
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import replace
 from pathlib import Path
 
 import aiohttp
@@ -234,7 +233,7 @@ async def test_put_is_refused_when_bytes_changed_on_the_way(listener: Listener, 
     data = os.urandom(1000)
     put = calls.put_request(make_name(data), data)
     with pytest.raises(ReplicaCorrupt):
-        await listener.shard_calls().call(replace(put, data=data[:-1] + b"x"))
+        await listener.shard_calls().call(put._replace(data=data[:-1] + b"x"))
     assert replica_files(shard_root) == []
     await listener.shard_calls().call(put)
     assert [path.read_bytes() for path in replica_files(shard_root)] == [data]

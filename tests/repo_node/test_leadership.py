@@ -32,15 +32,23 @@ class MemoryEpochs:
     def __init__(self, known: int = 0) -> None:
         self.known = known
         self.dead = False
+        self.hangs = False
+        self.takes_no_writes = False
 
     async def epoch(self) -> int:
-        if self.dead:
-            raise ShardUnavailable(ShardId(1), "dead")
+        await self._answer()
         return self.known
 
-    async def see_epoch(self, epoch: int) -> None:
+    async def _answer(self) -> None:
+        if self.hangs:
+            await asyncio.sleep(3600)
         if self.dead:
             raise ShardUnavailable(ShardId(1), "dead")
+
+    async def see_epoch(self, epoch: int) -> None:
+        await self._answer()
+        if self.takes_no_writes and epoch > self.known:
+            raise ShardRefused(ShardId(1), "read-only")
         if epoch < self.known:
             raise ShardRefused(ShardId(1), "over")
         self.known = epoch
@@ -245,6 +253,35 @@ async def test_ordinary_elections_prove_no_lost_history(a: Contender, b: Contend
 async def test_dead_shard_keeps_nobody_from_being_elected(a: Contender) -> None:
     a.shard.dead = True
     assert await a.turn() == 1
+
+
+async def test_disk_that_hangs_keeps_nobody_from_being_and_staying_the_primary(
+    a: Contender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("repo_node.cluster.epochs.OWN_SECONDS", 0.02)
+    a.shard.hangs = True
+    for _ in range(3):
+        assert await a.turn() == 1
+
+
+async def test_disk_that_takes_no_writes_is_no_proof_of_a_later_primary(
+    a: Contender, connection: asyncpg.Connection
+) -> None:
+    a.shard.takes_no_writes = True
+    for _ in range(3):
+        assert await a.turn() == 1
+    assert await connection.fetchval("SELECT count(*) FROM holds") == 0
+
+
+async def test_election_is_told_to_who_waits_for_it(a: Contender) -> None:
+    told = []
+    a.leadership.on_elected = lambda: told.append(a.leadership.epoch)
+    await a.turn()
+    await a.turn()
+    assert told == [1]
+    await asyncio.sleep(SECONDS + 0.1)
+    await a.turn()
+    assert told == [1, 2]
 
 
 async def test_election_goes_on_while_the_database_comes_and_goes(a: Contender, connection: asyncpg.Connection) -> None:

@@ -16,8 +16,11 @@ from repo_node.web.body import RateFloor
 from tests.postgres import TestServer
 from tests.repo_node.http import RawConnection
 from tests.repo_node.nodes import (
+    PASSWORD,
     RunningCluster,
+    basic,
     configure,
+    errors_of,
     free_address,
     new_path,
     prepare,
@@ -276,5 +279,25 @@ def test_more_uploads_than_allowed_are_503_before_their_body(one: RunningCluster
         second.send_head("PUT", new_path(), "Expect: 100-continue", "Content-Length: 10")
         status, headers = second.read_head()
         assert (status, headers["retry-after"]) == (503, "2")
+        first.send(bytes(10))
+        assert first.read_head()[0] == 201
+
+
+def test_more_requests_of_one_user_than_allowed_are_429_and_other_users_go_on(one: RunningCluster) -> None:
+    path = new_path()
+    other = one.with_token("read", "write")
+    one.sql("INSERT INTO users (name, password_hash) SELECT 'second', password_hash FROM users WHERE name = 'admin'")
+    second = one.first.client(basic("second", PASSWORD))
+    with one.settings(requests_per_user_max=2), one.admin.raw() as first:
+        first.send_head("PUT", path, "Content-Length: 10")
+        with one.admin.raw() as waiting:
+            waiting.send_head("PUT", new_path(), "Content-Length: 10")
+            wait_until(lambda: one.first.metric("holdfast_uploads_in_flight") == 2)
+            refused = one.admin.get(path)
+            assert errors_of(refused)[0] == 429 and refused.headers["Retry-After"] == "2"
+            assert other.get(path).status == 429, "a token is its user"
+            assert second.get("/artifactory/api/repositories").status != 429
+            assert one.first.client().get("/artifactory/api/system/ping").status == 200
+        wait_until(lambda: one.first.metric("holdfast_uploads_in_flight") == 1)
         first.send(bytes(10))
         assert first.read_head()[0] == 201

@@ -148,6 +148,8 @@ def test_hold_is_told_and_released(cluster: RunningCluster) -> None:
     assert admin.post_json(f"{GC}/hold", {}).json() == {"placed": False}
     [hold] = admin.get(GC).json()["holds"]
     assert hold["reason"] == "operator" and "restoring" in hold["detail"]
+    wait_until(lambda: admin.get("/artifactory/api/holdfast/status").json()["deletion_holds"] == ["operator"])
+    assert "Deletions are held (operator)" in holdfast(cluster, "status")
     assert b"is held" in admin.request("POST", "/artifactory/api/system/storage/gc").body
     wait_until(lambda: b'holdfast_deletions_held{reason="operator"} 1' in admin.get("/metrics").body)
     assert admin.post_json(f"{GC}/release", {}).json() == {"released": ["operator"]}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import errno
 from collections.abc import Mapping
-from concurrent.futures import Executor, Future
 from typing import Any
 
 import pytest
@@ -13,18 +12,18 @@ import pytest
 from sharding.directory_sync import DirectorySync
 
 
-class Stepper(Executor):
-    """An executor that runs nothing by itself: the test ends each fsync run."""
+class Stepper:
+    """A disk that syncs nothing by itself: the test ends each fsync run."""
 
     def __init__(self) -> None:
-        self.runs: list[tuple[tuple[str, ...], Future[Any]]] = []
+        self.runs: list[tuple[tuple[str, ...], asyncio.Future[Any]]] = []
         self.closed = False
 
-    def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+    def sync_all(self, directories: tuple[str, ...]) -> asyncio.Future[Any]:
         if self.closed:
             raise RuntimeError("closed")
-        future: Future[Any] = Future()
-        self.runs.append((args[0], future))
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.runs.append((directories, future))
         return future
 
     async def end(self, run: int, failures: Mapping[str, OSError] | None = None) -> None:
@@ -44,7 +43,7 @@ def disk() -> Stepper:
 
 @pytest.fixture
 def directories(disk: Stepper) -> DirectorySync:
-    return DirectorySync(disk, lambda _: {})
+    return DirectorySync(disk.sync_all)
 
 
 async def begin(directories: DirectorySync, *names: str) -> asyncio.Task[None]:

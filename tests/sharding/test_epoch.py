@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from sharding.epoch import EPOCH_DRAFT, EPOCH_FILE
-from sharding.errors import ShardRefused, ShardUnavailable
+from sharding.epoch import EPOCH_DRAFT, EPOCH_FILE, EpochFile
+from sharding.errors import ShardFull, ShardRefused, ShardUnavailable
 from sharding.local import LocalShard
 from tests.sharding.local_shards import open_at
 from tests.sharding.shard_contract import make_name, replica_files
@@ -92,6 +93,30 @@ async def test_remove_counts_what_is_on_the_disk(shard: LocalShard, root: Path) 
     await shard.put(name, b"12345")
     os.truncate(replica_files(root)[0], 3)
     assert await shard.remove([name], epoch=1) == [3]
+
+
+async def test_full_disk_is_emptied_before_it_notes_the_epoch(
+    shard: LocalShard, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await shard.see_epoch(4)
+    names = [make_name(b"first"), make_name(b"second")]
+    for name in names:
+        await shard.put(name, b"12345")
+    store = EpochFile._store
+
+    def store_if_there_is_room(epochs: EpochFile, epoch: int) -> None:
+        if len(replica_files(root)) == 2:
+            raise OSError(errno.ENOSPC, "no space")
+        store(epochs, epoch)
+
+    monkeypatch.setattr(EpochFile, "_store", store_if_there_is_room)
+    with pytest.raises(ShardFull):
+        await shard.see_epoch(5)
+    with pytest.raises(ShardRefused):
+        await shard.remove(names, epoch=3)
+    assert await shard.remove(names[:1], epoch=5) == [5]
+    assert await shard.epoch() == 5
+    assert (root / EPOCH_FILE).read_bytes() == b"5\n"
 
 
 async def test_remove_in_the_name_of_an_older_primary_is_refused(shard: LocalShard) -> None:

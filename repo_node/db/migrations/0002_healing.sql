@@ -615,10 +615,10 @@ BEGIN
     queued := 0;
     FOR v_short IN
         SELECT b.id FROM blobs b
-         WHERE b.id = ANY (v_ids) AND NOT is_whole(b.id, b.redundancy, v_zones)
-           AND EXISTS (SELECT 1 FROM artifacts a WHERE a.blob_id = b.id)
-         ORDER BY b.sha256
+         WHERE b.id = ANY (v_ids) AND NOT is_whole(b.id, b.redundancy, v_zones) ORDER BY b.sha256
     LOOP
+        PERFORM 1 FROM artifacts a WHERE a.blob_id = v_short LIMIT 1;
+        CONTINUE WHEN NOT FOUND;
         PERFORM enqueue_repair(v_short, CASE WHEN v_short = ANY (v_changed) THEN 'redundancy' ELSE 'census' END);
         queued := queued + 1;
     END LOOP;

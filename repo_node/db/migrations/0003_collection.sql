@@ -364,7 +364,8 @@ CREATE FUNCTION gc_collect(
     p_epoch bigint, p_token uuid, p_blobs bigint[], p_since timestamptz[], p_grace interval,
     OUT removed_blobs bigint, OUT removed_bytes bigint, OUT removed_files bigint, OUT referenced bigint
 )
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
     v_locked bigint[];
     v_gone   bigint[];
@@ -385,8 +386,8 @@ BEGIN
     -- these blobs from here on: every reference takes a lock on the blob.
     v_gone := ARRAY(
         SELECT l.id FROM unnest(v_locked) AS l (id)
-         WHERE NOT EXISTS (SELECT 1 FROM artifacts a WHERE a.blob_id = l.id)
-           AND NOT EXISTS (SELECT 1 FROM trash t WHERE t.blob_id = l.id)
+         WHERE (SELECT 1 FROM artifacts a WHERE a.blob_id = l.id LIMIT 1) IS NULL
+           AND (SELECT 1 FROM trash t WHERE t.blob_id = l.id LIMIT 1) IS NULL
     );
     INSERT INTO events (kind, sha256, principal, request_id, detail)
     SELECT 'gc', b.sha256, 'holdfast', '',
@@ -412,7 +413,7 @@ END
 $$;
 
 CREATE FUNCTION gc_feed(p_epoch bigint, p_token uuid, p_after bigint, p_max integer, OUT last bigint, OUT missed bigint)
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET enable_seqscan = off AS $$
 DECLARE
     v_page bigint[];
 BEGIN
@@ -420,9 +421,9 @@ BEGIN
     v_page := ARRAY(SELECT b.id FROM blobs b WHERE b.id > p_after ORDER BY b.id LIMIT p_max);
     INSERT INTO gc_candidates (blob_id, reason)
     SELECT p.id, 'missed' FROM unnest(v_page) AS p (id)
-     WHERE NOT EXISTS (SELECT 1 FROM artifacts a WHERE a.blob_id = p.id)
-       AND NOT EXISTS (SELECT 1 FROM trash t WHERE t.blob_id = p.id)
-       AND NOT EXISTS (SELECT 1 FROM gc_candidates c WHERE c.blob_id = p.id)
+     WHERE (SELECT 1 FROM artifacts a WHERE a.blob_id = p.id LIMIT 1) IS NULL
+       AND (SELECT 1 FROM trash t WHERE t.blob_id = p.id LIMIT 1) IS NULL
+       AND (SELECT 1 FROM gc_candidates c WHERE c.blob_id = p.id) IS NULL
      ORDER BY p.id
     ON CONFLICT (blob_id) DO NOTHING;
     GET DIAGNOSTICS missed = ROW_COUNT;

@@ -115,7 +115,7 @@ class SeveringProxy:
         while data := await reader.read(CHUNK_BYTES):
             if caught:
                 match caught[-1].fate:
-                    case Fate.UNANSWERED:
+                    case Fate.UNANSWERED | Fate.ABANDONED:  # the answer may be quicker than the cut
                         return
                     case Fate.HALF_ANSWERED:
                         writer.write(data[: caught[-1].offset])

@@ -184,6 +184,19 @@ async def test_content_in_the_trash_is_known_to_uploads(scene: Scene) -> None:
     assert (await scene.upload("b", b"one"))[0] is CommitOutcome.DEDUPLICATED
 
 
+async def test_release_before_this_one_deletes_by_the_old_function(
+    scene: Scene, connection: asyncpg.Connection
+) -> None:
+    """Both run side by side during an upgrade."""
+    await scene.upload("f/a", b"one")
+    await scene.upload("b", b"two")
+    old = "SELECT delete_item($1, $2, $3, $4, $5) AS gone"
+    assert await connection.fetchval(old, scene.repository, "", "f", "x", "r") == 2
+    assert await connection.fetchval(old, scene.repository, "", "b", "x", "r") == 1
+    assert await connection.fetchval(old, scene.repository, "", "b", "x", "r") == 0
+    assert sorted(one.path for one in await everything(scene)) == ["b", "f/a"]
+
+
 # ---------------------------------------------------------------- big folders
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
+import pytest
+
 from sharding.errors import ShardRefused, ShardUnavailable
+from sharding.maintenance import removal
 from sharding.maintenance.removal import LOOK_HOLDS_SECONDS, Backlog, DueRemovals, ListedFile, Removal
 from sharding.model import BlobName, Generation, ShardId
 from tests.sharding.shard_contract import make_name
@@ -21,6 +25,7 @@ class Disk:
     known: int = 0
     dead: bool = False
     stuck: set[BlobName] = field(default_factory=set)
+    hangs: bool = False
 
     async def epoch(self) -> int:
         if self.dead:
@@ -34,6 +39,8 @@ class Disk:
 
     async def remove(self, names: Sequence[BlobName], *, epoch: int) -> list[int | None]:
         await self.see_epoch(epoch)
+        if self.hangs:
+            await asyncio.sleep(3600)
         if self.stuck & set(names):
             raise ShardUnavailable(ONE, "stuck")
         return [self.files.pop(name, None) for name in names]
@@ -151,6 +158,15 @@ async def test_dead_shard_keeps_its_files_listed_and_the_others_go_on() -> None:
     assert await run(job_of(rows, {ONE: one, TWO: two})) == 4
     assert len(rows.listed[ONE]) == 3 and rows.failures == []
     assert rows.backlogs == [Backlog(3, 30)]
+
+
+async def test_disk_that_hangs_keeps_no_other_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(removal, "SHARD_SECONDS_MAX", 0.02)
+    rows, one, two = Rows(), Disk(hangs=True), Disk()
+    listed(rows, one, 3)
+    listed(rows, two, 4, TWO)
+    assert await run(job_of(rows, {ONE: one, TWO: two})) == 4
+    assert len(rows.listed[ONE]) == 3 and rows.failures == []
 
 
 async def test_one_bad_file_keeps_no_other_from_going() -> None:

@@ -11,7 +11,7 @@ import pytest
 from sharding.guarded import Operation
 from sharding.janitor import Janitor
 from sharding.maintenance.catalogue import NotSettled, RepairOutcome, Settled, StoredBlob
-from sharding.maintenance.placement import homes
+from sharding.maintenance.placement import homes, missing_homes
 from sharding.maintenance.repair import Repair, RepairLimits
 from sharding.model import BlobName, Generation, ShardId
 from tests.sharding.faulty import Fault
@@ -368,3 +368,21 @@ async def test_one_blob_that_cannot_be_repaired_does_not_keep_the_others_of_its_
     await janitor.close()
     assert catalogue.shards(good) == [0, 1] and catalogue.shards(bad) == [0]
     assert sorted(outcome for outcome, _ in catalogue.outcomes) == ["short", "whole"]
+
+
+@instant
+@pytest.mark.parametrize("size", [1, 300])
+async def test_shard_that_fails_is_replaced_by_another_in_the_same_repair(size: int) -> None:
+    with small_blocks():
+        catalogue = MemoryCatalogue(Cluster("a1 b2 c3 d4"))
+        rows = catalogue.add(bytes(size), (0,), redundancy=3)
+        catalogue.enqueue(rows)
+        first, second, _ = missing_homes(catalogue.cluster.view, rows.blob.uid, 4, {ShardId(0)})
+        for member in (first, second):
+            catalogue.cluster.faulty[member.shard].down = True
+        repair, janitor = repair_of(catalogue)
+        await repair.step()
+        catalogue.cluster.heal()
+        await janitor.close()
+        assert len(rows.live) == 2 and catalogue.outcomes == [(RepairOutcome.SHORT, "failed")]
+        check_files(catalogue)
