@@ -1819,7 +1819,7 @@ BEGIN
         VALUES ('found', p_sha256, 'holdfast', '',
                 jsonb_build_object('shard', p_shard, 'generation', p_generation, 'size', p_size));
     END IF;
-    PERFORM enqueue_repair(v_blob, 'missing');
+    -- No repair yet: its other copies may be found next. The census looks when the rebuild is over.
     RETURN CASE WHEN v_new THEN 'found' ELSE 'adopted' END;
 END
 $$;

@@ -48,13 +48,16 @@ ORDER_DUE = Statement(
     """,
 )
 PROGRESS = Statement("check_progress", "UPDATE checks SET done = $2, total = $3 WHERE id = $1")
-# The reports of a shard's last checks are kept.
+# The reports of a shard's last checks are kept. After a rebuild the census finds what lacks copies.
 FINISH = Statement(
     "check_finish",
     """
     WITH finished AS (
         UPDATE checks SET finished_at = clock_timestamp(), report = $2::jsonb, error = $3
-         WHERE id = $1 RETURNING id, shard_id
+         WHERE id = $1 RETURNING id, shard_id, rebuild
+    ), counted AS (
+        UPDATE census SET asked = asked + 1, due_at = least(due_at, clock_timestamp())
+         WHERE EXISTS (SELECT 1 FROM finished f WHERE f.rebuild)
     )
     DELETE FROM checks c USING finished f
      WHERE c.shard_id = f.shard_id AND c.finished_at IS NOT NULL AND c.id <> f.id AND c.id NOT IN (

@@ -279,7 +279,20 @@ async def test_found_file_is_entered_only_while_a_rebuild_is_on(
     assert await table(connection, "SELECT size, redundancy FROM blobs") == [(5, 2)]
     assert await table(connection, "SELECT shard_id, state FROM replicas ORDER BY 1") == [(1, "live"), (3, "live")]
     assert await table(connection, "SELECT count(*) FROM gc_candidates") == [(1,)]
+    assert await table(connection, "SELECT 1 FROM repair_queue") == []
     assert await table(connection, "SELECT kind FROM events WHERE kind <> 'hold'") == [("found",)]
+
+
+async def test_census_is_asked_for_when_a_rebuild_is_over(
+    scene: Scene, rows: CheckRows, connection: asyncpg.Connection
+) -> None:
+    for rebuild in (False, True):
+        before = await connection.fetchval("SELECT asked FROM census")
+        await order(scene, 1, rebuild=rebuild)
+        current = await rows.next_check([ONE])
+        assert current is not None and current.rebuild is rebuild
+        await rows.finish_check(current.id, {}, None)
+        assert await connection.fetchval("SELECT asked FROM census") - before == int(rebuild)
 
 
 async def test_condemned_and_removed_files_stay_dead_in_a_rebuild(
