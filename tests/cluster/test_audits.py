@@ -75,6 +75,7 @@ async def test_wiped_shard_is_whole_again_in_time(three: Cluster) -> None:
 
 async def test_last_copies_are_kept_and_a_re_upload_heals(three: Cluster) -> None:
     body = b"precious" * 400_000
+    three.set_setting("judge_interval_seconds", 0.3)
     async with LedgerClient([three.url], retries=0) as client:
         assert await client.put("generic-local/first", body)
         copies = next(iter(three.replicas_on_disk().values()))
