@@ -49,7 +49,9 @@ CREATE TABLE shards (
     state_since timestamptz NOT NULL DEFAULT now(),
     state_reason text NOT NULL DEFAULT '',
     -- An administrator has said that another disk takes this one's place at its path.
-    replaced    boolean NOT NULL DEFAULT false
+    replaced    boolean NOT NULL DEFAULT false,
+    -- An administrator has set the weight: what the node's configuration says of it counts no more.
+    weight_set  boolean NOT NULL DEFAULT false
 );
 
 -- Apart from shards, because every new replica locks its shard's row against deletion and this row
@@ -428,8 +430,9 @@ $$;
 
 CREATE FUNCTION enqueue_repair(p_blob bigint, p_reason text)
 RETURNS void LANGUAGE sql AS $$
+    -- The lock keeps gc from taking the blob away between this look and the foreign key's.
     INSERT INTO repair_queue AS q (blob_id, reason, urgency, size)
-    SELECT b.id, p_reason, repair_urgency(b.id), b.size FROM blobs b WHERE b.id = p_blob
+    SELECT b.id, p_reason, repair_urgency(b.id), b.size FROM blobs b WHERE b.id = p_blob FOR KEY SHARE
     ON CONFLICT (blob_id) DO UPDATE
        SET urgency = excluded.urgency, renewed_at = clock_timestamp(),
            due_at = CASE WHEN q.claim IS NULL THEN least(q.due_at, clock_timestamp()) ELSE q.due_at END

@@ -74,6 +74,10 @@ class Deployed:
     digests: BlobDigests
 
 
+class RepositoryGone(Exception):
+    """The commit of an upload found no repository of the id that the upload was for."""
+
+
 class Artifacts:
     """Uploads, downloads, listings and deletions.
 
@@ -141,7 +145,10 @@ class Artifacts:
                 digests=digests,
                 redundancy=policy.redundancy,
             )
-            created_at = await self._commit(deployment, placement)
+            try:
+                created_at = await self._commit(deployment, placement)
+            except RepositoryGone:
+                await self._repositories.explain_loss(repository)
             self._stage("commit", began)
             return Deployed(request.at, created_at, request.principal, digests)
 
@@ -178,7 +185,7 @@ class Artifacts:
             case CommitOutcome.TOO_OLD:
                 raise RequestError("The upload took longer than upload_seconds_max; start it anew.", status=408)
             case CommitOutcome.NO_REPOSITORY:
-                raise NotFound("The repository was deleted during the upload.")
+                raise RepositoryGone
         if placement.short:
             self._metrics.short_writes.inc()
         assert result.created_at is not None

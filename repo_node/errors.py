@@ -47,6 +47,12 @@ class Overloaded(RequestError):
     status = 503
 
 
+class MadeAnew(RequestError):
+    """What the request was for has been replaced meanwhile: the same request again finds the new one."""
+
+    status = 503
+
+
 class TooManyRequests(RequestError):
     status = 429
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NoReturn
 
 from repo_node.db import repositories as rows
 from repo_node.db.pool import Database
 from repo_node.db.repositories import Repository
-from repo_node.errors import NotFound
+from repo_node.errors import MadeAnew, NotFound
 from repo_node.paths import check_repository_key
 
 
@@ -48,6 +49,12 @@ class Repositories:
             self._remembered[key] = found
         return found
 
+    async def explain_loss(self, repository: Repository) -> NoReturn:
+        """Raise what it means that a repository that was recalled is not there: ``NotFound``, or ``MadeAnew``."""
+        self.forget()
+        await self.get(repository.key)
+        raise MadeAnew(f"The repository {repository.key} was made anew during the upload. Nothing was stored; retry.")
+
     def forget(self) -> None:
         """Forget every repository: one of them changed."""
         self._forgotten += 1
@@ -75,6 +82,7 @@ class Repositories:
             request_id=request_id,
             trash=trash,
         )
+        self.forget()
 
     async def switch_trash(self, key: str, keep: bool, *, principal: str, request_id: str) -> None:
         """Let the trash keep what leaves a repository from now on, or not. Raises ``NotFound``."""
@@ -83,7 +91,9 @@ class Repositories:
 
     async def delete(self, key: str, *, principal: str, request_id: str) -> None:
         """Delete a repository with everything in it. Raises ``NotFound``."""
-        if not await rows.delete(self._database, key, principal=principal, request_id=request_id):
+        gone = await rows.delete(self._database, key, principal=principal, request_id=request_id)
+        self.forget()
+        if not gone:
             raise no_repository(key)
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import socket
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from itertools import count
+from typing import Any
 
 from sharding.calls import (
     HEAD,
@@ -20,7 +23,15 @@ from sharding.model import Buffer
 from sharding.upgrade import LinkBroken, Upgraded
 
 SILENCE_SECONDS = 5.0
-"""A connection on which a call was given up after so long, and nothing at all came meanwhile, is broken off."""
+"""A connection on which nothing has come for so long, though something was asked, takes no more calls."""
+
+KEEP_ALIVE = (
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 20),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 5),
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 30_000),
+)
 
 NUMBERS = 1 << 32
 
@@ -34,19 +45,25 @@ class CallRefused(Exception):
 
 
 class CallLink(asyncio.BufferedProtocol):
-    """One connection, shared by any number of calls at once."""
+    """One connection, shared by any number of calls at once.
+
+    ``is_open`` says whether new calls may go over it. One on which the peer has long been silent is retired: it takes
+    no more calls, and ends with those that are under way.
+    """
 
     def __init__(self, upgraded: Upgraded) -> None:
+        self.is_open = True
         self._upgraded = upgraded
         self._transport = upgraded.transport
         self._loop = asyncio.get_running_loop()
         self._receiver = MessageReceiver()
         self._numbers = count()
         self._answers: dict[int, asyncio.Future[Message]] = {}
-        self._heard_at = self._loop.time()
+        self._unheard_since: float | None = None
+        self._ended = False
         self._writable = asyncio.Event()
         self._writable.set()
-        self.is_open = True
+        keep_alive(self._transport)
         self._transport.set_protocol(self)
 
     async def call(self, call: Call) -> Buffer:
@@ -54,39 +71,46 @@ class CallLink(asyncio.BufferedProtocol):
 
         A call that is cancelled is given up by the owner too.
         """
-        number, began = next(self._numbers) % NUMBERS, self._loop.time()
+        number = next(self._numbers) % NUMBERS
         answer = self._answers[number] = self._loop.create_future()
         try:
             await self._send(*request_message(number, call))
             message: Message = await answer
         except asyncio.CancelledError:
-            self._give_up(number, began)
+            self._give_up(number)
             raise
         finally:
             del self._answers[number]
+            if not self.is_open and not self._answers:
+                self.close()
         if message.kind == Kind.REFUSED:
             raise CallRefused(bytes(message.body))
+        if message.kind != Kind.DONE:
+            # A word of a later version, perhaps: it must not be taken for "done".
+            self.close(f"an answer of kind {message.kind}")
+            raise LinkBroken(f"its owner gave an answer of kind {message.kind}")
         return message.body
 
     async def _send(self, start: bytes, data: Buffer) -> None:
         # While the peer takes nothing, callers wait here rather than fill the memory.
-        while self.is_open and not self._writable.is_set():
+        while not self._ended and not self._writable.is_set():
             await self._writable.wait()
-        if not self.is_open:
+        if self._ended:
             raise LinkBroken("the connection is closed")
+        if self._unheard_since is None:
+            self._unheard_since = self._loop.time()
         if len(start) + len(data) <= SMALL_MESSAGE_BYTES:
             self._transport.write(b"".join((start, data)))
         else:
             self._transport.write(start)
             self._transport.write(data)
 
-    def _give_up(self, number: int, began: float) -> None:
-        if not self.is_open:
+    def _give_up(self, number: int) -> None:
+        if self._ended:
             return
-        if self._heard_at <= began and self._loop.time() - began >= SILENCE_SECONDS:
-            self.close("nothing came from the peer any more")
-        else:
-            self._transport.write(HEAD.pack(number, Kind.CANCEL, 0))
+        self._transport.write(HEAD.pack(number, Kind.CANCEL, 0))
+        if self._unheard_since is not None and self._loop.time() - self._unheard_since >= SILENCE_SECONDS:
+            self.is_open = False
 
     def close(self, why: str = "closed") -> None:
         """Break the connection; calls under way raise ``LinkBroken``."""
@@ -94,7 +118,7 @@ class CallLink(asyncio.BufferedProtocol):
         self._upgraded.abort()
 
     def _end(self, why: str) -> None:
-        self.is_open = False
+        self.is_open, self._ended = False, True
         self._writable.set()
         for answer in self._answers.values():
             if not answer.done():
@@ -105,7 +129,7 @@ class CallLink(asyncio.BufferedProtocol):
         return self._receiver.room()
 
     def buffer_updated(self, nbytes: int) -> None:
-        self._heard_at = self._loop.time()
+        self._unheard_since = None
         try:
             messages = self._receiver.advance(nbytes)
         except CallError as error:
@@ -131,36 +155,50 @@ class CallLink(asyncio.BufferedProtocol):
         self._writable.set()
 
 
+def keep_alive(transport: asyncio.Transport) -> None:
+    """Let the kernel notice a peer that has vanished: while the connection is idle, and while it takes no bytes."""
+    opened = transport.get_extra_info("socket")
+    for level, option, value in KEEP_ALIVE:
+        with suppress(OSError):
+            opened.setsockopt(level, option, value)
+
+
 class CallLinks:
     """The connections to one peer, opened when first needed: one for small calls, one for those with many bytes.
 
     Small calls then never wait behind a megabyte.
     """
 
-    def __init__(self, open_link: Callable[[], Awaitable[CallLink]]) -> None:
-        self._open_link = open_link
-        self._small = LazyLink()
-        self._large = LazyLink()
+    def __init__(self, open_link: Callable[[], Coroutine[Any, Any, CallLink]]) -> None:
+        self._small = LazyLink(open_link)
+        self._large = LazyLink(open_link)
 
     async def call(self, call: Call) -> Buffer:
         """Make one call. Raises as ``CallLink.call``, and what opening a connection raises."""
         lazy = self._large if call.bytes_held > SMALL_MESSAGE_BYTES else self._small
         link = lazy.link
         if link is None or not link.is_open:
-            link = await lazy.open(self._open_link)
+            link = await lazy.open()
         return await link.call(call)
 
 
 class LazyLink:
-    """A connection that is opened once, by whoever comes first, and again when it has ended."""
+    """A connection that is opened by whoever comes first, for all who come meanwhile, and again when it has ended."""
 
-    def __init__(self) -> None:
+    def __init__(self, open_link: Callable[[], Coroutine[Any, Any, CallLink]]) -> None:
         self.link: CallLink | None = None
-        self._turn = asyncio.Lock()
+        self._open_link = open_link
+        self._opening: asyncio.Task[CallLink] | None = None
 
-    async def open(self, open_link: Callable[[], Awaitable[CallLink]]) -> CallLink:
-        """Return an open connection."""
-        async with self._turn:
-            if self.link is None or not self.link.is_open:
-                self.link = await open_link()
-            return self.link
+    async def open(self) -> CallLink:
+        """Return an open connection, or raise what the one attempt to open it raised for all who waited."""
+        if self._opening is None:
+            self._opening = asyncio.create_task(self._open_link())
+            self._opening.add_done_callback(self._take)
+        # Who gives up waiting does not end it for the others.
+        return await asyncio.shield(self._opening)
+
+    def _take(self, opening: asyncio.Task[CallLink]) -> None:
+        self._opening = None
+        if not opening.cancelled() and opening.exception() is None:
+            self.link = opening.result()

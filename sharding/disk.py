@@ -169,6 +169,8 @@ class LoopCall:
             return
         try:
             result = function()
+        except StopIteration as error:  # no future takes it
+            self._returns.add(future, RuntimeError(f"StopIteration: {error}"), failed=True)
         except BaseException as error:
             self._returns.add(future, error, failed=True)
         else:

@@ -52,7 +52,7 @@ class Peer:
     stall_seconds: float = 15.0
     commit_seconds: float = 60.0
     links: CallLinks = field(init=False, repr=False, compare=False)
-    _credentials: Mapping[str, str] = field(init=False, repr=False)
+    _credentials: Mapping[str, str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "links", CallLinks(self._open_link))
@@ -118,7 +118,7 @@ def open_peer_session(
     )
 
 
-UNREACHABLE = (LinkBroken, aiohttp.ClientError, OSError)
+UNREACHABLE = (LinkBroken, aiohttp.ClientError, OSError, UnicodeError)
 """What says that a peer was not reached, or broke off."""
 
 
@@ -140,14 +140,19 @@ class ShardCalls:
                 return await peer.links.call(calls.Call(self.uid, peer.request_id, request))
         except CallRefused as error:
             raise wire.parse_error(self.id, error.body) from None
-        except ValueError as error:
-            raise ShardRefused(self.id, str(error)) from None
         except UpgradeRefused as error:
             raise self.refused(error) from None
         except TimeoutError:
             raise ShardUnavailable(self.id, f"its owner did not answer within {peer.call_seconds} s") from None
         except UNREACHABLE as error:
             raise self.unreachable(error) from error
+        except ValueError as error:
+            raise ShardRefused(self.id, str(error)) from None
+
+    async def order(self, request: calls.Request) -> None:
+        """Return when the owner has done what it was told. Raises as ``call``."""
+        if answer := await self.call(request):
+            raise ShardUnavailable(self.id, f"its owner was not understood: {len(answer)} bytes where none belong")
 
     async def read(self, request: Callable[[int, int], calls.Request], offset: int, length: int) -> Buffer:
         """Return exactly ``length`` bytes from ``offset``, by as many ``request(offset, length)`` as it takes."""

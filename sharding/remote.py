@@ -28,7 +28,7 @@ class RemoteShard:
     async def put(self, name: BlobName, data: Buffer) -> None:
         if memoryview(data).nbytes > BLOCK_BYTES:
             raise ShardRefused(self.id, f"a blob of more than {BLOCK_BYTES} bytes must be staged")
-        await self._calls.call(calls.put_request(name, data))
+        await self._calls.order(calls.put_request(name, data))
 
     async def stage(self, generation: Generation) -> StagedBlob:
         return await open_staged(self._calls, generation)
@@ -43,7 +43,7 @@ class RemoteShard:
         return found
 
     async def delete(self, name: BlobName) -> None:
-        await self._calls.call(calls.Delete(name))
+        await self._calls.order(calls.Delete(name))
 
     async def _sizes(self, names: tuple[BlobName, ...]) -> list[int | None]:
         answer = await self._calls.call(calls.Sizes(names))

@@ -130,13 +130,17 @@ class StagedFile:
         os.fdatasync(self._file)
         self._unflushed = 0
         if self.written > self._files.cached_bytes_max:
-            os.posix_fadvise(self._file, 0, 0, os.POSIX_FADV_DONTNEED)
+            self._advise_to_drop(0, 0)
 
     def _leave_cache(self) -> None:
         """Start to write back what is dirty, which lets the next call free its pages."""
-        os.posix_fadvise(self._file, self._cached_from, self.written - self._cached_from, os.POSIX_FADV_DONTNEED)
+        self._advise_to_drop(self._cached_from, self.written - self._cached_from)
         self._cached_from, self._leaving_to = self._leaving_to, self.written
         self._leave_cache_at = self.written + WINDOW_BYTES
+
+    def _advise_to_drop(self, offset: int, length: int) -> None:
+        with suppress(OSError):  # a hint: not every file system takes it
+            os.posix_fadvise(self._file, offset, length, os.POSIX_FADV_DONTNEED)
 
     def _check_wanted(self) -> None:
         if self._abandoned:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections import deque
-from collections.abc import Awaitable, Callable
-from functools import partial
+from collections import Counter
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any
+from uuid import UUID
 
 from repo_node.logs import request_id
 from sharding import wire
@@ -22,12 +23,17 @@ from sharding.calls import (
     parse_request,
 )
 from sharding.model import Buffer
+from sharding.tasks import stop
 
 log = logging.getLogger("holdfast.internal")
 
-CALLS_MAX = 256
-CALLS_BYTES_MAX = 32 << 20
-"""What the calls of one connection may be at once, in number and in bytes held; the rest waits in the kernel."""
+CALLS_PER_SHARD_MAX = 256
+BYTES_PER_SHARD_MAX = 96 << 20
+"""What the calls of one connection to one shard may be at once, in number and in bytes held: a last bound, above that
+of the caller's guard. A disk that hangs then costs its own calls, and those of other shards go on."""
+
+MESSAGES_MAX = 4096
+"""Calls and refusals under way on one connection; a peer that goes beyond is none of ours."""
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
@@ -37,6 +43,7 @@ Perform = Callable[[Call], Awaitable[Buffer]]
 class CallConnection(asyncio.BufferedProtocol):
     """Performs the calls of one peer, each in a task of its own, and answers in the order in which they end.
 
+    It never rests from reading, so that a cancellation, a call to another shard and the peer's end are always heard.
     ``http`` is the protocol that had the connection before, and hears of its end.
     """
 
@@ -49,10 +56,10 @@ class CallConnection(asyncio.BufferedProtocol):
         self._idle_seconds = idle_seconds
         self._loop = asyncio.get_running_loop()
         self._receiver = MessageReceiver()
-        self._calls: dict[int, asyncio.Task[None]] = {}
-        self._waiting: deque[Message] = deque()
-        self._bytes_held = 0
-        self._rests = self._leaving = False
+        self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._calls: Counter[UUID] = Counter()
+        self._bytes: Counter[UUID] = Counter()
+        self._leaving = False
         self._writable = asyncio.Event()
         self._writable.set()
         self._ended = asyncio.Event()
@@ -64,19 +71,15 @@ class CallConnection(asyncio.BufferedProtocol):
             await self._ended.wait()
         finally:
             self._transport.abort()
-            for task in list(self._calls.values()):
-                task.cancel()
-            await asyncio.gather(*self._calls.values(), return_exceptions=True)
+            await stop(list(self._tasks.values()))
 
     def leave(self) -> None:
-        """Take no more calls, finish those under way, and hang up."""
+        """Refuse new calls, finish those under way, and hang up."""
         self._leaving = True
-        self._waiting.clear()
-        self._begin_waiting()
         self._close_if_done()
 
     def _close_if_done(self) -> None:
-        if self._leaving and not self._calls:
+        if self._leaving and not self._tasks:
             self._transport.close()
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -85,18 +88,18 @@ class CallConnection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         try:
             for message in self._receiver.advance(nbytes):
-                if message.kind == Kind.CANCEL:
-                    self._cancel(message.number)
-                else:
-                    self._waiting.append(message)
-            self._begin_waiting()
+                self._take(message)
         except CallError as error:
-            self._break_off(str(error))
+            log.warning("a peer was not understood", extra={"facts": {"cause": str(error)}})
+            self._transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._ended.set()
         self._writable.set()
         self._http.connection_lost(exc)
+
+    def eof_received(self) -> None:
+        self._transport.abort()
 
     def pause_writing(self) -> None:
         self._writable.clear()
@@ -104,56 +107,55 @@ class CallConnection(asyncio.BufferedProtocol):
     def resume_writing(self) -> None:
         self._writable.set()
 
-    def _begin_waiting(self) -> None:
-        """Begin the calls that there is room for, and rest from reading while there is none."""
-        while self._waiting and not self._is_busy:
-            self._begin(self._waiting.popleft())
-        rests = self._is_busy or bool(self._waiting) or self._leaving
-        if rests != self._rests and not self._ended.is_set():
-            self._rests = rests
-            if rests:
-                self._transport.pause_reading()
-            else:
-                self._transport.resume_reading()
-
-    @property
-    def _is_busy(self) -> bool:
-        return self._bytes_held >= CALLS_BYTES_MAX or len(self._calls) >= CALLS_MAX
-
-    def _begin(self, message: Message) -> None:
-        if message.number in self._calls:
-            self._break_off(f"call {message.number} is under way already")
+    def _take(self, message: Message) -> None:
+        if message.kind == Kind.CANCEL:
+            if (task := self._tasks.get(message.number)) is not None:
+                task.cancel()
             return
+        if message.number in self._tasks or len(self._tasks) >= MESSAGES_MAX:
+            raise CallError(f"call {message.number} is under way already, or one of too many")
         try:
             call = parse_request(message)
-        except CallError as error:
-            # Well framed: a later version's word, perhaps.
-            self._write(message.number, Kind.REFUSED, wire.Refusal(wire.BAD_REQUEST, str(error)).body())
+        except CallError as error:  # well framed: a later version's word, perhaps
+            self._begin(message.number, self._refuse(message.number, wire.Refusal(wire.BAD_REQUEST, str(error))))
             return
-        task = self._calls[message.number] = self._loop.create_task(self._answer(message.number, call))
-        self._bytes_held += call.bytes_held
-        task.add_done_callback(partial(self._end, message.number, call.bytes_held))
+        if why := self._reason_to_refuse(call):
+            self._begin(message.number, self._refuse(message.number, wire.Refusal(wire.UNAVAILABLE, why)))
+            return
+        self._calls[call.shard] += 1
+        self._bytes[call.shard] += call.bytes_held
+        task = self._begin(message.number, self._answer(message.number, call))
+        task.add_done_callback(lambda _: self._release(call))
 
-    def _break_off(self, why: str) -> None:
-        log.warning("a peer was not understood", extra={"facts": {"cause": why}})
-        self._transport.abort()
+    def _reason_to_refuse(self, call: Call) -> str | None:
+        if self._leaving:
+            return "its owner is leaving"
+        if self._calls[call.shard] >= CALLS_PER_SHARD_MAX or self._bytes[call.shard] >= BYTES_PER_SHARD_MAX:
+            return f"{self._calls[call.shard]} calls of this peer are under way on it already"
+        return None
 
-    def _cancel(self, number: int) -> None:
-        self._waiting = deque(message for message in self._waiting if message.number != number)
-        if (task := self._calls.get(number)) is not None:
-            task.cancel()
+    def _begin(self, number: int, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = self._tasks[number] = self._loop.create_task(work)
+        task.add_done_callback(lambda _: self._forget(number))
+        return task
 
-    def _end(self, number: int, bytes_held: int, task: asyncio.Task[None]) -> None:
-        del self._calls[number]
-        self._bytes_held -= bytes_held
-        self._begin_waiting()
+    def _forget(self, number: int) -> None:
+        del self._tasks[number]
         self._close_if_done()
+
+    def _release(self, call: Call) -> None:
+        self._calls[call.shard] -= 1
+        self._bytes[call.shard] -= call.bytes_held
+        if not self._calls[call.shard]:
+            del self._calls[call.shard], self._bytes[call.shard]
 
     async def _answer(self, number: int, call: Call) -> None:
         request_id.set(call.request_id if REQUEST_ID.fullmatch(call.request_id) else "-")
         kind, body = await self._outcome(call)
-        await self._until_writable()
-        self._write(number, kind, body)
+        await self._send(number, kind, body)
+
+    async def _refuse(self, number: int, refusal: wire.Refusal) -> None:
+        await self._send(number, Kind.REFUSED, refusal.body())
 
     async def _outcome(self, call: Call) -> tuple[Kind, Buffer]:
         try:
@@ -164,16 +166,9 @@ class CallConnection(asyncio.BufferedProtocol):
             log.exception("a call of a peer failed unexpectedly")
             return Kind.REFUSED, wire.Refusal(wire.UNAVAILABLE, "an unexpected failure; its log has it").body()
 
-    async def _until_writable(self) -> None:
-        """Wait until the peer has taken what was written before; one that takes nothing is given up."""
-        if not self._writable.is_set():
-            try:
-                async with asyncio.timeout(self._idle_seconds):
-                    await self._writable.wait()
-            except TimeoutError:
-                self._transport.abort()
-
-    def _write(self, number: int, kind: Kind, body: Buffer) -> None:
+    async def _send(self, number: int, kind: Kind, body: Buffer) -> None:
+        """Send an answer, and return when the peer has taken enough of it to be no burden."""
+        await self._until_writable()
         if self._ended.is_set():
             return
         head = HEAD.pack(number, kind, len(body))
@@ -182,3 +177,13 @@ class CallConnection(asyncio.BufferedProtocol):
         else:
             self._transport.write(head)
             self._transport.write(body)
+        await self._until_writable()
+
+    async def _until_writable(self) -> None:
+        """Wait until the peer has taken what was written before; one that takes nothing is given up."""
+        if not self._writable.is_set():
+            try:
+                async with asyncio.timeout(self._idle_seconds):
+                    await self._writable.wait()
+            except TimeoutError:
+                self._transport.abort()

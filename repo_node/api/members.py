@@ -12,6 +12,7 @@ from repo_node.db import shards
 from repo_node.db.nodes import ClusterRows
 from repo_node.db.shards import Standing
 from repo_node.errors import NotFound, RequestError
+from repo_node.web.body import read_json
 from repo_node.web.context import REQUEST_ID, TARGET, principal_of
 from repo_node.web.routes import Routes
 from repo_node.web.state import NODE
@@ -19,6 +20,7 @@ from repo_node.web.state import NODE
 BASE = "/artifactory/api/holdfast"
 ACTIONS = ("drain", "readonly", "activate", "replace")
 SHARD_ID_MAX = 32_767
+WEIGHT_MIN, WEIGHT_MAX = 0.001, 1000.0
 
 REFUSALS = {
     "lost": "is lost: it can be activated (when its disk is back), replaced or removed",
@@ -35,6 +37,7 @@ REFUSALS = {
 def add_routes(routes: Routes) -> None:
     routes.add("GET", f"{BASE}/shards", list_shards, Permission.ADMIN)
     routes.add("POST", f"{BASE}/shards/{{id}}/{{action}}", change_shard, Permission.ADMIN)
+    routes.add("PUT", f"{BASE}/shards/{{id}}/weight", weigh_shard, Permission.ADMIN)
     routes.add("DELETE", f"{BASE}/shards/{{id}}", remove_shard, Permission.ADMIN)
     routes.add("GET", f"{BASE}/nodes", list_nodes, Permission.ADMIN)
     routes.add("POST", f"{BASE}/nodes/{{id}}/{{action}}", change_node, Permission.ADMIN)
@@ -76,6 +79,19 @@ async def change_shard(request: web.Request) -> web.StreamResponse:
     shard = shard_of(request)
     outcome = await change(request, shard, action_of(request, ACTIONS))
     return json_response({"shard": shard, "outcome": checked(f"Shard {shard}", outcome)})
+
+
+async def weigh_shard(request: web.Request) -> web.StreamResponse:
+    """Give a shard another share of its zone's copies; rebalance moves what the new ring wants elsewhere."""
+    shard, document = shard_of(request), await read_json(request)
+    weight = document.get("weight")
+    if set(document) != {"weight"} or isinstance(weight, bool) or not isinstance(weight, int | float):
+        raise RequestError('The body must be {"weight": ...}.')
+    if not WEIGHT_MIN <= weight <= WEIGHT_MAX:
+        raise RequestError(f"A weight is from {WEIGHT_MIN:g} to {WEIGHT_MAX:g}.")
+    if not await shards.weigh(request.app[NODE].database, shard, float(weight), **who(request)):
+        raise NotFound(f"There is no shard {shard}.")
+    return json_response({"shard": shard, "weight": float(weight)})
 
 
 async def remove_shard(request: web.Request) -> web.StreamResponse:

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.table import Table
-from rich.text import Text
 
 from repo_node.cli.calls import CALL_RETRY, check_answer, run_call, say_wait
 from repo_node.cli.connection import ConnectionOptions, connection_options, find_endpoint
 from repo_node.cli.node import FILE, load_config
-from repo_node.cli.tables import new_console, new_table
-from repo_node.cli.wording import printable, say_bytes, say_count, say_seconds
+from repo_node.cli.shard_table import Row, table_of
+from repo_node.cli.tables import new_console
+from repo_node.cli.wording import printable, say_count
 from repo_node.client.errors import ClientError
 from repo_node.client.rest import Client, Endpoint
 
@@ -27,8 +26,6 @@ AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print the server
 SHARD = click.argument("shard", metavar="ID", type=click.IntRange(1, 32_767))
 WAIT = click.option("--wait", is_flag=True, help="Wait until it is done, and show how far it is.")
 YES = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
-
-Row = dict[str, Any]
 
 
 @click.group()
@@ -109,6 +106,22 @@ def drain(connection: ConnectionOptions, shard: int, wait: bool) -> None:
     if wait:
         show_until_gone(connection, shard, lambda row: row is None or row["replicas"] == 0)
         click.echo(f"Shard {shard} is drained: `holdfast shard remove {shard}` takes it out.")
+
+
+@shard.command()
+@SHARD
+@click.argument("weight", metavar="WEIGHT", type=click.FloatRange(0.001, 1000))
+@connection_options
+def weight(connection: ConnectionOptions, shard: int, weight: float) -> None:
+    """Give a shard another share of its zone's copies; they move by themselves. A weight is mostly near 1.
+
+    \b
+    Example:
+      holdfast shard weight 3 2
+    """
+    path, body = f"{SHARDS_PATH}/{shard}/weight", {"weight": weight}
+    run_call(connection, lambda client: client.call("PUT", path, body=body), "weight")
+    click.echo(f"Shard {shard} has the weight {weight:g} now, whatever its node's configuration says.")
 
 
 @shard.command()
@@ -212,39 +225,3 @@ async def watch(endpoint: Endpoint, shard: int, is_over: Any) -> Row | None:
                 quiet_seconds = 0.0
                 console.print(f"shard {shard}: {row['replicas']:,} copies left")
             await asyncio.sleep(POLL_SECONDS)
-
-
-def table_of(rows: list[Row]) -> Table:
-    table = new_table("Shards")
-    table.add_column("Id", justify="right", no_wrap=True)
-    table.add_column("Node", overflow="fold")
-    table.add_column("State", overflow="fold")
-    table.add_column("Copies", justify="right", no_wrap=True)
-    table.add_column("Free", justify="right", no_wrap=True)
-    table.add_column("Weight", justify="right", no_wrap=True)
-    table.add_column("Remark", overflow="fold")
-    for row in rows:
-        free = row["free_bytes"]
-        table.add_row(
-            str(row["id"]),
-            Text(printable(str(row["node"]))),
-            Text(printable(str(row["state"])), style="green" if row["state"] == "active" else "yellow"),
-            f"{row['replicas']:,}",
-            "?" if free is None else say_bytes(free),
-            "?" if row["weight"] is None else f"{row['weight']:g}",
-            Text(printable(remark(row))),
-        )
-    return table
-
-
-def remark(row: Row) -> str:
-    """Return in words what there is to know of a shard beyond its state."""
-    parts = [str(row["reason"])] if row["reason"] else []
-    if not row["node_up"]:
-        parts.append(f"silent for {say_seconds(row['silent_seconds'])}")
-    walk = row["walk"]
-    if walk is not None and walk["kind"] == "forget":
-        parts.append(f"leaving; {walk['kept_back']:,} copies still needed")
-    elif walk is not None and walk["kind"] == "return":
-        parts.append("coming back")
-    return "; ".join(parts)

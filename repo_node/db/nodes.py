@@ -82,7 +82,8 @@ CLAIM_SHARD = """
     INSERT INTO shards AS s (uid, node_id, path, weight, owner)
     SELECT $1, n.id, $3, $4, n.incarnation FROM nodes n WHERE n.id = $2 AND n.incarnation = $5
     ON CONFLICT (uid) DO UPDATE
-       SET node_id = excluded.node_id, path = excluded.path, weight = excluded.weight, owner = excluded.owner
+       SET node_id = excluded.node_id, path = excluded.path, owner = excluded.owner,
+           weight = CASE WHEN s.weight_set THEN s.weight ELSE excluded.weight END
      WHERE CASE WHEN s.node_id = excluded.node_id THEN s.owner IS DISTINCT FROM excluded.owner OR s.path = excluded.path
                 ELSE NOT EXISTS (SELECT 1 FROM nodes o
                                   WHERE o.id = s.node_id AND o.incarnation = s.owner AND node_is_up(o))

@@ -13,6 +13,18 @@ from sharding.model import NodeId, ShardId, ShardState
 CHANGE = Statement("shard_change", "SELECT change_shard($1, $2, $3, $4) AS outcome")
 REMOVE = Statement("shard_remove", "SELECT remove_shard($1, $2, $3) AS outcome")
 REMOVE_NODE = Statement("node_remove", "SELECT remove_node($1, $2, $3) AS outcome")
+WEIGH = Statement(
+    "shard_weigh",
+    """
+    WITH weighed AS (
+        UPDATE shards SET weight = $2, weight_set = true WHERE id = $1 RETURNING id
+    ), noted AS (
+        INSERT INTO events (kind, principal, request_id, detail)
+        SELECT 'shard_weight', $3, $4, jsonb_build_object('shard', w.id, 'weight', $2::double precision) FROM weighed w
+    )
+    SELECT id FROM weighed
+    """,
+)
 LIST = Statement(
     "shards_list",
     """
@@ -69,6 +81,11 @@ async def change(database: Database, shard: int, action: str, *, principal: str,
     """Drain, readonly, activate or replace a shard; the outcomes are those of ``change_shard`` in the schema."""
     row: Any = await database.write(CHANGE, shard, action, principal, request_id)
     return str(row["outcome"])
+
+
+async def weigh(database: Database, shard: int, weight: float, *, principal: str, request_id: str) -> bool:
+    """Set a shard's weight, whatever its node's configuration says; False when there is no such shard."""
+    return await database.write(WEIGH, shard, weight, principal, request_id) is not None
 
 
 async def remove(database: Database, shard: int, *, principal: str, request_id: str) -> str:

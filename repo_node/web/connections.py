@@ -8,7 +8,7 @@ import socket
 import struct
 from typing import Any, cast
 
-from aiohttp import web
+from aiohttp import StreamReader, web
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 from aiohttp.web_server import Server
 
@@ -39,6 +39,7 @@ class LimitedHandler(RequestHandler):
     __slots__ = (
         "_head_deadline",
         "_http",
+        "_last_body",
         "_look_timer",
         "_metrics",
         "_sending",
@@ -53,6 +54,7 @@ class LimitedHandler(RequestHandler):
         self._metrics = metrics
         self._head_deadline: asyncio.TimerHandle | None = None
         self._look_timer: asyncio.TimerHandle | None = None
+        self._last_body: StreamReader | None = None
         self._sending: asyncio.Transport | None = None
         self._taken_bytes = 0
         self._waiting_since: float | None = None
@@ -89,11 +91,15 @@ class LimitedHandler(RequestHandler):
 
     def _break_malformed_body(self) -> None:
         """Tell whoever reads a body that it is malformed; aiohttp would let them wait for more of it."""
-        if self._messages and isinstance(self._messages[-1][0], _ErrInfo) and self._current_request is not None:
-            body = self._current_request.content
-            if not body.is_eof():
-                body.set_exception(web.RequestPayloadError("malformed"))
-                body.feed_eof()
+        if not self._messages:
+            return
+        message, body = self._messages[-1]
+        if not isinstance(message, _ErrInfo):
+            # Remembered here: its handler may not have begun when the rest of it turns out to be malformed.
+            self._last_body = body
+        elif self._last_body is not None and not self._last_body.is_eof():
+            self._last_body.set_exception(web.RequestPayloadError("malformed"))
+            self._last_body.feed_eof()
 
     def _arm(self) -> None:
         self._head_deadline = self._loop.call_later(

@@ -112,6 +112,10 @@ class RawStream:
         self.writer.write(data)
         await self.writer.drain()
 
+    def pause_reading(self) -> None:
+        """Take no more bytes from the other end."""
+        self.writer.transport.pause_reading()  # type: ignore[attr-defined]
+
     async def answer(self) -> bytes:
         """Return the body of the answer frame."""
         _, length = frames.HEAD.unpack(await self.reader.readexactly(frames.HEAD.size))

@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
+import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import pytest
 
 from repo_node.api import calls as owner
 from sharding import call_link
-from sharding.calls import HEAD, MESSAGE_BYTES_MAX, UPGRADE, Call, Delete, Kind, Read, Sizes, request_message
+from sharding.call_link import CallLink, LazyLink
+from sharding.calls import (
+    HEAD,
+    MESSAGE_BYTES_MAX,
+    UPGRADE,
+    Call,
+    Delete,
+    Kind,
+    Read,
+    Sizes,
+    put_request,
+    request_message,
+)
 from sharding.errors import ShardUnavailable
 from sharding.guarded import Operation
 from sharding.model import BLOCK_BYTES, BlobName, Buffer
@@ -21,6 +35,8 @@ from tests.repo_node.listener import UID, Listener, eventually, run_listener
 from tests.sharding.faulty import Fault, FaultyShard
 from tests.sharding.local_shards import open_at
 from tests.sharding.shard_contract import block_digests, make_name, replica_files, stage_all
+
+OTHER_UID = uuid.UUID("01890000-0000-7000-8000-0000000000bb")
 
 
 @pytest.fixture
@@ -76,61 +92,110 @@ async def test_small_call_does_not_wait_for_one_that_hangs(listener: Listener, o
     assert len(await hanging) == 100
 
 
-async def test_call_given_up_before_it_began_leaves_nothing_behind(listener: Listener, owned: FaultyShard) -> None:
+async def test_call_given_up_before_it_began_leaves_nothing_behind(listener: Listener) -> None:
     async with listener.raw_calls() as stream:
         await stream.send(message(1, Delete(make_name(b"x"))) + HEAD.pack(1, Kind.CANCEL, 0))
-        for number in range(2, 2 + 3 * owner.CALLS_MAX):
+        for number in range(2, 1000):
             await stream.send(message(number, Sizes(())))
-        answered = {(await stream.message()).number for _ in range(3 * owner.CALLS_MAX)}
-    assert answered == set(range(2, 2 + 3 * owner.CALLS_MAX))
+        answered = {(await stream.message()).number for _ in range(998)}
+    assert answered == set(range(2, 1000))
 
 
-async def test_owner_rests_from_reading_while_calls_hold_too_much(
+async def test_hung_disk_costs_only_the_calls_to_it(listener: Listener, owned: FaultyShard, tmp_path: Path) -> None:
+    async with open_at(tmp_path / "healthy") as healthy:
+        listener.shards[OTHER_UID] = healthy
+        hung, well = listener.remote(), listener.remote(OTHER_UID)
+        [name], [other] = await put(hung, 1, BLOCK_BYTES), await put(well, 1, BLOCK_BYTES)
+        owned.plan(Operation.READ, *[Fault.STALL] * 100)
+
+        async def hedged() -> None:
+            with suppress(TimeoutError, ShardUnavailable):
+                async with asyncio.timeout(0.3):
+                    await hung.read(name, size=BLOCK_BYTES, offset=0, length=BLOCK_BYTES)
+
+        hedges = [asyncio.ensure_future(hedged()) for _ in range(100)]
+        await asyncio.sleep(0.1)
+        for _ in range(3):
+            async with asyncio.timeout(2):
+                await well.read(other, size=BLOCK_BYTES, offset=0, length=BLOCK_BYTES)
+        await asyncio.gather(*hedges)
+        owned.release()
+    assert listener.connections <= 2
+
+
+async def test_calls_to_one_shard_beyond_the_bound_are_refused_at_once(
     listener: Listener, owned: FaultyShard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(owner, "CALLS_MAX", 3)
-    under_way = 0
-    most = 0
-
-    async def sizes(names: object) -> list[int | None]:
-        nonlocal under_way, most
-        under_way += 1
-        most = max(most, under_way)
-        await asyncio.sleep(0.005)
-        under_way -= 1
-        return []
-
-    owned.sizes = sizes  # type: ignore[method-assign]
-    async with listener.raw_calls() as stream:
-        for number in range(30):
-            await stream.send(message(number, Sizes(())))
-            await asyncio.sleep(0.001)
-        assert {(await stream.message()).number for _ in range(30)} == set(range(30))
-    assert most == 3
+    monkeypatch.setattr(owner, "CALLS_PER_SHARD_MAX", 3)
+    owned.plan(Operation.SIZES, *[Fault.STALL] * 3)
+    shard = listener.remote()
+    hanging = [asyncio.ensure_future(shard.sizes([make_name(b"x")])) for _ in range(3)]
+    await eventually(lambda: owned.injected[Operation.SIZES, Fault.STALL] == 3)
+    with pytest.raises(ShardUnavailable, match="3 calls of this peer"):
+        await shard.sizes([make_name(b"x")])
+    owned.release()
+    assert await asyncio.gather(*hanging) == [[None]] * 3
+    assert await shard.sizes([make_name(b"x")]) == [None]
 
 
-async def test_calls_end_with_the_connection_of_their_peer(
+async def test_calls_end_with_the_connection_of_their_peer_and_none_begins_later(
     listener: Listener, owned: FaultyShard, shard_root: Path
 ) -> None:
-    owned.plan(Operation.SIZES, Fault.STALL)
+    stuck, names = 100, [make_name(os.urandom(8)) for _ in range(50)]
+    owned.plan(Operation.PUT, *[Fault.STALL] * len(names))
+    owned.plan(Operation.SIZES, *[Fault.STALL] * stuck)
     async with listener.raw_calls() as stream:
-        await stream.send(message(1, Sizes((make_name(b"x"),))))
-        await eventually(lambda: owned.injected[Operation.SIZES, Fault.STALL] == 1)
+        for number in range(stuck):
+            await stream.send(message(number, Sizes((make_name(b"x"),))))
+        for number, name in enumerate(names, stuck):
+            start, data = request_message(number, Call(UID, "", put_request(name, b"late")))
+            await stream.send(start + bytes(data))
+        await eventually(lambda: owned.injected[Operation.PUT, Fault.STALL] > 0)
     await eventually(lambda: listener.connections == 0)
     owned.release()
+    await asyncio.sleep(0.2)
+    assert replica_files(shard_root) == []
 
 
-async def test_answers_that_nobody_takes_cost_the_connection(owned: FaultyShard) -> None:
+async def test_leaving_owner_ends_what_is_under_way_and_refuses_the_rest(
+    listener: Listener, owned: FaultyShard
+) -> None:
+    shard = listener.remote()
+    [name] = await put(shard, 1, 100)
+    owned.plan(Operation.READ, Fault.STALL)
+    reading = asyncio.ensure_future(shard.read(name, size=100, offset=0, length=100))
+    await eventually(lambda: owned.injected[Operation.READ, Fault.STALL] == 1)
+    await listener.app.shutdown()
+    with pytest.raises(ShardUnavailable, match="leaving"):
+        await shard.sizes([name])
+    owned.release()
+    assert len(await reading) == 100
+    await eventually(lambda: listener.connections == 0)
+
+
+@pytest.mark.parametrize("count", [1, 8])
+async def test_answers_that_nobody_takes_cost_the_connection(owned: FaultyShard, count: int) -> None:
     async with run_listener(owned, idle_seconds=0.2) as listener:
         data = os.urandom(8 * BLOCK_BYTES)
         name, staged = await stage_all(listener.remote(), data)
         await staged.commit(name.sha256, block_digests(data))
         before = listener.connections
         async with listener.raw_calls() as stream:
-            stream.reader._transport.pause_reading()  # type: ignore[attr-defined]
-            for number in range(8):
+            stream.pause_reading()
+            for number in range(count):
                 await stream.send(message(number, Read(name, len(data), 0, len(data))))
             await eventually(lambda: listener.connections == before)
+
+
+async def test_refusals_that_nobody_takes_cost_the_connection(owned: FaultyShard) -> None:
+    async with run_listener(owned, idle_seconds=0.2) as listener, listener.raw_calls() as stream:
+        stream.pause_reading()
+        with suppress(ConnectionError):
+            async with asyncio.timeout(20):
+                for number in range(1_000_000):
+                    await stream.send(HEAD.pack(number, 99, 0))
+            pytest.fail("a million refusals were taken down")
+        await eventually(lambda: listener.connections == 0)
 
 
 GARBAGE = {
@@ -209,19 +274,80 @@ async def silent_owner() -> AsyncIterator[tuple[str, list[asyncio.StreamWriter]]
             writer.transport.abort()
 
 
-async def test_connection_on_which_nothing_comes_is_given_up_after_a_while(
+async def test_connection_on_which_nothing_comes_takes_no_more_calls(
     listener: Listener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(call_link, "SILENCE_SECONDS", 0.1)
+    monkeypatch.setattr(call_link, "SILENCE_SECONDS", 0.25)
     async with silent_owner() as (url, connections):
-        shard = listener.remote(url=url, call_seconds=0.05)
-        with pytest.raises(ShardUnavailable, match=r"within 0\.05 s"):
-            await shard.sizes([make_name(b"x")])
-        shard = listener.remote(url=url, call_seconds=0.2)
-        for _ in range(2):
-            with pytest.raises(ShardUnavailable):
+        shard = listener.remote(url=url, call_seconds=0.1)
+        for _ in range(6):
+            with pytest.raises(ShardUnavailable, match=r"within 0\.1 s"):
                 await shard.sizes([make_name(b"x")])
-        assert len(connections) == 3, "the first peer's one, and one for each call of the second's"
+        assert len(connections) == 2
+
+
+async def test_silence_towards_one_call_does_not_fail_another(
+    listener: Listener, owned: FaultyShard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(call_link, "SILENCE_SECONDS", 0.3)
+    shard = listener.remote(call_seconds=0.5)
+    [name] = await put(shard, 1, 100)
+    owned.plan(Operation.READ, Fault.STALL, Fault.STALL)
+    hanging = asyncio.ensure_future(shard.read(name, size=100, offset=0, length=100))
+    await asyncio.sleep(0.4)
+    late = asyncio.ensure_future(shard.read(name, size=100, offset=0, length=100))
+    with pytest.raises(ShardUnavailable):
+        await hanging
+    owned.release()
+    assert len(await late) == 100
+    assert await shard.sizes([name]) == [100], "over another connection"
+
+
+async def test_attempt_to_connect_that_fails_fails_for_all_who_wait() -> None:
+    attempts = 0
+
+    async def fail() -> CallLink:
+        nonlocal attempts
+        attempts += 1
+        await asyncio.sleep(0.05)
+        raise OSError("nobody there")
+
+    lazy = LazyLink(fail)
+    outcomes = await asyncio.gather(*(lazy.open() for _ in range(8)), return_exceptions=True)
+    assert {str(outcome) for outcome in outcomes} == {"nobody there"}
+    assert attempts == 1
+    with pytest.raises(OSError, match="nobody there"):
+        await lazy.open()
+    assert attempts == 2
+
+
+async def test_caller_who_gives_up_connecting_does_not_end_it_for_others(listener: Listener) -> None:
+    links = listener.peer.links
+    first, second = (asyncio.ensure_future(links.call(Call(UID, "", Sizes(())))) for _ in range(2))
+    await asyncio.sleep(0)
+    first.cancel()
+    assert await second == b""
+    assert listener.connections == 1
+
+
+async def test_idle_connection_is_kept_alive(listener: Listener) -> None:
+    await listener.remote().sizes([make_name(b"x")])
+    link = listener.peer.links._small.link
+    assert link is not None
+    opened = link._transport.get_extra_info("socket")
+    assert opened.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+
+
+@pytest.mark.parametrize(
+    "answer", [HEAD.pack(0, 42, 0), HEAD.pack(0, Kind.CANCEL, 0), HEAD.pack(0, Kind.DONE, 3) + b"abc"]
+)
+async def test_only_an_empty_done_says_that_bytes_are_stored(listener: Listener, answer: bytes) -> None:
+    async with silent_owner() as (url, connections):
+        putting = asyncio.ensure_future(listener.remote(url=url).put(make_name(b"x"), b"x"))
+        await eventually(lambda: bool(connections))
+        connections[0].write(answer)
+        with pytest.raises(ShardUnavailable):
+            await putting
 
 
 async def test_garbage_from_the_owner_breaks_the_connection(listener: Listener) -> None:

@@ -59,7 +59,8 @@ INSERT INTO census DEFAULT VALUES;
 ALTER TABLE shards
     ADD COLUMN state_since timestamptz NOT NULL DEFAULT now(),
     ADD COLUMN state_reason text NOT NULL DEFAULT '',
-    ADD COLUMN replaced boolean NOT NULL DEFAULT false;
+    ADD COLUMN replaced boolean NOT NULL DEFAULT false,
+    ADD COLUMN weight_set boolean NOT NULL DEFAULT false;
 ALTER TABLE shard_space ADD COLUMN silent_since timestamptz;
 ALTER TABLE repair_queue
     DROP CONSTRAINT repair_queue_reason_check,
@@ -108,8 +109,9 @@ $$;
 
 CREATE OR REPLACE FUNCTION enqueue_repair(p_blob bigint, p_reason text)
 RETURNS void LANGUAGE sql AS $$
+    -- The lock keeps gc from taking the blob away between this look and the foreign key's.
     INSERT INTO repair_queue AS q (blob_id, reason, urgency, size)
-    SELECT b.id, p_reason, repair_urgency(b.id), b.size FROM blobs b WHERE b.id = p_blob
+    SELECT b.id, p_reason, repair_urgency(b.id), b.size FROM blobs b WHERE b.id = p_blob FOR KEY SHARE
     ON CONFLICT (blob_id) DO UPDATE
        SET urgency = excluded.urgency, renewed_at = clock_timestamp(),
            due_at = CASE WHEN q.claim IS NULL THEN least(q.due_at, clock_timestamp()) ELSE q.due_at END

@@ -157,3 +157,11 @@ def test_nodes_are_listed_drained_and_removed(holdfast: Holdfast, node: FakeNode
     assert "is removed" in holdfast("node", "remove", "node-1").stdout
     assert holdfast("node").exit_code == 2
     assert holdfast("node", "--config", "x.toml", "list").exit_code == 2
+
+
+def test_weight_is_sent(holdfast: Holdfast, node: FakeNode) -> None:
+    node.json_answers["PUT", f"{PATH}/3/weight"] = (200, {"shard": 3, "weight": 2.5})
+    result = holdfast("shard", "weight", "3", "2.5")
+    assert result.exit_code == 0 and "has the weight 2.5 now" in result.stdout
+    assert node.bodies == [{"weight": 2.5}]
+    assert holdfast("shard", "weight", "3", "0").exit_code == 2

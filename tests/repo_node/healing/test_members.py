@@ -114,3 +114,12 @@ def test_everything_here_is_for_administrators(pair: RunningCluster) -> None:
     client = pair.with_token("read", "write", "delete")
     for method, path in (("GET", "shards"), ("POST", "shards/1/drain"), ("DELETE", "shards/1"), ("GET", "nodes")):
         assert client.request(method, f"{BASE}/{path}").status == 403
+
+
+def test_weight_changes_the_ring_everywhere_and_outlives_the_nodes_configuration(pair: RunningCluster) -> None:
+    assert pair.admin.put_json(f"{BASE}/shards/1/weight", {"weight": 2}).json() == {"shard": 1, "weight": 2.0}
+    wait_until(lambda: all(node.node.view().members[1].weight == 2 for node in pair.nodes))  # type: ignore[index]
+    assert pair.sql("SELECT weight, weight_set FROM shards WHERE id = 1") == [(2.0, True)]
+    for weight in (0, -1, 1e9, "2", True, None):
+        assert pair.admin.put_json(f"{BASE}/shards/1/weight", {"weight": weight}).status == 400
+    assert pair.admin.put_json(f"{BASE}/shards/99/weight", {"weight": 1}).status == 404
