@@ -23,6 +23,7 @@ lint: install
 
 bench: install $(INSTALLED_BENCH)
 	@$(BIN)/python -m benchmarks.bench_ring
+	@$(BIN)/python -m benchmarks.bench_scrub
 	@$(BIN)/python -m benchmarks.bench_transfer
 
 install: $(INSTALLED)

@@ -45,7 +45,13 @@ CREATE TABLE shards (
     state       text NOT NULL DEFAULT 'active'
                 CHECK (state IN ('active', 'read_only', 'draining', 'offline', 'lost')),
     owner       uuid,
-    created_at  timestamptz NOT NULL DEFAULT now()
+    created_at  timestamptz NOT NULL DEFAULT now(),
+    state_since timestamptz NOT NULL DEFAULT now(),
+    state_reason text NOT NULL DEFAULT '',
+    -- An administrator has said that another disk takes this one's place at its path.
+    replaced    boolean NOT NULL DEFAULT false,
+    -- An administrator has set the weight: what the node's configuration says of it counts no more.
+    weight_set  boolean NOT NULL DEFAULT false
 );
 
 -- Apart from shards, because every new replica locks its shard's row against deletion and this row
@@ -55,7 +61,31 @@ CREATE TABLE shard_space (
     capacity_bytes  bigint NOT NULL,
     free_bytes      bigint NOT NULL,
     writable        boolean NOT NULL,
-    reported_at     timestamptz NOT NULL DEFAULT now()
+    reported_at     timestamptz NOT NULL DEFAULT now(),
+    silent_since    timestamptz
+);
+
+-- Who is the primary node: the holder, under an epoch that only ever grows, until expires_at by the
+-- database's time. The token is random: a holder proves itself by it, not by its name.
+CREATE TABLE lease (
+    only_row     boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    epoch        bigint NOT NULL CHECK (epoch > 0),
+    holder       text NOT NULL COLLATE "C",
+    token        uuid NOT NULL,
+    acquired_at  timestamptz NOT NULL,
+    renewed_at   timestamptz NOT NULL,
+    expires_at   timestamptz NOT NULL
+);
+
+-- Why nothing may be deleted now, until an operator releases it. A released one stays, for its
+-- allowance: how many blobs a run of gc may remove although that is implausibly many.
+CREATE TABLE holds (
+    reason       text PRIMARY KEY CHECK (reason IN ('lost_history', 'volume', 'rebuild', 'live_removal', 'operator')),
+    detail       text NOT NULL,
+    since        timestamptz NOT NULL DEFAULT clock_timestamp(),
+    released_at  timestamptz,
+    released_by  text,
+    allowance    bigint NOT NULL DEFAULT 0
 );
 
 -- ---------------------------------------------------------------- people and what they may do
@@ -91,7 +121,9 @@ CREATE TABLE repositories (
     description   text NOT NULL DEFAULT '',
     redundancy    smallint CHECK (redundancy BETWEEN 1 AND 16),
     created_at    timestamptz NOT NULL DEFAULT now(),
-    created_by    text NOT NULL
+    created_by    text NOT NULL,
+    -- Whether what is deleted or overwritten here is kept in the trash for a while.
+    trash         boolean NOT NULL DEFAULT true
 );
 
 CREATE TABLE blobs (
@@ -155,16 +187,195 @@ CREATE TABLE events (
 
 -- ---------------------------------------------------------------- work for the maintenance jobs
 
+-- Blobs that lack copies. Whoever claims one sets due_at to when the claim ends, whoever gives up to when it is
+-- worth another try: what is due can be read off the index, fewest good copies first. urgency is their number
+-- when it was last counted, and 99 where there is none to copy from. renewed_at tells a claimer who is about to
+-- take the row away that somebody has asked anew.
 CREATE TABLE repair_queue (
     blob_id    bigint PRIMARY KEY REFERENCES blobs (id),
-    reason     text NOT NULL CHECK (reason IN ('short_write', 'suspect', 'redundancy')),
-    queued_at  timestamptz NOT NULL DEFAULT now()
+    reason     text NOT NULL CHECK (reason IN ('short_write', 'suspect', 'redundancy', 'missing', 'corrupt', 'lost',
+                                               'drain', 'census', 'misplaced')),
+    queued_at  timestamptz NOT NULL DEFAULT now(),
+    urgency    smallint NOT NULL DEFAULT 1,
+    due_at     timestamptz NOT NULL DEFAULT now(),
+    renewed_at timestamptz NOT NULL DEFAULT now(),
+    claim      uuid,
+    attempts   integer NOT NULL DEFAULT 0,
+    outcome    text,
+    size       bigint NOT NULL DEFAULT 0
 );
+CREATE INDEX repair_queue_order ON repair_queue (urgency, due_at);
 
 CREATE TABLE gc_candidates (
     blob_id  bigint PRIMARY KEY REFERENCES blobs (id),
-    since    timestamptz NOT NULL DEFAULT now()
+    since    timestamptz NOT NULL DEFAULT now(),
+    reason   text NOT NULL DEFAULT 'released' CHECK (reason IN ('released', 'expired', 'missed'))
 );
+
+-- Files to be removed from their shard by its owner, not before a time. Its replica is condemned as
+-- long as a file is listed here, so that the primary key of replicas keeps it from ever being live.
+CREATE TABLE removals (
+    shard_id    smallint NOT NULL,
+    generation  uuid NOT NULL,
+    sha256      bytea NOT NULL CHECK (length(sha256) = 32),
+    size        bigint NOT NULL CHECK (size >= 0),
+    reason      text NOT NULL CHECK (reason IN ('gc', 'rebalance', 'trim', 'repair', 'scrub', 'reconcile', 'upload')),
+    queued_at   timestamptz NOT NULL DEFAULT now(),
+    not_before  timestamptz NOT NULL,
+    epoch       bigint NOT NULL,
+    attempts    integer NOT NULL DEFAULT 0,
+    PRIMARY KEY (shard_id, generation),
+    FOREIGN KEY (shard_id, generation) REFERENCES replicas (shard_id, generation)
+);
+CREATE INDEX removals_due ON removals (shard_id, not_before);
+
+-- Artifacts that were deleted or overwritten, as they were; they keep their blob. The repository is
+-- named by its key, because it may be gone, or another one of that key.
+CREATE TABLE trash (
+    id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    repository   text NOT NULL COLLATE "C",
+    folder       text NOT NULL COLLATE "C",
+    name         text NOT NULL COLLATE "C",
+    blob_id      bigint NOT NULL REFERENCES blobs (id),
+    created_at   timestamptz NOT NULL,
+    created_by   text NOT NULL,
+    modified_at  timestamptz NOT NULL,
+    modified_by  text NOT NULL,
+    properties   jsonb NOT NULL,
+    reason       text NOT NULL CHECK (reason IN ('deleted', 'overwritten')),
+    trashed_at   timestamptz NOT NULL DEFAULT now(),
+    trashed_by   text NOT NULL
+);
+CREATE INDEX trash_at_path ON trash (repository, folder, name, id);
+CREATE INDEX trash_of_blob ON trash (blob_id);
+-- How each job of each node stands, kept up by its runner. A run answers the requests made until it began
+-- (answering), and has answered them when it is over.
+CREATE TABLE jobs (
+    node_id       text NOT NULL REFERENCES nodes (id),
+    job           text NOT NULL COLLATE "C",
+    state         text NOT NULL CHECK (state IN ('running', 'idle', 'failed', 'disabled')),
+    done          bigint NOT NULL DEFAULT 0,
+    total         bigint,
+    moved_bytes   bigint NOT NULL DEFAULT 0,
+    seconds_left  double precision,
+    last_error    text,
+    started_at    timestamptz,
+    finished_at   timestamptz,
+    requested_at  timestamptz,
+    answering     timestamptz,
+    answered_at   timestamptz,
+    updated_at    timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (node_id, job)
+);
+
+-- Walks over all replicas of a shard whose state calls for it, in bounded steps that any node takes:
+-- 'lost' and 'drain' ask for repairs, 'return' doubts the replicas of a shard that comes back, 'forget' drops
+-- those of one that never will.
+CREATE TABLE shard_walks (
+    shard_id    smallint PRIMARY KEY REFERENCES shards (id),
+    kind        text NOT NULL CHECK (kind IN ('lost', 'drain', 'return', 'forget')),
+    cursor      uuid,
+    walked      bigint NOT NULL DEFAULT 0,
+    kept_back   bigint NOT NULL DEFAULT 0,
+    passes      integer NOT NULL DEFAULT 0,
+    due_at      timestamptz NOT NULL DEFAULT now(),
+    started_at  timestamptz NOT NULL DEFAULT now()
+);
+
+-- The walk over all blobs that finds out how many copies each should have. Each change that may raise
+-- the number adds to asked; a pass serves what was asked before it began.
+CREATE TABLE census (
+    only_row    boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    cursor      bigint NOT NULL DEFAULT 0,
+    asked       bigint NOT NULL DEFAULT 1,
+    serving     bigint NOT NULL DEFAULT 0,
+    due_at      timestamptz NOT NULL DEFAULT now()
+);
+
+-- How far each job has walked over the replicas of a shard, and for which ring.
+CREATE TABLE shard_cursors (
+    shard_id     smallint NOT NULL REFERENCES shards (id),
+    job          text NOT NULL COLLATE "C",
+    cursor       uuid,
+    ring         text NOT NULL DEFAULT '',
+    finished_at  timestamptz,
+    PRIMARY KEY (shard_id, job)
+);
+
+INSERT INTO census DEFAULT VALUES;
+
+-- ---------------------------------------------------------------- what the shards' owners found
+
+-- How far each pass over a shard has come. Replicas older than covered_since have been read since then.
+CREATE TABLE scrubs (
+    shard_id        smallint NOT NULL REFERENCES shards (id),
+    kind            text NOT NULL CHECK (kind IN ('blocks', 'proof')),
+    started_at      timestamptz NOT NULL DEFAULT now(),
+    position        uuid NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000',
+    done_replicas   bigint NOT NULL DEFAULT 0,
+    done_bytes      bigint NOT NULL DEFAULT 0,
+    total_replicas  bigint,
+    total_bytes     bigint,
+    finished_at     timestamptz,
+    covered_since   timestamptz,
+    PRIMARY KEY (shard_id, kind)
+);
+
+-- Files that are to be, or have been (moved_at), moved to a shard's quarantine; each has a condemned
+-- replica. Written before the file moves, so that whoever dies in between leaves the order behind.
+CREATE TABLE quarantine (
+    shard_id      smallint NOT NULL REFERENCES shards (id),
+    generation    uuid NOT NULL,
+    sha256        bytea NOT NULL CHECK (length(sha256) = 32),
+    size          bigint,
+    reason        text NOT NULL CHECK (reason IN ('bytes', 'size', 'unreadable', 'stray')),
+    condemned_at  timestamptz NOT NULL DEFAULT now(),
+    moved_at      timestamptz,
+    PRIMARY KEY (shard_id, generation)
+);
+CREATE INDEX quarantine_by_age ON quarantine (shard_id, moved_at);
+CREATE INDEX replicas_suspect ON replicas (shard_id, generation) WHERE state = 'suspect';
+
+-- Things on a shard that no row knows, by their path and inode, and since when they have been seen there.
+CREATE TABLE sightings (
+    shard_id       smallint NOT NULL REFERENCES shards (id),
+    path           bytea NOT NULL,
+    inode          bigint NOT NULL,
+    first_seen_at  timestamptz NOT NULL DEFAULT now(),
+    last_seen_at   timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (shard_id, path)
+);
+
+-- Comparisons of a shard's files with the rows: asked for, under way, done. The shard's owner does them,
+-- in the order of their ids; whoever restarts begins the one it was at anew.
+CREATE TABLE checks (
+    id            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    request       uuid NOT NULL,
+    shard_id      smallint NOT NULL REFERENCES shards (id),
+    dry_run       boolean NOT NULL DEFAULT false,
+    repair        boolean NOT NULL DEFAULT false,
+    rebuild       boolean NOT NULL DEFAULT false,
+    principal     text NOT NULL,
+    requested_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    started_at    timestamptz,
+    finished_at   timestamptz,
+    done          bigint NOT NULL DEFAULT 0,
+    total         bigint,
+    report        jsonb,
+    error         text
+);
+CREATE INDEX checks_of_shard ON checks (shard_id, id);
+CREATE INDEX checks_of_request ON checks (request);
+
+-- Backups of this database that nodes have written to shards of their own.
+CREATE TABLE backups (
+    shard_id  smallint NOT NULL REFERENCES shards (id),
+    name      text NOT NULL,
+    bytes     bigint NOT NULL,
+    taken_at  timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (shard_id, name)
+);
+
 
 -- ---------------------------------------------------------------- functions
 
@@ -185,15 +396,159 @@ LANGUAGE sql STABLE AS $$
      WHERE r.blob_id = p_blob AND r.state = 'live'
 $$;
 
+-- Which replicas make up a blob's N: live, on a shard that stays. A node that is merely down keeps its copies, so
+-- that its restart starts no repairs; up tells whether one can be read now. A draining shard is read, not counted.
+CREATE FUNCTION homes(p_blob bigint)
+RETURNS TABLE (shard_id smallint, generation uuid, zone text, up boolean)
+LANGUAGE sql STABLE AS $$
+    SELECT r.shard_id, r.generation, n.zone, s.state <> 'offline' AND node_is_up(n)
+      FROM replicas r
+      JOIN shards s ON s.id = r.shard_id AND s.state IN ('active', 'read_only', 'offline')
+      JOIN nodes n ON n.id = s.node_id
+     WHERE r.blob_id = p_blob AND r.state = 'live'
+$$;
+
+-- Zones with a member of the ring.
+CREATE FUNCTION ring_zones()
+RETURNS bigint LANGUAGE sql STABLE AS $$
+    SELECT count(DISTINCT n.zone) FROM shards s JOIN nodes n ON n.id = s.node_id
+     WHERE s.state IN ('active', 'read_only', 'offline')
+$$;
+
+-- Whether a blob has the copies it should have, in the zones it should be in, readable or not.
+CREATE FUNCTION is_whole(p_blob bigint, p_redundancy smallint, p_ring_zones bigint)
+RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT count(DISTINCT h.shard_id) >= p_redundancy AND count(DISTINCT h.zone) >= least(p_redundancy, p_ring_zones)
+      FROM homes(p_blob) h
+$$;
+
+CREATE FUNCTION repair_urgency(p_blob bigint)
+RETURNS smallint LANGUAGE sql STABLE AS $$
+    SELECT CASE count(DISTINCT g.shard_id) WHEN 0 THEN 99 ELSE count(DISTINCT g.shard_id) END::smallint
+      FROM good_replicas(p_blob) g
+$$;
+
 CREATE FUNCTION enqueue_repair(p_blob bigint, p_reason text)
 RETURNS void LANGUAGE sql AS $$
-    INSERT INTO repair_queue (blob_id, reason) VALUES (p_blob, p_reason) ON CONFLICT (blob_id) DO NOTHING
+    -- The lock keeps gc from taking the blob away between this look and the foreign key's.
+    INSERT INTO repair_queue AS q (blob_id, reason, urgency, size)
+    SELECT b.id, p_reason, repair_urgency(b.id), b.size FROM blobs b WHERE b.id = p_blob FOR KEY SHARE
+    ON CONFLICT (blob_id) DO UPDATE
+       SET urgency = excluded.urgency, renewed_at = clock_timestamp(),
+           due_at = CASE WHEN q.claim IS NULL THEN least(q.due_at, clock_timestamp()) ELSE q.due_at END
 $$;
 
 CREATE FUNCTION release_blob(p_blob bigint)
 RETURNS void LANGUAGE sql AS $$
-    INSERT INTO gc_candidates (blob_id) VALUES (p_blob) ON CONFLICT (blob_id) DO UPDATE SET since = now()
+    INSERT INTO gc_candidates (blob_id) VALUES (p_blob)
+    ON CONFLICT (blob_id) DO UPDATE SET since = now(), reason = excluded.reason
 $$;
+
+-- Whether what leaves this repository is kept in the trash.
+CREATE FUNCTION trash_keeps(p_repo integer)
+RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT r.trash AND coalesce(
+               (SELECT (value #>> '{}')::double precision FROM settings WHERE key = 'trash_days'), 14) > 0
+      FROM repositories r WHERE r.id = p_repo
+$$;
+
+-- Put an artifact that is about to be overwritten, and whose row the caller has locked, into the
+-- trash; false when its repository keeps none, and the caller releases its blob.
+CREATE FUNCTION throw_away(p_repo integer, p_folder text, p_name text, p_principal text)
+RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO trash (repository, folder, name, blob_id, created_at, created_by, modified_at, modified_by, properties,
+                       reason, trashed_by)
+    SELECT r.key, a.folder, a.name, a.blob_id, a.created_at, a.created_by, a.modified_at, a.modified_by, a.properties,
+           'overwritten', p_principal
+      FROM artifacts a JOIN repositories r ON r.id = a.repo_id
+     WHERE a.repo_id = p_repo AND a.folder = p_folder AND a.name = p_name AND trash_keeps(p_repo);
+    RETURN FOUND;
+END
+$$;
+
+-- Every job that deletes asks this first.
+CREATE FUNCTION deletions_held()
+RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT EXISTS (SELECT 1 FROM holds WHERE released_at IS NULL)
+$$;
+
+-- Whether a shard knows of a primary that this database does not: what happened since is forgotten here.
+CREATE FUNCTION history_is_lost()
+RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT EXISTS (SELECT 1 FROM holds WHERE reason = 'lost_history' AND released_at IS NULL)
+$$;
+
+-- Hold every deletion until an operator releases it; false when it was held for that reason already.
+CREATE FUNCTION place_hold(p_reason text, p_detail text, p_allowance bigint DEFAULT 0)
+RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO holds AS h (reason, detail, allowance) VALUES (p_reason, p_detail, p_allowance)
+    ON CONFLICT (reason) DO UPDATE
+       SET detail = excluded.detail, allowance = excluded.allowance, since = clock_timestamp(),
+           released_at = NULL, released_by = NULL
+     WHERE h.released_at IS NOT NULL;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    INSERT INTO events (kind, principal, request_id, detail)
+    VALUES ('hold', 'holdfast', '', jsonb_build_object('reason', p_reason, 'detail', p_detail));
+    RETURN true;
+END
+$$;
+
+-- List a file for removal and condemn its replica, whatever that was: live, suspect, or never committed.
+-- The rule for reducers is the caller's: lock the blob, count anew, then call. Listed already: nothing changes.
+CREATE FUNCTION remove_later(
+    p_shard smallint, p_generation uuid, p_sha256 bytea, p_reason text, p_size bigint DEFAULT NULL,
+    p_delay interval DEFAULT NULL
+)
+RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO replicas AS r (shard_id, generation, blob_id, state) VALUES (p_shard, p_generation, NULL, 'condemned')
+    ON CONFLICT (shard_id, generation) DO UPDATE SET blob_id = NULL, state = 'condemned'
+     WHERE r.state <> 'condemned';
+    INSERT INTO removals (shard_id, generation, sha256, size, reason, not_before, epoch)
+    VALUES (p_shard, p_generation, p_sha256,
+            coalesce(p_size, (SELECT b.size FROM blobs b WHERE b.sha256 = p_sha256), 0), p_reason,
+            clock_timestamp() + coalesce(p_delay, removal_delay()), coalesce((SELECT l.epoch FROM lease l), 0))
+    ON CONFLICT (shard_id, generation) DO NOTHING;
+END
+$$;
+
+-- The same for a file that may have been committed meanwhile, as after a write of unknown outcome: false,
+-- and nothing happens, when it is a blob's replica. Otherwise it can never become one.
+CREATE FUNCTION remove_unless_live(
+    p_shard smallint, p_generation uuid, p_sha256 bytea, p_reason text, p_size bigint DEFAULT NULL,
+    p_delay interval DEFAULT NULL
+)
+RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO replicas (shard_id, generation, blob_id, state) VALUES (p_shard, p_generation, NULL, 'condemned')
+    ON CONFLICT (shard_id, generation) DO NOTHING;
+    PERFORM 1 FROM replicas r WHERE r.shard_id = p_shard AND r.generation = p_generation AND r.state = 'condemned';
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    PERFORM remove_later(p_shard, p_generation, p_sha256, p_reason, p_size, p_delay);
+    RETURN true;
+END
+$$;
+
+CREATE FUNCTION removal_delay()
+RETURNS interval LANGUAGE sql STABLE AS $$
+    SELECT make_interval(secs => coalesce(
+        (SELECT (value #>> '{}')::double precision FROM settings WHERE key = 'removal_delay_seconds'), 86400))
+$$;
+
+-- A condemned generation never becomes live again: its file may be gone.
+CREATE FUNCTION refuse_revival() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'replica % on shard % is condemned', OLD.generation, OLD.shard_id USING ERRCODE = 'HF004';
+END
+$$;
+CREATE TRIGGER replicas_stay_condemned BEFORE UPDATE ON replicas
+    FOR EACH ROW WHEN (OLD.state = 'condemned' AND NEW.state <> 'condemned') EXECUTE FUNCTION refuse_revival();
 
 -- Make sure the folder p_folder and its ancestors exist; false when one of them is an artifact.
 -- The lock is shared by all who add to folders, taken alone by whoever removes them: nothing lands
@@ -275,6 +630,7 @@ DECLARE
     v_short     boolean;
     v_adopt     boolean;
     v_old       bigint;
+    v_kept      boolean;
     v_key       text;
     v_event     bigint;
     v_at        timestamptz;
@@ -332,7 +688,8 @@ BEGIN
           FROM good_replicas(v_blob) g WHERE g.generation = ANY (coalesce(p_confirmed, '{}'));
         v_short := p_size > 0 AND cardinality(v_confirmed) < v_wanted;
         -- Ours on shards that hold a confirmed copy would add no safety, at each upload while a node is away.
-        v_adopt := v_short AND NOT p_shards <@ v_confirmed;
+        -- After a failover that went back in time no row can be trusted to know which files will stay.
+        v_adopt := (v_short AND NOT p_shards <@ v_confirmed) OR (p_size > 0 AND history_is_lost());
     ELSE
         v_short := p_short;
         v_adopt := true;
@@ -361,13 +718,16 @@ BEGIN
         IF v_old IS NULL THEN
             RAISE EXCEPTION '% is a folder', p_name USING ERRCODE = 'HF001';
         END IF;
+        IF v_old <> v_blob THEN
+            v_kept := throw_away(p_repo, p_folder, p_name, p_principal);
+        END IF;
         UPDATE artifacts a
            SET blob_id = v_blob, created_at = v_at, created_by = p_principal, modified_at = p_started,
                modified_by = p_principal, updated_at = v_at, properties = p_properties
          WHERE a.repo_id = p_repo AND a.folder = p_folder AND a.name = p_name;
         EXIT;
     END LOOP;
-    IF v_old <> v_blob THEN
+    IF v_old <> v_blob AND NOT v_kept THEN
         PERFORM release_blob(v_old);
     END IF;
     IF NOT v_adopt THEN
@@ -397,53 +757,1103 @@ BEGIN
 END
 $$;
 
--- Remove one artifact, or a folder with everything in it; returns how many rows went.
-CREATE FUNCTION delete_item(
-    p_repo integer, p_folder text, p_name text, p_principal text, p_request text
+-- Take the last p_max rows with p_low <= folder < p_high out of a repository, into the trash where it
+-- keeps one; returns how many went. In this order whatever lies in a folder comes after the folder, so
+-- that the rows left are whole at any point. The caller holds the repository's lock alone.
+CREATE FUNCTION take_out(p_repo integer, p_low text, p_high text, p_max bigint, p_principal text)
+RETURNS bigint LANGUAGE plpgsql SET enable_seqscan = off AS $$
+DECLARE
+    v_keep boolean := trash_keeps(p_repo);
+    v_rows tid[];
+    v_gone bigint;
+BEGIN
+    v_rows := ARRAY(
+        SELECT a.ctid FROM artifacts a
+         WHERE a.repo_id = p_repo AND a.folder >= p_low AND a.folder < p_high
+         ORDER BY a.folder DESC, a.name DESC LIMIT p_max FOR UPDATE
+    );
+    WITH gone AS (
+        DELETE FROM artifacts a WHERE a.ctid = ANY (v_rows) RETURNING a.*
+    ), kept AS (
+        INSERT INTO trash (repository, folder, name, blob_id, created_at, created_by, modified_at, modified_by,
+                           properties, reason, trashed_by)
+        SELECT r.key, g.folder, g.name, g.blob_id, g.created_at, g.created_by, g.modified_at, g.modified_by,
+               g.properties, 'deleted', p_principal
+          FROM gone g JOIN repositories r ON r.id = g.repo_id
+         WHERE v_keep AND g.blob_id IS NOT NULL
+         ORDER BY g.blob_id
+    ), released AS (
+        SELECT release_blob(b) FROM (
+            SELECT DISTINCT g.blob_id AS b FROM gone g WHERE NOT v_keep AND g.blob_id IS NOT NULL ORDER BY 1
+        ) AS distinct_blobs
+    )
+    SELECT count(*) + 0 * (SELECT count(*) FROM released) INTO v_gone FROM gone;
+    RETURN v_gone;
+END
+$$;
+
+-- Remove one artifact, or a folder with everything in it, in steps of at most p_max rows; the folder
+-- itself goes last. done is false while the caller should call again.
+CREATE FUNCTION delete_step(
+    p_repo integer, p_folder text, p_name text, p_max bigint, p_principal text, p_request text,
+    OUT gone bigint, OUT done boolean
 )
-RETURNS bigint LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql AS $$
 DECLARE
     v_path    text := concat_ws('/', nullif(p_folder, ''), p_name);
     v_blob    bigint;
-    v_gone    bigint;
+    v_keep    boolean;
     v_sha256  bytea;
+    v_root    bigint;
 BEGIN
+    gone := 0;
+    done := true;
     SELECT a.blob_id INTO v_blob FROM artifacts a
       WHERE a.repo_id = p_repo AND a.folder = p_folder AND a.name = p_name;
     IF NOT FOUND THEN
-        RETURN 0;
+        RETURN;
     END IF;
     -- What was seen may have changed its kind by now; what has, is not what was asked to be removed.
     IF v_blob IS NOT NULL THEN
-        DELETE FROM artifacts a
-         WHERE a.repo_id = p_repo AND a.folder = p_folder AND a.name = p_name AND a.blob_id IS NOT NULL
-        RETURNING a.blob_id INTO v_blob;
-        GET DIAGNOSTICS v_gone = ROW_COUNT;
-        IF v_gone > 0 THEN
+        v_keep := trash_keeps(p_repo);
+        WITH removed AS (
+            DELETE FROM artifacts a
+             WHERE a.repo_id = p_repo AND a.folder = p_folder AND a.name = p_name AND a.blob_id IS NOT NULL
+            RETURNING a.*
+        ), kept AS (
+            INSERT INTO trash (repository, folder, name, blob_id, created_at, created_by, modified_at, modified_by,
+                               properties, reason, trashed_by)
+            SELECT r.key, g.folder, g.name, g.blob_id, g.created_at, g.created_by, g.modified_at, g.modified_by,
+                   g.properties, 'deleted', p_principal
+              FROM removed g JOIN repositories r ON r.id = g.repo_id WHERE v_keep
+        )
+        SELECT count(*), max(g.blob_id) INTO gone, v_blob FROM removed g;
+        IF gone > 0 AND NOT v_keep THEN
             PERFORM release_blob(v_blob);
         END IF;
     ELSE
         PERFORM pg_advisory_xact_lock(1, p_repo);
-        WITH gone AS (
+        gone := take_out(p_repo, v_path || '/', v_path || '0', p_max, p_principal);
+        IF gone < p_max THEN
+            -- No folder is called so: control characters are refused.
+            gone := gone + take_out(p_repo, v_path, v_path || chr(1), p_max - gone, p_principal);
+        END IF;
+        done := gone < p_max;
+        IF done THEN
             DELETE FROM artifacts a
-             WHERE a.repo_id = p_repo
-               AND ((a.folder = p_folder AND a.name = p_name AND a.blob_id IS NULL)
-                    OR a.folder = v_path OR (a.folder >= v_path || '/' AND a.folder < v_path || '0'))
-            RETURNING a.blob_id
-        ), released AS (
-            SELECT release_blob(b) FROM (
-                SELECT DISTINCT g.blob_id AS b FROM gone g WHERE g.blob_id IS NOT NULL ORDER BY 1
-            ) AS distinct_blobs
-        )
-        SELECT count(*) + 0 * (SELECT count(*) FROM released) INTO v_gone FROM gone;
+             WHERE a.repo_id = p_repo AND a.folder = p_folder AND a.name = p_name AND a.blob_id IS NULL;
+            GET DIAGNOSTICS v_root = ROW_COUNT;
+            gone := gone + v_root;
+        END IF;
     END IF;
-    IF v_gone > 0 THEN
+    IF gone > 0 THEN
         SELECT b.sha256 INTO v_sha256 FROM blobs b WHERE b.id = v_blob;
         INSERT INTO events (kind, repository, path, sha256, principal, request_id, detail)
-        SELECT 'delete', r.key, v_path, v_sha256, p_principal, p_request, jsonb_build_object('items', v_gone)
+        SELECT 'delete', r.key, v_path, v_sha256, p_principal, p_request, jsonb_build_object('items', gone)
           FROM repositories r WHERE r.id = p_repo;
     END IF;
+END
+$$;
+
+-- All at once, as releases before this one ask for it; returns how many rows went.
+CREATE FUNCTION delete_item(
+    p_repo integer, p_folder text, p_name text, p_principal text, p_request text
+)
+RETURNS bigint LANGUAGE sql AS $$
+    SELECT d.gone FROM delete_step(p_repo, p_folder, p_name, 1000000000, p_principal, p_request) d
+$$;
+
+-- Bring one thing back from the trash, to p_folder/p_name of p_repo. Outcomes: 'restored'; 'exists',
+-- when an artifact is there and p_replace is false (with it, that one goes to the trash); 'gone', when
+-- it is in the trash no more. SQLSTATE HF001 as in commit_upload.
+CREATE FUNCTION restore_trash(
+    p_trash bigint, p_repo integer, p_folder text, p_name text, p_replace boolean, p_principal text, p_request text
+)
+RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    v_row    trash;
+    v_wanted smallint;
+    v_old    bigint;
+    v_kept   boolean;
+    v_key    text;
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(1, p_repo);
+    SELECT r.key, r.redundancy INTO v_key, v_wanted FROM repositories r WHERE r.id = p_repo;
+    SELECT t.* INTO v_row FROM trash t WHERE t.id = p_trash FOR UPDATE;
+    IF NOT FOUND OR v_key IS NULL THEN
+        RETURN 'gone';
+    END IF;
+    PERFORM 1 FROM blobs b WHERE b.id = v_row.blob_id FOR NO KEY UPDATE;
+    IF NOT ensure_folder(p_repo, p_folder, p_principal) THEN
+        RAISE EXCEPTION 'a parent of % is an artifact', p_name USING ERRCODE = 'HF001';
+    END IF;
+    LOOP
+        INSERT INTO artifacts (repo_id, folder, name, blob_id, created_at, created_by, modified_at, modified_by,
+                               properties)
+        VALUES (p_repo, p_folder, p_name, v_row.blob_id, v_row.created_at, v_row.created_by, v_row.modified_at,
+                v_row.modified_by, v_row.properties)
+        ON CONFLICT (repo_id, folder, name) DO NOTHING;
+        EXIT WHEN FOUND;
+        SELECT a.blob_id INTO v_old FROM artifacts a
+          WHERE a.repo_id = p_repo AND a.folder = p_folder AND a.name = p_name FOR NO KEY UPDATE;
+        CONTINUE WHEN NOT FOUND;
+        IF v_old IS NULL THEN
+            RAISE EXCEPTION '% is a folder', p_name USING ERRCODE = 'HF001';
+        END IF;
+        IF NOT p_replace THEN
+            RETURN 'exists';
+        END IF;
+        v_kept := throw_away(p_repo, p_folder, p_name, p_principal);
+        UPDATE artifacts a
+           SET blob_id = v_row.blob_id, created_at = v_row.created_at, created_by = v_row.created_by,
+               modified_at = v_row.modified_at, modified_by = v_row.modified_by, updated_at = now(),
+               properties = v_row.properties
+         WHERE a.repo_id = p_repo AND a.folder = p_folder AND a.name = p_name;
+        IF NOT v_kept THEN
+            PERFORM release_blob(v_old);
+        END IF;
+        EXIT;
+    END LOOP;
+    UPDATE blobs b SET redundancy = v_wanted WHERE b.id = v_row.blob_id AND b.redundancy < v_wanted;
+    IF FOUND THEN
+        PERFORM enqueue_repair(v_row.blob_id, 'redundancy');
+    END IF;
+    DELETE FROM trash WHERE id = p_trash;
+    INSERT INTO events (kind, repository, path, sha256, principal, request_id, detail)
+    SELECT 'restore', v_key, concat_ws('/', nullif(p_folder, ''), p_name), b.sha256, p_principal, p_request,
+           jsonb_build_object('from', concat_ws('/', v_row.repository, nullif(v_row.folder, ''), v_row.name))
+      FROM blobs b WHERE b.id = v_row.blob_id;
+    RETURN 'restored';
+END
+$$;
+
+-- Let go of p_ids in the trash for good; returns how many went.
+CREATE FUNCTION empty_trash(p_ids bigint[], p_reason text)
+RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    v_gone bigint;
+BEGIN
+    WITH gone AS (
+        DELETE FROM trash t WHERE t.id = ANY (p_ids) RETURNING t.blob_id
+    ), released AS (
+        INSERT INTO gc_candidates AS c (blob_id, reason)
+        SELECT DISTINCT g.blob_id, p_reason FROM gone g ORDER BY 1
+        ON CONFLICT (blob_id) DO UPDATE SET since = now(), reason = excluded.reason
+    )
+    SELECT count(*) INTO v_gone FROM gone;
     RETURN v_gone;
+END
+$$;
+
+-- ---------------------------------------------------------------- the primary node
+
+-- Become the primary when nobody is, under an epoch above all that this database and the reachable
+-- shards (p_known) know of; NULL while somebody is. A shard that knows more than this database proves
+-- that history was lost, and holds every deletion.
+CREATE FUNCTION lease_acquire(p_node text, p_token uuid, p_known bigint, p_seconds double precision)
+RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    v_old   bigint;
+    v_epoch bigint;
+BEGIN
+    SELECT l.epoch INTO v_old FROM lease l FOR UPDATE;
+    INSERT INTO lease AS l (epoch, holder, token, acquired_at, renewed_at, expires_at)
+    VALUES (p_known + 1, p_node, p_token, clock_timestamp(), clock_timestamp(),
+            clock_timestamp() + make_interval(secs => p_seconds))
+    ON CONFLICT (only_row) DO UPDATE
+       SET epoch = greatest(l.epoch, p_known) + 1, holder = excluded.holder, token = excluded.token,
+           acquired_at = excluded.acquired_at, renewed_at = excluded.renewed_at, expires_at = excluded.expires_at
+     WHERE l.expires_at <= clock_timestamp()
+    RETURNING l.epoch INTO v_epoch;
+    IF v_epoch IS NULL THEN
+        RETURN NULL;
+    END IF;
+    IF p_known > coalesce(v_old, 0) THEN
+        PERFORM place_hold('lost_history', format(
+            'a shard knows the primary of epoch %s, this database none after %s', p_known, coalesce(v_old, 0)));
+    END IF;
+    INSERT INTO events (kind, principal, request_id, detail)
+    VALUES ('primary', p_node, '', jsonb_build_object('epoch', v_epoch));
+    RETURN v_epoch;
+END
+$$;
+
+-- What the primary does carries its epoch and token: whoever is no longer it stops here (HF003). Held
+-- to the end of the transaction, so that no successor commits before.
+CREATE FUNCTION require_lease(p_epoch bigint, p_token uuid)
+RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM 1 FROM lease l
+      WHERE l.epoch = p_epoch AND l.token = p_token AND l.expires_at > clock_timestamp() FOR SHARE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'the primary of epoch % is the primary no more', p_epoch USING ERRCODE = 'HF003';
+    END IF;
+END
+$$;
+
+-- ---------------------------------------------------------------- garbage collection
+
+-- Remove those of p_blobs, candidates since p_since, to which nothing refers: rows at once, files by
+-- way of the removal list. The foreign keys have the last word: a reference this function does not know
+-- of ends it with an error. SQLSTATE HF003: not the primary; HF005: deletions are held. Rows are found one
+-- by one: no estimate may turn a page into a look at the whole of a table.
+CREATE FUNCTION gc_collect(
+    p_epoch bigint, p_token uuid, p_blobs bigint[], p_since timestamptz[], p_grace interval,
+    OUT removed_blobs bigint, OUT removed_bytes bigint, OUT removed_files bigint, OUT referenced bigint
+)
+LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+DECLARE
+    v_locked bigint[];
+    v_gone   bigint[];
+BEGIN
+    PERFORM require_lease(p_epoch, p_token);
+    IF deletions_held() THEN
+        RAISE EXCEPTION 'deletions are held' USING ERRCODE = 'HF005';
+    END IF;
+    -- gc waits for nobody: what somebody works with now, or has released anew, is a candidate another time.
+    v_locked := ARRAY(
+        SELECT b.id FROM unnest(p_blobs, p_since) AS u (blob_id, since)
+          JOIN gc_candidates c ON c.blob_id = u.blob_id AND c.since = u.since
+          JOIN blobs b ON b.id = c.blob_id
+         WHERE c.since <= clock_timestamp() - p_grace
+         ORDER BY b.id FOR UPDATE OF c, b SKIP LOCKED
+    );
+    -- A new statement sees whatever was committed before the locks were had. Nothing can come to refer to
+    -- these blobs from here on: every reference takes a lock on the blob.
+    v_gone := ARRAY(
+        SELECT l.id FROM unnest(v_locked) AS l (id)
+         WHERE (SELECT 1 FROM artifacts a WHERE a.blob_id = l.id LIMIT 1) IS NULL
+           AND (SELECT 1 FROM trash t WHERE t.blob_id = l.id LIMIT 1) IS NULL
+    );
+    INSERT INTO events (kind, sha256, principal, request_id, detail)
+    SELECT 'gc', b.sha256, 'holdfast', '',
+           jsonb_build_object('reason', c.reason, 'since', c.since, 'size', b.size, 'epoch', p_epoch)
+      FROM blobs b JOIN gc_candidates c ON c.blob_id = b.id WHERE b.id = ANY (v_gone);
+    WITH condemned AS (
+        UPDATE replicas r SET blob_id = NULL, state = 'condemned'
+          FROM blobs b WHERE b.id = r.blob_id AND r.blob_id = ANY (v_gone)
+        RETURNING r.shard_id, r.generation, b.sha256, b.size
+    )
+    INSERT INTO removals (shard_id, generation, sha256, size, reason, not_before, epoch)
+    SELECT c.shard_id, c.generation, c.sha256, c.size, 'gc', clock_timestamp() + removal_delay(), p_epoch
+      FROM condemned c;
+    GET DIAGNOSTICS removed_files = ROW_COUNT;
+    DELETE FROM repair_queue q WHERE q.blob_id = ANY (v_gone);
+    DELETE FROM gc_candidates c WHERE c.blob_id = ANY (v_locked);
+    WITH gone AS (
+        DELETE FROM blobs b WHERE b.id = ANY (v_gone) RETURNING b.size
+    )
+    SELECT count(*), coalesce(sum(g.size), 0) INTO removed_blobs, removed_bytes FROM gone g;
+    referenced := cardinality(v_locked) - removed_blobs;
+END
+$$;
+
+-- Make candidates of those among the next p_max blobs after p_after to which nothing refers, though
+-- nobody said so; last is where the next call goes on, NULL behind the last blob.
+CREATE FUNCTION gc_feed(p_epoch bigint, p_token uuid, p_after bigint, p_max integer, OUT last bigint, OUT missed bigint)
+LANGUAGE plpgsql SET enable_seqscan = off AS $$
+DECLARE
+    v_page bigint[];
+BEGIN
+    PERFORM require_lease(p_epoch, p_token);
+    v_page := ARRAY(SELECT b.id FROM blobs b WHERE b.id > p_after ORDER BY b.id LIMIT p_max);
+    INSERT INTO gc_candidates (blob_id, reason)
+    SELECT p.id, 'missed' FROM unnest(v_page) AS p (id)
+     WHERE (SELECT 1 FROM artifacts a WHERE a.blob_id = p.id LIMIT 1) IS NULL
+       AND (SELECT 1 FROM trash t WHERE t.blob_id = p.id LIMIT 1) IS NULL
+       AND (SELECT 1 FROM gc_candidates c WHERE c.blob_id = p.id) IS NULL
+     ORDER BY p.id
+    ON CONFLICT (blob_id) DO NOTHING;
+    GET DIAGNOSTICS missed = ROW_COUNT;
+    last := v_page[cardinality(v_page)];
+END
+$$;
+
+-- Claim up to p_count blobs, or p_bytes of them but always one, for p_seconds: fewest good copies first, those
+-- without any last. A claim is committed at once; who does not come back in time loses it to the next.
+CREATE FUNCTION claim_repairs(p_claim uuid, p_seconds double precision, p_count integer, p_bytes bigint)
+RETURNS TABLE (blob_id bigint, uid uuid, sha256 bytea, size bigint, redundancy smallint, first_digests bytea,
+               urgency smallint, attempts integer, renewed_at timestamptz)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    v_urgency smallint;
+    v_row     record;
+    v_count   integer := 0;
+    v_bytes   bigint := 0;
+BEGIN
+    FOREACH v_urgency IN ARRAY ARRAY[1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 99] LOOP
+        FOR v_row IN
+            SELECT q.blob_id, b.uid, b.sha256, b.size, b.redundancy,
+                   substring(b.block_digests FROM 1 FOR 512) AS first_digests, q.attempts, q.renewed_at
+              FROM repair_queue q JOIN blobs b ON b.id = q.blob_id
+             WHERE q.urgency = v_urgency AND q.due_at <= clock_timestamp()
+             ORDER BY q.due_at LIMIT p_count - v_count FOR NO KEY UPDATE OF q SKIP LOCKED
+        LOOP
+            EXIT WHEN v_count > 0 AND v_bytes + v_row.size > p_bytes;
+            v_count := v_count + 1;
+            v_bytes := v_bytes + v_row.size;
+            UPDATE repair_queue q
+               SET claim = p_claim, due_at = clock_timestamp() + make_interval(secs => p_seconds)
+             WHERE q.blob_id = v_row.blob_id;
+            blob_id := v_row.blob_id;
+            uid := v_row.uid;
+            sha256 := v_row.sha256;
+            size := v_row.size;
+            redundancy := v_row.redundancy;
+            first_digests := v_row.first_digests;
+            urgency := v_urgency;
+            attempts := v_row.attempts;
+            renewed_at := v_row.renewed_at;
+            RETURN NEXT;
+        END LOOP;
+        EXIT WHEN v_count >= p_count OR v_bytes >= p_bytes;
+    END LOOP;
+END
+$$;
+
+-- End the repair of one blob: give it those of the new copies it still lacks, and take it off the queue when it
+-- is whole. Lock, count anew in the next statement, act. adopted are the copies that are the blob's now (also
+-- those of an earlier call whose answer was lost); the others were not needed and their writer removes them.
+--
+-- Outcomes: 'gone' (no such blob), 'whole', 'waiting' (all copies are there, but some cannot be read now: only time
+-- or a verdict helps), 'short' (copies are missing). A row that is not removed is due again after p_retry_seconds,
+-- or now where somebody asked anew since the claim.
+CREATE FUNCTION settle_repair(
+    p_blob bigint, p_claim uuid, p_renewed timestamptz, p_shards smallint[], p_generations uuid[],
+    p_retry_seconds double precision, p_note text,
+    OUT adopted uuid[], OUT outcome text
+)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    v_wanted smallint;
+    v_size   bigint;
+    v_sha256 bytea;
+    v_zones  bigint;
+    v_good   bigint;
+    v_spread bigint;
+    v_copy   record;
+BEGIN
+    adopted := '{}';
+    SELECT b.redundancy, b.size, b.sha256 INTO v_wanted, v_size, v_sha256
+      FROM blobs b WHERE b.id = p_blob FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        outcome := 'gone';
+        RETURN;
+    END IF;
+    v_zones := least(v_wanted, ring_zones());
+    FOR v_copy IN SELECT u.shard_id, u.generation FROM unnest(p_shards, p_generations) AS u (shard_id, generation) LOOP
+        IF adopt_replica(p_blob, v_wanted, v_zones, v_copy.shard_id, v_copy.generation) THEN
+            adopted := adopted || v_copy.generation;
+        END IF;
+    END LOOP;
+
+    SELECT count(DISTINCT h.shard_id), count(DISTINCT h.zone) INTO v_good, v_spread FROM homes(p_blob) h WHERE h.up;
+    IF v_size = 0 OR (v_good >= v_wanted AND v_spread >= v_zones) THEN
+        outcome := 'whole';
+        PERFORM remove_later(r.shard_id, r.generation, v_sha256, 'rebalance')
+           FROM replicas r JOIN shards s ON s.id = r.shard_id AND s.state = 'draining'
+          WHERE r.blob_id = p_blob AND r.state = 'live' AND NOT deletions_held();
+        DELETE FROM repair_queue q WHERE q.blob_id = p_blob AND q.renewed_at = p_renewed;
+    ELSIF is_whole(p_blob, v_wanted, v_zones) THEN
+        outcome := 'waiting';
+    ELSE
+        outcome := 'short';
+    END IF;
+    UPDATE repair_queue q
+       SET claim = NULL, urgency = repair_urgency(p_blob), outcome = concat_ws(': ', settle_repair.outcome, p_note),
+           attempts = CASE WHEN cardinality(settle_repair.adopted) > 0 THEN 0 ELSE q.attempts + 1 END,
+           due_at = CASE WHEN q.renewed_at = p_renewed THEN clock_timestamp() + make_interval(secs => p_retry_seconds)
+                         ELSE clock_timestamp() END
+     WHERE q.blob_id = p_blob AND q.claim = p_claim;
+END
+$$;
+
+-- End the repairs of several blobs, in the order of their digests: one commit for a batch. The new copies are given
+-- as one list, each with its blob.
+CREATE FUNCTION settle_repairs(
+    p_claim uuid, p_blobs bigint[], p_renewed timestamptz[], p_retry_seconds double precision[], p_notes text[],
+    p_of bigint[], p_shards smallint[], p_generations uuid[]
+)
+RETURNS TABLE (blob_id bigint, adopted uuid[], outcome text)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    v_one         record;
+    v_shards      smallint[];
+    v_generations uuid[];
+    v_end         record;
+BEGIN
+    FOR v_one IN
+        SELECT u.blob, u.renewed, u.retry, u.note
+          FROM unnest(p_blobs, p_renewed, p_retry_seconds, p_notes) AS u (blob, renewed, retry, note)
+          LEFT JOIN blobs b ON b.id = u.blob ORDER BY b.sha256
+    LOOP
+        SELECT coalesce(array_agg(c.shard_id ORDER BY c.n), '{}'), coalesce(array_agg(c.generation ORDER BY c.n), '{}')
+          INTO v_shards, v_generations
+          FROM unnest(p_of, p_shards, p_generations) WITH ORDINALITY AS c (blob, shard_id, generation, n)
+         WHERE c.blob = v_one.blob;
+        SELECT s.adopted, s.outcome INTO v_end
+          FROM settle_repair(v_one.blob, p_claim, v_one.renewed, v_shards, v_generations, v_one.retry, v_one.note) s;
+        blob_id := v_one.blob;
+        adopted := v_end.adopted;
+        outcome := v_end.outcome;
+        RETURN NEXT;
+    END LOOP;
+END
+$$;
+
+-- Insert one new copy if the blob still lacks it: on a shard of its own that takes writes, and either a copy too
+-- few or a zone too few. The caller has locked the blob's row.
+CREATE FUNCTION adopt_replica(
+    p_blob bigint, p_redundancy smallint, p_zones bigint, p_shard smallint, p_generation uuid
+)
+RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    v_zone   text;
+    v_copies bigint;
+    v_spread bigint;
+    v_here   boolean;
+    v_new    boolean;
+BEGIN
+    PERFORM 1 FROM replicas r
+      WHERE r.shard_id = p_shard AND r.generation = p_generation AND r.blob_id = p_blob;
+    IF FOUND THEN
+        RETURN true;
+    END IF;
+    SELECT n.zone INTO v_zone FROM shards s JOIN nodes n ON n.id = s.node_id
+      WHERE s.id = p_shard AND s.state = 'active';
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    SELECT count(DISTINCT h.shard_id), count(DISTINCT h.zone), coalesce(bool_or(h.shard_id = p_shard), false),
+           NOT coalesce(bool_or(h.zone = v_zone), false)
+      INTO v_copies, v_spread, v_here, v_new FROM homes(p_blob) h;
+    IF v_here OR NOT (v_copies < p_redundancy OR (v_new AND v_spread < p_zones)) THEN
+        RETURN false;
+    END IF;
+    -- A condemned generation is there already: reconcile took the file while we were slow.
+    INSERT INTO replicas (shard_id, generation, blob_id) VALUES (p_shard, p_generation, p_blob)
+    ON CONFLICT (shard_id, generation) DO NOTHING;
+    RETURN FOUND;
+END
+$$;
+
+-- Drop one live replica that the blob can do without: by the copies that can be read now, N in their zones must be
+-- left. False, and nothing is done, otherwise.
+CREATE FUNCTION trim_replica(p_blob bigint, p_shard smallint, p_generation uuid, p_reason text)
+RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    v_wanted smallint;
+    v_sha256 bytea;
+    v_good   bigint;
+    v_spread bigint;
+BEGIN
+    SELECT b.redundancy, b.sha256 INTO v_wanted, v_sha256 FROM blobs b WHERE b.id = p_blob FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    PERFORM 1 FROM replicas r
+      WHERE r.shard_id = p_shard AND r.generation = p_generation AND r.blob_id = p_blob AND r.state = 'live';
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    SELECT count(DISTINCT h.shard_id), count(DISTINCT h.zone) INTO v_good, v_spread
+      FROM homes(p_blob) h WHERE h.up AND (h.shard_id, h.generation) <> (p_shard, p_generation);
+    IF v_good < v_wanted OR v_spread < least(v_wanted, ring_zones()) OR deletions_held() THEN
+        RETURN false;
+    END IF;
+    PERFORM remove_later(p_shard, p_generation, v_sha256, p_reason);
+    RETURN true;
+END
+$$;
+
+-- Flip a misplaced replica to its copy on the shard the ring wants. Outcomes: 'moved'; 'copied' (the copy is the
+-- blob's now, but the old one is still needed); 'surplus' (the copy is not needed: its writer removes it).
+CREATE FUNCTION move_replica(
+    p_blob bigint, p_from smallint, p_old uuid, p_to smallint, p_new uuid
+)
+RETURNS text LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM 1 FROM blobs b WHERE b.id = p_blob FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RETURN 'surplus';
+    END IF;
+    PERFORM 1 FROM replicas r WHERE r.shard_id = p_to AND r.generation = p_new AND r.blob_id = p_blob;
+    IF NOT FOUND THEN
+        PERFORM 1 FROM replicas r
+          WHERE r.shard_id = p_from AND r.generation = p_old AND r.blob_id = p_blob AND r.state = 'live';
+        IF NOT FOUND
+           OR EXISTS (SELECT 1 FROM homes(p_blob) h WHERE h.shard_id = p_to)
+           OR NOT EXISTS (SELECT 1 FROM shards s WHERE s.id = p_to AND s.state = 'active') THEN
+            RETURN 'surplus';
+        END IF;
+        INSERT INTO replicas (shard_id, generation, blob_id) VALUES (p_to, p_new, p_blob)
+        ON CONFLICT (shard_id, generation) DO NOTHING;
+        IF NOT FOUND THEN
+            RETURN 'surplus';
+        END IF;
+    END IF;
+    RETURN CASE WHEN trim_replica(p_blob, p_from, p_old, 'rebalance') THEN 'moved' ELSE 'copied' END;
+END
+$$;
+
+-- Set a shard's state, start the walk it calls for, and note who did it and why. False where it is so already.
+CREATE FUNCTION set_shard_state(p_shard smallint, p_state text, p_reason text, p_principal text, p_request text)
+RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    v_before text;
+BEGIN
+    SELECT s.state INTO v_before FROM shards s WHERE s.id = p_shard FOR NO KEY UPDATE;
+    IF NOT FOUND OR v_before = p_state THEN
+        RETURN false;
+    END IF;
+    UPDATE shards SET state = p_state, state_since = clock_timestamp(), state_reason = p_reason WHERE id = p_shard;
+    DELETE FROM shard_walks w WHERE w.shard_id = p_shard;
+    IF p_state IN ('lost', 'draining') THEN
+        INSERT INTO shard_walks (shard_id, kind)
+        VALUES (p_shard, CASE p_state WHEN 'lost' THEN 'lost' ELSE 'drain' END);
+    END IF;
+    INSERT INTO events (kind, principal, request_id, detail)
+    VALUES ('shard_state', p_principal, p_request, jsonb_build_object(
+        'shard', p_shard, 'before', v_before, 'state', p_state, 'reason', p_reason));
+    RETURN true;
+END
+$$;
+
+-- What an administrator asks of a shard: 'drain', 'readonly', 'activate', 'replace'. Outcomes: 'done'; 'unchanged';
+-- 'absent'; 'lost' (a lost shard can only come back, be replaced or be removed); 'replaced' (another disk has its
+-- place); 'returning' (a walk doubts its copies, then it is active).
+CREATE FUNCTION change_shard(p_shard smallint, p_action text, p_principal text, p_request text)
+RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    v_state    text;
+    v_replaced boolean;
+BEGIN
+    SELECT s.state, s.replaced INTO v_state, v_replaced FROM shards s WHERE s.id = p_shard FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RETURN 'absent';
+    ELSIF p_action = 'replace' THEN
+        UPDATE shards s SET replaced = true WHERE s.id = p_shard;
+        PERFORM set_shard_state(p_shard, 'lost', 'replaced by another disk', p_principal, p_request);
+        RETURN CASE WHEN v_replaced THEN 'unchanged' ELSE 'done' END;
+    ELSIF v_state <> 'lost' THEN
+        RETURN CASE WHEN set_shard_state(p_shard, CASE p_action WHEN 'drain' THEN 'draining'
+                                                                WHEN 'readonly' THEN 'read_only' ELSE 'active' END,
+                                         'by an administrator', p_principal, p_request)
+               THEN 'done' ELSE 'unchanged' END;
+    ELSIF p_action <> 'activate' THEN
+        RETURN 'lost';
+    ELSIF v_replaced THEN
+        RETURN 'replaced';
+    END IF;
+    INSERT INTO shard_walks AS w (shard_id, kind) VALUES (p_shard, 'return')
+    ON CONFLICT (shard_id) DO UPDATE
+       SET kind = 'return', cursor = NULL, walked = 0, kept_back = 0, passes = 0, due_at = now(), started_at = now()
+     WHERE w.kind <> 'return';
+    INSERT INTO events (kind, principal, request_id, detail)
+    VALUES ('shard_return', p_principal, p_request, jsonb_build_object('shard', p_shard));
+    RETURN 'returning';
+END
+$$;
+
+-- Remove a node that is down and has no shard left. Outcomes: 'absent', 'up', 'has_shards', 'removed'.
+CREATE FUNCTION remove_node(p_node text, p_principal text, p_request text)
+RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    v_up boolean;
+BEGIN
+    SELECT node_is_up(n) INTO v_up FROM nodes n WHERE n.id = p_node FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN 'absent';
+    ELSIF v_up THEN
+        RETURN 'up';
+    ELSIF EXISTS (SELECT 1 FROM shards s WHERE s.node_id = p_node) THEN
+        RETURN 'has_shards';
+    END IF;
+    DELETE FROM jobs j WHERE j.node_id = p_node;
+    DELETE FROM nodes n WHERE n.id = p_node;
+    INSERT INTO events (kind, principal, request_id, detail)
+    VALUES ('node_remove', p_principal, p_request, jsonb_build_object('node', p_node));
+    RETURN 'removed';
+END
+$$;
+
+-- Remove a shard for good. Outcomes: 'absent'; 'in_use' (a living node has it open); 'not_drained' (neither draining
+-- nor lost); 'holds' (copies are still on it); 'forgetting' (it is lost: a walk drops the copies that have been made
+-- good elsewhere, and then the shard); 'removed'.
+CREATE FUNCTION remove_shard(p_shard smallint, p_principal text, p_request text)
+RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    v_state text;
+    v_used  boolean;
+BEGIN
+    SELECT s.state, EXISTS (SELECT 1 FROM nodes n
+                             WHERE n.id = s.node_id AND n.incarnation = s.owner AND node_is_up(n))
+      INTO v_state, v_used FROM shards s WHERE s.id = p_shard FOR UPDATE;
+    IF NOT FOUND THEN
+        RETURN 'absent';
+    ELSIF v_state NOT IN ('draining', 'lost') THEN
+        RETURN 'not_drained';
+    ELSIF v_used THEN
+        RETURN 'in_use';
+    END IF;
+    PERFORM 1 FROM replicas r WHERE r.shard_id = p_shard AND r.blob_id IS NOT NULL LIMIT 1;
+    IF FOUND AND v_state = 'draining' THEN
+        RETURN 'holds';
+    ELSIF FOUND THEN
+        INSERT INTO shard_walks AS w (shard_id, kind) VALUES (p_shard, 'forget')
+        ON CONFLICT (shard_id) DO UPDATE
+           SET kind = 'forget', cursor = NULL, walked = 0, kept_back = 0, passes = 0, due_at = now(), started_at = now()
+         WHERE w.kind <> 'forget';
+        RETURN 'forgetting';
+    END IF;
+    DELETE FROM removals r WHERE r.shard_id = p_shard;
+    DELETE FROM replicas r WHERE r.shard_id = p_shard;
+    DELETE FROM shard_walks w WHERE w.shard_id = p_shard;
+    DELETE FROM shard_cursors c WHERE c.shard_id = p_shard;
+    DELETE FROM scrubs p WHERE p.shard_id = p_shard;
+    DELETE FROM backups b WHERE b.shard_id = p_shard;
+    DELETE FROM sightings s WHERE s.shard_id = p_shard;
+    DELETE FROM checks c WHERE c.shard_id = p_shard;
+    DELETE FROM quarantine q WHERE q.shard_id = p_shard;
+    DELETE FROM shard_space f WHERE f.shard_id = p_shard;
+    DELETE FROM shards s WHERE s.id = p_shard;
+    INSERT INTO events (kind, principal, request_id, detail)
+    VALUES ('shard_remove', p_principal, p_request, jsonb_build_object('shard', p_shard));
+    RETURN 'removed';
+END
+$$;
+
+-- Take one step of the walk that is due: at most p_count replicas. Nothing is returned when none is due.
+CREATE FUNCTION walk_shard(p_count integer, p_again_seconds double precision, p_lost_again_seconds double precision)
+RETURNS TABLE (at_shard smallint, at_kind text, stepped bigint, acted bigint, ended boolean)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    v_walk  shard_walks;
+    v_zones bigint := ring_zones();
+    v_row   record;
+    v_back  bigint := 0;
+BEGIN
+    SELECT w.* INTO v_walk FROM shard_walks w WHERE w.due_at <= clock_timestamp()
+     ORDER BY w.due_at LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    at_shard := v_walk.shard_id;
+    at_kind := v_walk.kind;
+    stepped := 0;
+    acted := 0;
+    FOR v_row IN
+        SELECT s.generation, s.blob_id FROM (
+            SELECT r.generation, r.blob_id FROM replicas r
+             WHERE r.shard_id = v_walk.shard_id
+               AND r.generation > coalesce(v_walk.cursor, '00000000-0000-0000-0000-000000000000')
+             ORDER BY r.generation LIMIT p_count
+        ) AS s LEFT JOIN blobs b ON b.id = s.blob_id ORDER BY b.sha256
+    LOOP
+        stepped := stepped + 1;
+        v_walk.cursor := greatest(v_walk.cursor, v_row.generation);
+        IF v_row.blob_id IS NOT NULL THEN
+            CASE walk_replica(v_walk.kind, v_walk.shard_id, v_row.generation, v_row.blob_id, v_zones)
+                WHEN 'acted' THEN acted := acted + 1;
+                WHEN 'kept' THEN v_back := v_back + 1;
+                ELSE NULL;
+            END CASE;
+        END IF;
+    END LOOP;
+    ended := stepped < p_count;
+    UPDATE shard_walks w
+       SET cursor = CASE WHEN ended THEN NULL ELSE v_walk.cursor END,
+           walked = CASE WHEN w.cursor IS NULL THEN stepped ELSE w.walked + stepped END,
+           kept_back = CASE WHEN w.cursor IS NULL THEN v_back ELSE w.kept_back + v_back END,
+           passes = w.passes + ended::integer,
+           due_at = CASE WHEN ended THEN clock_timestamp() + make_interval(secs =>
+                        CASE w.kind WHEN 'lost' THEN p_lost_again_seconds ELSE p_again_seconds END)
+                    ELSE w.due_at END
+     WHERE w.shard_id = v_walk.shard_id
+    RETURNING w.kept_back INTO v_back;
+    IF ended AND at_kind = 'return' THEN
+        PERFORM set_shard_state(at_shard, 'active', 'back; its copies count once they are read again', 'holdfast', '');
+    ELSIF ended AND at_kind = 'forget' AND v_back = 0 THEN
+        PERFORM remove_shard(at_shard, 'holdfast', '');
+    END IF;
+    RETURN NEXT;
+END
+$$;
+
+-- What a walk does with one replica: 'acted', 'kept' (it is still needed), or 'passed'.
+CREATE FUNCTION walk_replica(p_kind text, p_shard smallint, p_generation uuid, p_blob bigint, p_zones bigint)
+RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    v_wanted smallint;
+BEGIN
+    CASE p_kind
+        WHEN 'drain' THEN
+            PERFORM 1 FROM repair_queue q WHERE q.blob_id = p_blob;
+            IF FOUND THEN
+                RETURN 'passed';
+            END IF;
+            PERFORM enqueue_repair(p_blob, 'drain');
+            RETURN 'acted';
+        WHEN 'lost' THEN
+            SELECT b.redundancy INTO v_wanted FROM blobs b WHERE b.id = p_blob;
+            IF is_whole(p_blob, v_wanted, p_zones) THEN
+                RETURN 'passed';
+            END IF;
+            PERFORM enqueue_repair(p_blob, 'lost');
+            RETURN 'acted';
+        WHEN 'return' THEN
+            PERFORM 1 FROM blobs b WHERE b.id = p_blob FOR NO KEY UPDATE;
+            UPDATE replicas r SET state = 'suspect'
+              WHERE r.shard_id = p_shard AND r.generation = p_generation AND r.state = 'live';
+            RETURN CASE WHEN FOUND THEN 'acted' ELSE 'passed' END;
+        ELSE
+            SELECT b.redundancy INTO v_wanted FROM blobs b WHERE b.id = p_blob FOR NO KEY UPDATE;
+            IF NOT FOUND OR NOT is_whole(p_blob, v_wanted, p_zones) THEN
+                RETURN 'kept';
+            END IF;
+            DELETE FROM replicas r
+              WHERE r.shard_id = p_shard AND r.generation = p_generation AND r.blob_id = p_blob;
+            RETURN 'acted';
+    END CASE;
+END
+$$;
+
+CREATE FUNCTION ask_census() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE census SET asked = asked + 1, due_at = least(due_at, clock_timestamp());
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER settings_counted AFTER INSERT OR UPDATE ON settings
+    FOR EACH ROW WHEN (NEW.key = 'redundancy') EXECUTE FUNCTION ask_census();
+CREATE TRIGGER repositories_counted AFTER UPDATE OF redundancy ON repositories
+    FOR EACH ROW EXECUTE FUNCTION ask_census();
+-- A further zone asks for copies in it; one less, for fewer zones.
+CREATE TRIGGER shards_counted AFTER INSERT OR DELETE OR UPDATE OF state ON shards
+    FOR EACH ROW EXECUTE FUNCTION ask_census();
+
+-- Take one step of the census: at most p_count blobs. N of a blob is the largest among the repositories that refer
+-- to it and the cluster's; what nothing refers to keeps its own until gc decides. Nothing is returned when no pass
+-- is due.
+CREATE FUNCTION take_census(p_count integer, p_redundancy smallint, p_period_seconds double precision)
+RETURNS TABLE (counted bigint, queued bigint, at_blob bigint, last_blob bigint, ended boolean)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    v_census  census;
+    v_ids     bigint[];
+    v_changed bigint[];
+    v_short   bigint;
+    v_zones   bigint := ring_zones();
+BEGIN
+    SELECT c.* INTO v_census FROM census c
+     WHERE c.due_at <= clock_timestamp() FOR NO KEY UPDATE SKIP LOCKED;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    IF v_census.cursor = 0 THEN
+        v_census.serving := v_census.asked;
+    END IF;
+    SELECT array_agg(s.id) INTO v_ids FROM (
+        SELECT b.id FROM blobs b WHERE b.id > v_census.cursor AND b.size > 0 ORDER BY b.id LIMIT p_count
+    ) AS s;
+    counted := coalesce(cardinality(v_ids), 0);
+
+    SELECT array_agg(b.id ORDER BY b.sha256) INTO v_changed FROM blobs b
+      WHERE b.id = ANY (v_ids) AND b.redundancy <> wanted_redundancy(b.id, b.redundancy, p_redundancy);
+    IF v_changed IS NOT NULL THEN
+        -- Lock in digest order; what each should have is worked out after that, in a statement of its own.
+        PERFORM 1 FROM blobs b WHERE b.id = ANY (v_changed) ORDER BY b.sha256 FOR NO KEY UPDATE;
+        UPDATE blobs b SET redundancy = wanted_redundancy(b.id, b.redundancy, p_redundancy)
+          WHERE b.id = ANY (v_changed);
+    END IF;
+    queued := 0;
+    FOR v_short IN
+        SELECT b.id FROM blobs b
+         WHERE b.id = ANY (v_ids) AND NOT is_whole(b.id, b.redundancy, v_zones) ORDER BY b.sha256
+    LOOP
+        PERFORM 1 FROM artifacts a WHERE a.blob_id = v_short LIMIT 1;
+        CONTINUE WHEN NOT FOUND;
+        PERFORM enqueue_repair(v_short, CASE WHEN v_short = ANY (v_changed) THEN 'redundancy' ELSE 'census' END);
+        queued := queued + 1;
+    END LOOP;
+
+    ended := counted < p_count;
+    at_blob := v_ids[cardinality(v_ids)];
+    UPDATE census c
+       SET cursor = CASE WHEN ended THEN 0 ELSE at_blob END, serving = v_census.serving,
+           due_at = CASE WHEN ended AND c.asked = v_census.serving
+                         THEN clock_timestamp() + make_interval(secs => p_period_seconds) ELSE c.due_at END;
+    SELECT coalesce(max(b.id), 0) INTO last_blob FROM blobs b;
+    RETURN NEXT;
+END
+$$;
+
+CREATE FUNCTION wanted_redundancy(p_blob bigint, p_now smallint, p_cluster smallint)
+RETURNS smallint LANGUAGE sql STABLE AS $$
+    SELECT CASE WHEN count(*) = 0 THEN p_now ELSE greatest(p_cluster, max(r.redundancy)) END
+      FROM (SELECT DISTINCT a.repo_id FROM artifacts a WHERE a.blob_id = p_blob) AS used
+      JOIN repositories r ON r.id = used.repo_id
+$$;
+
+-- Declare lost the shards that have been silent for p_seconds: not reported by any node, or as a disk without an
+-- answer. The
+-- caller is the primary node and has been it without a gap for as long. All or nothing: not when more than one zone
+-- is silent or not yet made good again, not for half the shards or more.
+CREATE FUNCTION declare_lost(p_seconds double precision, p_principal text, OUT declared smallint[], OUT refused text)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    v_silent smallint[];
+    v_zones  text[];
+    v_gone   bigint;
+    v_all    bigint;
+BEGIN
+    declared := '{}';
+    -- One verdict at a time: two at once would each see the other's zone as whole.
+    PERFORM pg_advisory_xact_lock(3, 0);
+    SELECT array_agg(s.id ORDER BY s.id) INTO v_silent FROM shards s
+      LEFT JOIN shard_space f ON f.shard_id = s.id
+     WHERE s.state IN ('active', 'read_only', 'draining')
+       AND least(coalesce(f.reported_at, s.created_at), f.silent_since)
+           < clock_timestamp() - make_interval(secs => p_seconds);
+    IF v_silent IS NULL THEN
+        RETURN;
+    END IF;
+    SELECT array_agg(DISTINCT n.zone ORDER BY n.zone) INTO v_zones FROM shards s JOIN nodes n ON n.id = s.node_id
+     WHERE s.id = ANY (v_silent)
+        OR (s.state = 'lost' AND (EXISTS (SELECT 1 FROM repair_queue q WHERE q.reason = 'lost')
+                                  OR EXISTS (SELECT 1 FROM shard_walks w WHERE w.shard_id = s.id AND w.passes = 0)));
+    SELECT count(*) FILTER (WHERE s.id = ANY (v_silent) OR s.state = 'lost'), count(*)
+      INTO v_gone, v_all FROM shards s;
+    IF cardinality(v_zones) > 1 THEN
+        refused := format('shards %s are silent, and zones %s would not be whole: a verdict takes one zone at most',
+                          array_to_string(v_silent, ', '), array_to_string(v_zones, ', '));
+    ELSIF 2 * v_gone >= v_all THEN
+        refused := format('shards %s are silent: %s of %s shards would be lost, and a verdict takes less than half',
+                          array_to_string(v_silent, ', '), v_gone, v_all);
+    ELSE
+        declared := v_silent;
+        PERFORM set_shard_state(d, 'lost', format('verdict: silent for more than %s s', p_seconds), p_principal, '')
+           FROM unnest(v_silent) AS d;
+    END IF;
+END
+$$;
+
+-- Let shards that a verdict took, and that their owners report again, come back: their copies are doubted first, and
+-- count once they have been read. What an administrator declared lost, only an administrator brings back.
+CREATE FUNCTION return_shards()
+RETURNS smallint[] LANGUAGE sql AS $$
+    WITH back AS (
+        UPDATE shard_walks w
+           SET kind = 'return', cursor = NULL, walked = 0, kept_back = 0, passes = 0, due_at = now(), started_at = now()
+          FROM shards s
+          JOIN nodes n ON n.id = s.node_id AND n.incarnation = s.owner AND node_is_up(n)
+          JOIN shard_space f ON f.shard_id = s.id AND f.silent_since IS NULL AND f.reported_at > s.state_since
+         WHERE w.shard_id = s.id AND w.kind = 'lost' AND s.state = 'lost' AND s.state_reason LIKE 'verdict: %'
+        RETURNING w.shard_id
+    )
+    SELECT coalesce(array_agg(b.shard_id ORDER BY b.shard_id), '{}') FROM back b
+$$;
+
+-- A disk that does not answer is reported with no capacity: since when, whoever reports it.
+CREATE FUNCTION note_silence() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    NEW.silent_since := CASE
+        WHEN NEW.capacity_bytes > 0 THEN NULL
+        WHEN TG_OP = 'UPDATE' AND OLD.silent_since IS NOT NULL THEN OLD.silent_since
+        ELSE clock_timestamp()
+    END;
+    RETURN NEW;
+END
+$$;
+CREATE TRIGGER shard_space_silence BEFORE INSERT OR UPDATE ON shard_space
+    FOR EACH ROW EXECUTE FUNCTION note_silence();
+
+-- The owner read a replica again and found it right: it counts again.
+CREATE FUNCTION reinstate_replica(p_shard smallint, p_generation uuid)
+RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE replicas r SET state = 'live'
+     WHERE r.shard_id = p_shard AND r.generation = p_generation AND r.state = 'suspect';
+    RETURN FOUND;
+END
+$$;
+
+-- The owner proved a replica by its sha256, so the block digests that it contradicts are wrong.
+CREATE FUNCTION correct_block_digests(p_shard smallint, p_generation uuid, p_blocks bytea)
+RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    v_blob   bigint;
+    v_sha256 bytea;
+BEGIN
+    SELECT r.blob_id INTO v_blob FROM replicas r WHERE r.shard_id = p_shard AND r.generation = p_generation;
+    SELECT b.sha256 INTO v_sha256 FROM blobs b WHERE b.id = v_blob FOR NO KEY UPDATE;
+    PERFORM 1 FROM replicas r WHERE r.shard_id = p_shard AND r.generation = p_generation AND r.blob_id = v_blob;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    UPDATE blobs b SET block_digests = p_blocks WHERE b.id = v_blob AND b.block_digests <> p_blocks;
+    IF FOUND THEN
+        INSERT INTO events (kind, sha256, principal, request_id, detail)
+        VALUES ('digests', v_sha256, 'holdfast', '',
+                jsonb_build_object('shard', p_shard, 'generation', p_generation));
+    END IF;
+    UPDATE replicas r SET state = 'live'
+     WHERE r.shard_id = p_shard AND r.generation = p_generation AND r.state = 'suspect';
+    RETURN true;
+END
+$$;
+
+-- The owner proved a replica bad. 'condemned': another good copy exists, so this one is the blob's no
+-- more and its file may go to quarantine; 'last': there is none, so it is only marked suspect; 'gone':
+-- it is not the blob's any more.
+CREATE FUNCTION condemn_replica(p_shard smallint, p_generation uuid, p_reason text)
+RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    v_blob   bigint;
+    v_sha256 bytea;
+    v_size   bigint;
+BEGIN
+    SELECT r.blob_id INTO v_blob FROM replicas r WHERE r.shard_id = p_shard AND r.generation = p_generation;
+    SELECT b.sha256, b.size INTO v_sha256, v_size FROM blobs b WHERE b.id = v_blob FOR NO KEY UPDATE;
+    -- Suspect first: it is known to be bad, whatever becomes of it.
+    UPDATE replicas r SET state = 'suspect'
+     WHERE r.shard_id = p_shard AND r.generation = p_generation AND r.blob_id = v_blob;
+    IF NOT FOUND THEN
+        RETURN 'gone';
+    END IF;
+    PERFORM enqueue_repair(v_blob, 'corrupt');
+    PERFORM 1 FROM good_replicas(v_blob);
+    IF NOT FOUND THEN
+        RETURN 'last';
+    END IF;
+    INSERT INTO quarantine (shard_id, generation, sha256, size, reason)
+    VALUES (p_shard, p_generation, v_sha256, v_size, p_reason);
+    UPDATE replicas r SET state = 'condemned', blob_id = NULL
+     WHERE r.shard_id = p_shard AND r.generation = p_generation;
+    INSERT INTO events (kind, sha256, principal, request_id, detail)
+    VALUES ('quarantine', v_sha256, 'holdfast', '',
+            jsonb_build_object('shard', p_shard, 'generation', p_generation, 'reason', p_reason));
+    RETURN 'condemned';
+END
+$$;
+
+-- The owner looked, on an intact shard, and these files are not there. Their rows go where the blob has
+-- another good copy; the others are marked suspect, in case the file is found again. Returns how many
+-- of each; whatever is no longer some blob's is neither.
+CREATE FUNCTION drop_absent_replicas(
+    p_shard smallint, p_generations uuid[], OUT dropped bigint, OUT kept bigint
+)
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM 1 FROM blobs b
+      WHERE b.id IN (SELECT r.blob_id FROM replicas r WHERE r.shard_id = p_shard AND r.generation = ANY (p_generations))
+      ORDER BY b.sha256 FOR NO KEY UPDATE;
+    -- All of them first: of two copies of a blob that are absent together, neither vouches for the other.
+    UPDATE replicas r SET state = 'suspect'
+     WHERE r.shard_id = p_shard AND r.generation = ANY (p_generations) AND r.state = 'live';
+    PERFORM enqueue_repair(g.blob_id, 'missing') FROM (
+        SELECT DISTINCT r.blob_id FROM replicas r
+         WHERE r.shard_id = p_shard AND r.generation = ANY (p_generations) AND r.state = 'suspect' ORDER BY 1
+    ) AS g;
+    DELETE FROM replicas r
+     WHERE r.shard_id = p_shard AND r.generation = ANY (p_generations) AND r.state = 'suspect'
+       AND EXISTS (SELECT 1 FROM good_replicas(r.blob_id));
+    GET DIAGNOSTICS dropped = ROW_COUNT;
+    SELECT count(*) INTO kept FROM replicas r
+     WHERE r.shard_id = p_shard AND r.generation = ANY (p_generations) AND r.state = 'suspect';
+    IF dropped > 0 THEN
+        INSERT INTO events (kind, principal, request_id, detail)
+        VALUES ('absent', 'holdfast', '',
+                jsonb_build_object('shard', p_shard, 'dropped', dropped, 'generations', p_generations));
+    END IF;
+END
+$$;
+
+-- Whether files that no row knows must stay: after history was lost they may be all that is left of it.
+CREATE FUNCTION strays_are_held()
+RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT deletions_held()
+$$;
+
+-- Whether rows may be made from files: in a database restored from a backup, until deletions are released.
+CREATE FUNCTION rebuild_is_on()
+RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT EXISTS (SELECT 1 FROM holds WHERE reason = 'rebuild' AND released_at IS NULL)
+$$;
+
+-- Make rows of a file that its shard's owner found and read whole. 'adopted': the blob is known, and has one
+-- copy more; 'found': nothing was known of it; 'refused': the file has a row, be it a condemned one, or no
+-- rebuild is on. A blob that nothing refers to becomes a candidate of gc, which is held meanwhile.
+CREATE FUNCTION adopt_found(
+    p_shard smallint, p_generation uuid, p_uid uuid, p_sha256 bytea, p_sha1 bytea, p_md5 bytea, p_size bigint,
+    p_blocks bytea, p_redundancy smallint
+)
+RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    v_blob bigint;
+    v_new  boolean;
+BEGIN
+    IF NOT rebuild_is_on()
+       OR EXISTS (SELECT 1 FROM replicas r WHERE r.shard_id = p_shard AND r.generation = p_generation) THEN
+        RETURN 'refused';
+    END IF;
+    LOOP
+        INSERT INTO blobs AS b (uid, sha256, sha1, md5, size, redundancy, block_digests)
+        VALUES (p_uid, p_sha256, p_sha1, p_md5, p_size, p_redundancy, p_blocks)
+        ON CONFLICT (sha256) DO NOTHING
+        RETURNING b.id INTO v_blob;
+        v_new := v_blob IS NOT NULL;
+        EXIT WHEN v_new;
+        SELECT b.id INTO v_blob FROM blobs b WHERE b.sha256 = p_sha256 FOR SHARE;
+        EXIT WHEN FOUND;
+    END LOOP;
+    INSERT INTO replicas (shard_id, generation, blob_id) VALUES (p_shard, p_generation, v_blob)
+    ON CONFLICT (shard_id, generation) DO NOTHING;
+    IF v_new THEN
+        PERFORM release_blob(v_blob);
+        INSERT INTO events (kind, sha256, principal, request_id, detail)
+        VALUES ('found', p_sha256, 'holdfast', '',
+                jsonb_build_object('shard', p_shard, 'generation', p_generation, 'size', p_size));
+    END IF;
+    -- No repair yet: its other copies may be found next. The census looks when the rebuild is over.
+    RETURN CASE WHEN v_new THEN 'found' ELSE 'adopted' END;
+END
+$$;
+
+-- Condemn files that no row knows, by their keys: a late commit that would refer to one conflicts with it.
+-- Returns those that were condemned; whatever has got a row by now is not.
+CREATE FUNCTION condemn_strays(p_shard smallint, p_generations uuid[], p_sha256 bytea[], p_sizes bigint[])
+RETURNS SETOF uuid LANGUAGE plpgsql AS $$
+DECLARE
+    v_condemned uuid[];
+BEGIN
+    IF strays_are_held() THEN
+        RETURN;
+    END IF;
+    WITH condemned AS (
+        INSERT INTO replicas AS r (shard_id, generation, state)
+        SELECT p_shard, f.generation, 'condemned' FROM unnest(p_generations) AS f (generation)
+         ORDER BY f.generation
+        ON CONFLICT (shard_id, generation) DO NOTHING
+        RETURNING r.generation
+    )
+    SELECT coalesce(array_agg(c.generation), '{}') INTO v_condemned FROM condemned c;
+    INSERT INTO quarantine (shard_id, generation, sha256, size, reason)
+    SELECT p_shard, f.generation, f.sha256, f.size, 'stray'
+      FROM unnest(p_generations, p_sha256, p_sizes) AS f (generation, sha256, size)
+     WHERE f.generation = ANY (v_condemned);
+    INSERT INTO events (kind, sha256, principal, request_id, detail)
+    SELECT 'quarantine', f.sha256, 'holdfast', '',
+           jsonb_build_object('shard', p_shard, 'generation', f.generation, 'reason', 'stray')
+      FROM unnest(p_generations, p_sha256) AS f (generation, sha256) WHERE f.generation = ANY (v_condemned);
+    RETURN QUERY SELECT unnest(v_condemned);
 END
 $$;
 

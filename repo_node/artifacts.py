@@ -24,6 +24,7 @@ from sharding.background import Background
 from sharding.commit import Placement
 from sharding.errors import ReplicaCorrupt, ReplicaMissing
 from sharding.identifiers import uuid7
+from sharding.maintenance.catalogue import StoredBlob
 from sharding.model import BLOCK_DIGEST_BYTES, BlobDigests, Buffer, Generation, Replica, block_count
 from sharding.provider import ShardingProvider
 from sharding.reader import BlobReader, BlobToRead
@@ -264,7 +265,7 @@ class Artifacts:
 class CatalogueOfBlob:
     """What one reader asks about one blob: the look-up's own answer first, then Postgres."""
 
-    def __init__(self, database: Database, blob: Blob, reports: Background, metrics: Metrics) -> None:
+    def __init__(self, database: Database, blob: Blob | StoredBlob, reports: Background, metrics: Metrics) -> None:
         self._database = database
         self._blob = blob
         self._reports = reports

@@ -51,6 +51,11 @@ class ShardingProvider:
     def view(self) -> StoreView:
         return self._view()
 
+    @property
+    def janitor(self) -> Janitor:
+        """Who removes, in the background, files that nothing will ever refer to."""
+        return self._janitor
+
     @asynccontextmanager
     async def open_upload(self, policy: WritePolicy) -> AsyncIterator[Upload]:
         """Begin an upload; leaving the block stops it and removes whatever is still only staged.

@@ -1,16 +1,22 @@
-"""Run one node in the foreground, or check the configuration it would run with."""
+"""Run one node in the foreground, check its configuration, direct the nodes of a cluster."""
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import click
+from rich.text import Text
 
 from repo_node import config as node_config
+from repo_node.cli.calls import run_call
+from repo_node.cli.connection import ConnectionOptions, connection_options
+from repo_node.cli.tables import new_console, new_table
 from repo_node.cli.wording import printable, say_bytes
 
+NODES_PATH = "/api/holdfast/nodes"
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 
@@ -28,22 +34,88 @@ def load_config(path: Path) -> node_config.NodeConfig:
         raise ConfigFailure(str(error)) from None
 
 
-@click.command()
-@click.option("--config", "path", metavar="FILE", type=FILE, required=True, help="The node's TOML file.")
-def node(path: Path) -> None:
-    """Run one node in the foreground until SIGTERM or Ctrl-C.
+@click.group(invoke_without_command=True)
+@click.option("--config", "path", metavar="FILE", type=FILE, help="The node's TOML file: run this node.")
+@click.pass_context
+def node(context: click.Context, path: Path | None) -> None:
+    """Run one node in the foreground until SIGTERM or Ctrl-C, or list, drain and remove the cluster's nodes.
 
-    This is what production runs, one node a machine, and what `holdfast up` runs for each of its nodes.
-    The database must have been prepared with `holdfast init-db`.
+    With --config it is what production runs, one node a machine, and what `holdfast up` runs for each of its
+    nodes. The database must have been prepared with `holdfast init-db`.
 
     \b
-    Example:
+    Examples:
       holdfast check-config /etc/holdfast/node.toml && holdfast node --config /etc/holdfast/node.toml
+      holdfast node drain node-3
     """
+    if context.invoked_subcommand is not None:
+        if path is not None:
+            raise click.UsageError("--config runs a node; it goes with no other command.")
+        return
+    if path is None:
+        raise click.UsageError("Missing option '--config', or one of the commands list, drain, activate, remove.")
     config = load_config(path)
     from repo_node import app
 
     sys.exit(app.run(config))
+
+
+@node.command("list")
+@click.option("--json", "as_json", is_flag=True, help="Print the server's answer as JSON.")
+@connection_options
+def list_nodes(connection: ConnectionOptions, as_json: bool) -> None:
+    """List the nodes and how many copies are on their shards."""
+    answer = run_call(connection, lambda client: client.call("GET", NODES_PATH), "nodes")
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+        return
+    table = new_table("Nodes")
+    for name in ("Node", "Zone", "State", "Version"):
+        table.add_column(name, overflow="fold")
+    table.add_column("Copies", justify="right", no_wrap=True)
+    table.add_column("Shards", overflow="fold")
+    for row in answer["nodes"]:
+        table.add_row(
+            Text(printable(str(row["id"]))),
+            Text(printable(str(row["zone"]))),
+            Text("up", style="green") if row["up"] else Text("down", style="red"),
+            Text(printable(str(row["version"]))),
+            f"{sum(shard['replicas'] for shard in row['shards']):,}",
+            Text(printable(", ".join(f"{shard['id']} {shard['state']}" for shard in row["shards"]))),
+        )
+    new_console().print(table)
+
+
+@node.command()
+@click.argument("name", metavar="NODE")
+@connection_options
+def drain(connection: ConnectionOptions, name: str) -> None:
+    """Move every copy off all shards of a node; it goes on to serve. `holdfast shard list` shows how far it is."""
+    change_node(connection, name, "drain")
+    click.echo(f"The shards of {printable(name)} are draining.")
+
+
+@node.command()
+@click.argument("name", metavar="NODE")
+@connection_options
+def activate(connection: ConnectionOptions, name: str) -> None:
+    """Take all shards of a node into use again."""
+    change_node(connection, name, "activate")
+    click.echo(f"The shards of {printable(name)} are in use.")
+
+
+@node.command()
+@click.argument("name", metavar="NODE")
+@connection_options
+def remove(connection: ConnectionOptions, name: str) -> None:
+    """Forget a node that is stopped and whose shards have been removed."""
+    run_call(connection, lambda client: client.call("DELETE", f"{NODES_PATH}/{quote(name, safe='')}"), "outcome")
+    click.echo(f"Node {printable(name)} is removed.")
+
+
+def change_node(connection: ConnectionOptions, name: str, action: str) -> None:
+    path = f"{NODES_PATH}/{quote(name, safe='')}/{action}"
+    run_call(connection, lambda client: client.call("POST", path, body={}), "shards")
 
 
 @click.command("check-config")

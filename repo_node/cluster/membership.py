@@ -37,15 +37,18 @@ SPACE_TIMEOUT_SECONDS = 2.0
 
 
 @asynccontextmanager
-async def connect(config: NodeConfig) -> AsyncIterator[asyncpg.Connection]:
-    """Open a connection of one's own, outside the pool. Raises ``CatalogueUnavailable``."""
+async def connect(config: NodeConfig, purpose: str = "") -> AsyncIterator[asyncpg.Connection]:
+    """Open a connection of one's own, outside the pool; ``purpose`` tells it apart in Postgres' views.
+
+    Raises ``CatalogueUnavailable``.
+    """
     database = config.database
     try:
         connection = await asyncpg.connect(
             database.dsn,
             timeout=database.connect_timeout_seconds,
             command_timeout=database.statement_timeout_seconds,
-            server_settings={"application_name": f"holdfast {config.node.id}"},
+            server_settings={"application_name": f"holdfast {config.node.id} {purpose}".rstrip()},
         )
     except (*BROKEN, asyncpg.PostgresError) as error:
         raise CatalogueUnavailable(f"no connection to Postgres: {describe(error)}") from error
@@ -84,6 +87,8 @@ class Membership:
         self._beat_at = float("-inf")
         self._read_at = float("-inf")
         self.rows: ClusterRows | None = None
+        self.on_jobs: Callable[[], None] = lambda: None
+        """Called when an operator may have asked for a run of a job."""
 
     @property
     def is_fresh(self) -> bool:
@@ -124,6 +129,7 @@ class Membership:
         await connection.add_listener(CHANNEL, self._hear)  # type: ignore[arg-type]
         # What was proved or read until now may have changed unheard.
         self._forget()
+        self.on_jobs()
         self._settings_changed = True
         while True:
             self._wake.clear()
@@ -162,6 +168,9 @@ class Membership:
                 return
             case "repositories":
                 self._on_repositories()
+                return
+            case "jobs":
+                self.on_jobs()
                 return
             case "settings":
                 self._settings_changed = True

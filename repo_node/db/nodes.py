@@ -75,14 +75,15 @@ REGISTER = """
      WHERE n.internal_url = excluded.internal_url OR NOT node_is_up(n)
     RETURNING id
 """
-SHARDS_OF_NODE = "SELECT uid, path FROM shards WHERE node_id = $1"
+SHARDS_OF_NODE = "SELECT uid, path FROM shards WHERE node_id = $1 AND NOT replaced"
 IS_REGISTERED = "SELECT EXISTS (SELECT 1 FROM nodes WHERE id = $1 AND incarnation = $2)"
 # One process claims a shard at one path alone, however many of its directories say that they are this shard.
 CLAIM_SHARD = """
     INSERT INTO shards AS s (uid, node_id, path, weight, owner)
     SELECT $1, n.id, $3, $4, n.incarnation FROM nodes n WHERE n.id = $2 AND n.incarnation = $5
     ON CONFLICT (uid) DO UPDATE
-       SET node_id = excluded.node_id, path = excluded.path, weight = excluded.weight, owner = excluded.owner
+       SET node_id = excluded.node_id, path = excluded.path, owner = excluded.owner,
+           weight = CASE WHEN s.weight_set THEN s.weight ELSE excluded.weight END
      WHERE CASE WHEN s.node_id = excluded.node_id THEN s.owner IS DISTINCT FROM excluded.owner OR s.path = excluded.path
                 ELSE NOT EXISTS (SELECT 1 FROM nodes o
                                   WHERE o.id = s.node_id AND o.incarnation = s.owner AND node_is_up(o))
@@ -133,7 +134,7 @@ async def register(
 
 
 async def shards_of_node(connection: asyncpg.Connection, node: NodeId) -> dict[str, UUID]:
-    """Return which shard this node last had at which path."""
+    """Return which shard this node last had at which path, but for those whose disk was replaced."""
     return {row["path"]: row["uid"] for row in await connection.fetch(SHARDS_OF_NODE, node)}
 
 
@@ -186,12 +187,11 @@ async def stop(connection: asyncpg.Connection, node: NodeId, incarnation: UUID) 
 async def read_cluster(connection: asyncpg.Connection) -> ClusterRows:
     """Return every node and shard."""
     cluster: Any = await connection.fetchrow(CLUSTER)
-    # Shards first: nodes are never deleted, so that the node of every shard is among those read after it.
+    # Shards first: the node of each is then among those read after it, unless both were removed meanwhile.
     shards = [shard_row(row) for row in await connection.fetch(SHARDS)]
-    nodes = [node_row(row) for row in await connection.fetch(NODES)]
-    return ClusterRows(
-        cluster["cluster_id"], cluster["now"], {node.id: node for node in nodes}, {shard.id: shard for shard in shards}
-    )
+    nodes = {node.id: node for node in map(node_row, await connection.fetch(NODES))}
+    known = {shard.id: shard for shard in shards if shard.member.node in nodes}
+    return ClusterRows(cluster["cluster_id"], cluster["now"], nodes, known)
 
 
 def node_row(row: asyncpg.Record) -> NodeRow:

@@ -35,7 +35,14 @@ ROUTES = all_routes()
 
 def filled(template: str) -> str:
     """Return a path that the template matches and nothing is at."""
-    for name, value in (("{item:.+}", "generic-local/x/y"), ("{key}", "nothing"), ("{id}", "0"), ("{item}", "x/y")):
+    for name, value in (
+        ("{item:.+}", "generic-local/x/y"),
+        ("{key}", "nothing"),
+        ("{id}", "0"),
+        ("{item}", "x/y"),
+        ("{job}", "nothing"),
+        ("{action}", "drain"),
+    ):
         template = template.replace(name, value)
     assert "{" not in template, template
     return template

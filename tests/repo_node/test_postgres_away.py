@@ -182,6 +182,7 @@ def test_while_the_outcome_is_unknown_no_file_is_removed(severed: tuple[RunningC
             raw.send(body)
             wait_until(lambda: trap.sprung)
             proxy.accepts = False
+            proxy.sever_others()
             try:
                 status, headers, answer = raw.read_answer()
             finally:

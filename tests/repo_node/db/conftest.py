@@ -17,8 +17,19 @@ from tests.repo_node.db.scene import Queries, Scene, open_scene
 # Children before parents: nothing cascades.
 EMPTIED = (
     "events",
+    "jobs",
+    "removals",
+    "shard_walks",
+    "shard_cursors",
     "repair_queue",
     "gc_candidates",
+    "scrubs",
+    "quarantine",
+    "sightings",
+    "checks",
+    "backups",
+    "removals",
+    "trash",
     "artifacts",
     "replicas",
     "blobs",
@@ -28,8 +39,10 @@ EMPTIED = (
     "tokens",
     "settings",
     "repositories",
+    "lease",
+    "holds",
 )
-KEPT = ("schema_migrations", "cluster", "users")
+KEPT = ("schema_migrations", "cluster", "users", "census")
 TABLES_SQL = "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'"
 LEAVE_SQL = (
     "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database() AND pid <> $1"
@@ -37,7 +50,8 @@ LEAVE_SQL = (
 RESTART_SQL = """
     SELECT setval(seqrelid, 1, false) FROM pg_sequence WHERE seqrelid <> pg_get_serial_sequence('users', 'id')::regclass
 """
-SEED_SQL = "INSERT INTO repositories (key, created_by) VALUES ('generic-local', 'init-db')"
+# Without a trash: most of these tests look at what leaves for good.
+SEED_SQL = "INSERT INTO repositories (key, created_by, trash) VALUES ('generic-local', 'init-db', false)"
 ADMIN_SQL = "UPDATE users SET is_admin = true, is_enabled = true WHERE name = 'admin'"
 
 

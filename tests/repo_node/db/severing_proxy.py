@@ -40,18 +40,32 @@ class SeveringProxy:
         self._target = (host, port)
         self._trap: Trap | None = None
         self.accepts = True
+        self._open: dict[tuple[asyncio.StreamWriter, ...], list[Trap]] = {}
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def sever_others(self) -> None:
+        """Break, from any thread, the connections that no trap has caught."""
+
+        def work() -> None:
+            for sides, caught in self._open.items():
+                if not caught:
+                    sever(sides)
+
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(work)
 
     def set_trap(self, marker: bytes, fate: Fate, offset: int = 1) -> Trap:
         self._trap = Trap(marker, fate, offset)
         return self._trap
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._loop = asyncio.get_running_loop()
         if not self.accepts:
             writer.transport.abort()
             return
         server_reader, server_writer = await asyncio.open_connection(*self._target)
         sides = (writer, server_writer)
-        caught: list[Trap] = []
+        caught = self._open[sides] = []
         tasks = [
             asyncio.ensure_future(self._forward_requests(reader, server_writer, sides, caught)),
             asyncio.ensure_future(self._forward_answers(server_reader, writer, sides, caught)),
@@ -59,6 +73,7 @@ class SeveringProxy:
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         finally:
+            del self._open[sides]
             sever(sides)
             for task in tasks:
                 task.cancel()

@@ -19,15 +19,16 @@ from repo_node.db.pool import Database, open_database
 from tests.repo_node.db.catalog import CATALOG_SQL, read_catalog
 from tests.repo_node.db.scene import Queries, database_section, only_row, table
 
-SECOND = Migration(
-    2,
-    "second",
+LAST = migrate.version_needed()
+NEXT = Migration(
+    LAST + 1,
+    "next",
     """
     ALTER TABLE repositories ADD COLUMN quota_bytes bigint;
     CREATE INDEX events_of_principal ON events (principal);
     """,
 )
-BROKEN = Migration(2, "broken", "CREATE TABLE half (id integer); INSERT INTO half VALUES (1); SELECT 1 / 0;")
+BROKEN = Migration(LAST + 1, "broken", "CREATE TABLE half (id integer); INSERT INTO half VALUES (1); SELECT 1 / 0;")
 
 
 @asynccontextmanager
@@ -112,44 +113,43 @@ def test_migrations_are_numbered_from_one_without_a_gap() -> None:
 
 
 async def test_new_migration_is_applied_to_an_old_database(dsn: str) -> None:
-    steps = [*migrate.migrations(), SECOND]
+    steps = [*migrate.migrations(), NEXT]
     async with connected(dsn) as connection:
-        assert await migrate.apply(connection, steps, migrate.schema_text()) == ["second"]
+        assert await migrate.apply(connection, steps, migrate.schema_text()) == ["next"]
         assert await migrate.apply(connection, steps, migrate.schema_text()) == []
         assert await table(connection, "SELECT version, name FROM schema_migrations ORDER BY 1") == [
-            (1, "first"),
-            (2, "second"),
+            *((step.version, step.name) for step in steps),
         ]
         assert await connection.fetchval("SELECT quota_bytes IS NULL FROM repositories")
 
 
 async def test_schema_with_a_new_migration_in_it_equals_the_old_one_migrated(dsn: str, empty_dsn: str) -> None:
-    steps = [*migrate.migrations(), SECOND]
+    steps = [*migrate.migrations(), NEXT]
     async with connected(dsn) as connection:
         await migrate.apply(connection, steps, None)
     async with connected(empty_dsn) as connection:
-        assert await migrate.apply(connection, steps, migrate.schema_text() + SECOND.sql) == ["schema.sql"]
-        assert await connection.fetchval("SELECT max(version) FROM schema_migrations") == 2
+        assert await migrate.apply(connection, steps, migrate.schema_text() + NEXT.sql) == ["schema.sql"]
+        assert await connection.fetchval("SELECT max(version) FROM schema_migrations") == LAST + 1
     assert await read_catalog(dsn) == await read_catalog(empty_dsn)
 
 
 async def test_failing_migration_leaves_nothing_and_stops_there(dsn: str) -> None:
     before = await read_catalog(dsn)
-    third = Migration(3, "third", "CREATE TABLE third ()")
+    later = Migration(LAST + 2, "later", "CREATE TABLE later ()")
     async with connected(dsn) as connection:
         with pytest.raises(asyncpg.DivisionByZeroError):
-            await migrate.apply(connection, [*migrate.migrations(), BROKEN, third], None)
-        assert await connection.fetchval("SELECT max(version) FROM schema_migrations") == 1
+            await migrate.apply(connection, [*migrate.migrations(), BROKEN, later], None)
+        assert await connection.fetchval("SELECT max(version) FROM schema_migrations") == LAST
     assert await read_catalog(dsn) == before
 
 
 async def test_migrations_before_a_failing_one_stay(dsn: str) -> None:
-    third = Migration(3, "third", BROKEN.sql)
+    later = Migration(LAST + 2, "later", BROKEN.sql)
     async with connected(dsn) as connection:
         with pytest.raises(asyncpg.DivisionByZeroError):
-            await migrate.apply(connection, [*migrate.migrations(), SECOND, third], None)
-        assert await connection.fetchval("SELECT max(version) FROM schema_migrations") == 2
-        assert await migrate.apply(connection, [*migrate.migrations(), SECOND], None) == []
+            await migrate.apply(connection, [*migrate.migrations(), NEXT, later], None)
+        assert await connection.fetchval("SELECT max(version) FROM schema_migrations") == LAST + 1
+        assert await migrate.apply(connection, [*migrate.migrations(), NEXT], None) == []
 
 
 async def test_failing_schema_leaves_an_empty_database(empty_dsn: str) -> None:
@@ -264,9 +264,9 @@ async def test_check_version_welcomes_a_newer_schema(dsn: str) -> None:
 
 
 async def test_check_version_refuses_an_older_schema(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(migrate, "migrations", lambda: [SECOND])
+    monkeypatch.setattr(migrate, "migrations", lambda: [NEXT])
     async with opened(dsn) as database:
-        with pytest.raises(SchemaTooOld, match=r"version 1 .* needs 2; run: holdfast init-db"):
+        with pytest.raises(SchemaTooOld, match=rf"version {LAST} .* needs {LAST + 1}; run: holdfast init-db"):
             await migrate.check_version(database)
 
 

@@ -154,6 +154,21 @@ async def test_claim_by_the_next_process_of_the_node_keeps_id_and_state(connecti
     assert (row.owner, row.path, row.state, row.member.weight) == (second, "/mnt/other", ShardState.DRAINING, 3)
 
 
+async def test_claim_keeps_a_weight_that_an_administrator_has_set(connection: asyncpg.Connection) -> None:
+    first, uid = await register(connection), uuid4()
+    shard = await claim(connection, uid, first, weight=2)
+    await connection.execute("UPDATE shards SET weight = 5, weight_set = true")
+    await claim(connection, uid, await register(connection), weight=3)
+    assert (await nodes.read_cluster(connection)).shards[shard].member.weight == 5
+
+
+async def test_disk_that_was_replaced_is_not_expected_at_its_path_any_more(connection: asyncpg.Connection) -> None:
+    incarnation = await register(connection)
+    await claim(connection, uuid4(), incarnation)
+    await connection.execute("UPDATE shards SET replaced = true")
+    assert await nodes.shards_of_node(connection, NODE) == {}
+
+
 async def test_claim_repeated_by_its_owner_is_no_error(connection: asyncpg.Connection) -> None:
     incarnation, uid = await register(connection), uuid4()
     assert await claim(connection, uid, incarnation) == await claim(connection, uid, incarnation)

@@ -1,0 +1,69 @@
+"""The maintenance jobs over REST: how they stand on every node, and asking for a run."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any
+
+from aiohttp import web
+
+from repo_node.api.documents import json_response
+from repo_node.auth.permissions import Permission
+from repo_node.db import jobs
+from repo_node.errors import NotFound, RequestError
+from repo_node.web.body import read_json
+from repo_node.web.context import REQUEST_ID, TARGET, principal_of
+from repo_node.web.routes import Routes
+from repo_node.web.state import NODE
+
+BASE = "/artifactory/api/holdfast/jobs"
+
+
+def add_routes(routes: Routes) -> None:
+    routes.add("GET", BASE, list_jobs, Permission.ADMIN)
+    routes.add("POST", f"{BASE}/{{job}}/run", run_job, Permission.ADMIN)
+
+
+async def list_jobs(request: web.Request) -> web.StreamResponse:
+    return json_response({"jobs": [document_of(row) for row in await jobs.list_all(request.app[NODE].database)]})
+
+
+async def run_job(request: web.Request) -> web.StreamResponse:
+    """Ask for a run that begins from now on, on every living node or on ``node``; it goes on after the answer."""
+    job, document = request[TARGET].segments[4], await read_json(request)
+    node = document.get("node")
+    if set(document) - {"node"} or not isinstance(node, str | None):
+        raise RequestError('The body must be empty or {"node": "..."}.')
+    asked = await jobs.request(
+        request.app[NODE].database, job, node, principal=principal_of(request).name, request_id=request[REQUEST_ID]
+    )
+    if not asked:
+        where = "any living node" if node is None else f"a living node {node}"
+        raise NotFound(f"There is no job {job} on {where}; GET {BASE} lists all jobs.")
+    nodes = [{"node": one, "requested_at": exact(at)} for one, at in asked.items()]
+    return json_response({"job": job, "nodes": nodes}, status=202)
+
+
+def document_of(row: jobs.JobRow) -> dict[str, Any]:
+    age = row.finished_age_seconds
+    return {
+        "job": row.job,
+        "node": row.node,
+        "node_up": row.node_up,
+        "state": row.state.value,
+        "done": row.done,
+        "total": row.total,
+        "moved_bytes": row.moved_bytes,
+        "seconds_left": row.seconds_left,
+        "last_error": row.last_error,
+        "started_at": exact(row.started_at),
+        "finished_at": exact(row.finished_at),
+        "finished_age_seconds": None if age is None else round(age, 3),
+        "requested_at": exact(row.requested_at),
+        "answered_at": exact(row.answered_at),
+    }
+
+
+def exact(at: datetime | None) -> str | None:
+    """Return a time with every digit Postgres has, all of one length: they are compared."""
+    return None if at is None else at.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")

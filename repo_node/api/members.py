@@ -1,0 +1,178 @@
+"""The life of shards and nodes over REST: list, drain, bring back, replace, remove."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+
+from repo_node.api.documents import json_response, timestamp
+from repo_node.auth.permissions import Permission
+from repo_node.db import shards
+from repo_node.db.nodes import ClusterRows
+from repo_node.db.shards import Standing
+from repo_node.errors import NotFound, RequestError
+from repo_node.web.body import read_json
+from repo_node.web.context import REQUEST_ID, TARGET, principal_of
+from repo_node.web.routes import Routes
+from repo_node.web.state import NODE
+
+BASE = "/artifactory/api/holdfast"
+ACTIONS = ("drain", "readonly", "activate", "replace")
+SHARD_ID_MAX = 32_767
+WEIGHT_MIN, WEIGHT_MAX = 0.001, 1000.0
+
+REFUSALS = {
+    "lost": "is lost: it can be activated (when its disk is back), replaced or removed",
+    "replaced": "was replaced: another disk has its place, and it can only be removed",
+    "not_drained": "is in use: drain it first, then remove it",
+    "in_use": "is open on a living node: take it out of the node's configuration and restart the node, then remove it",
+    "holds": "still holds copies that are to be moved: wait until it is drained",
+    "up": "is up: stop it first",
+    "has_shards": "still has shards: drain and remove them first",
+}
+"""Why an administrator's wish is not fulfilled, after the name of the shard or node."""
+
+
+def add_routes(routes: Routes) -> None:
+    routes.add("GET", f"{BASE}/shards", list_shards, Permission.ADMIN)
+    routes.add("POST", f"{BASE}/shards/{{id}}/{{action}}", change_shard, Permission.ADMIN)
+    routes.add("PUT", f"{BASE}/shards/{{id}}/weight", weigh_shard, Permission.ADMIN)
+    routes.add("DELETE", f"{BASE}/shards/{{id}}", remove_shard, Permission.ADMIN)
+    routes.add("GET", f"{BASE}/nodes", list_nodes, Permission.ADMIN)
+    routes.add("POST", f"{BASE}/nodes/{{id}}/{{action}}", change_node, Permission.ADMIN)
+    routes.add("DELETE", f"{BASE}/nodes/{{id}}", remove_node, Permission.ADMIN)
+
+
+async def list_shards(request: web.Request) -> web.StreamResponse:
+    node = request.app[NODE]
+    cluster, standings = node.cluster(), await shards.list_all(node.database)
+    return json_response({"shards": [shard_document(one, cluster) for one in standings.values()]})
+
+
+async def list_nodes(request: web.Request) -> web.StreamResponse:
+    node = request.app[NODE]
+    cluster, standings = node.cluster(), await shards.list_all(node.database)
+    return json_response(
+        {
+            "nodes": [
+                {
+                    "id": one.id,
+                    "zone": one.zone,
+                    "url": one.url,
+                    "up": one.up,
+                    "version": one.version,
+                    "heartbeat_age_seconds": round(one.heartbeat_age_seconds, 3),
+                    "shards": [
+                        {"id": shard.shard, "state": shard.state.value, "replicas": shard.replicas}
+                        for shard in standings.values()
+                        if shard.node == one.id
+                    ],
+                }
+                for one in sorted(cluster.nodes.values(), key=lambda one: one.id)
+            ]
+        }
+    )
+
+
+async def change_shard(request: web.Request) -> web.StreamResponse:
+    shard = shard_of(request)
+    outcome = await change(request, shard, action_of(request, ACTIONS))
+    return json_response({"shard": shard, "outcome": checked(f"Shard {shard}", outcome)})
+
+
+async def weigh_shard(request: web.Request) -> web.StreamResponse:
+    """Give a shard another share of its zone's copies; rebalance moves what the new ring wants elsewhere."""
+    shard, document = shard_of(request), await read_json(request)
+    weight = document.get("weight")
+    if set(document) != {"weight"} or isinstance(weight, bool) or not isinstance(weight, int | float):
+        raise RequestError('The body must be {"weight": ...}.')
+    if not WEIGHT_MIN <= weight <= WEIGHT_MAX:
+        raise RequestError(f"A weight is from {WEIGHT_MIN:g} to {WEIGHT_MAX:g}.")
+    if not await shards.weigh(request.app[NODE].database, shard, float(weight), **who(request)):
+        raise NotFound(f"There is no shard {shard}.")
+    return json_response({"shard": shard, "weight": float(weight)})
+
+
+async def remove_shard(request: web.Request) -> web.StreamResponse:
+    """Remove a shard at once, or (202) begin to forget a lost one, whose copies are made good elsewhere first."""
+    shard = shard_of(request)
+    outcome = await shards.remove(request.app[NODE].database, shard, **who(request))
+    checked(f"Shard {shard}", outcome)
+    return json_response({"shard": shard, "outcome": outcome}, status=202 if outcome == "forgetting" else 200)
+
+
+async def change_node(request: web.Request) -> web.StreamResponse:
+    """Drain every shard of a node, or take them into use again. Lost ones stay as they are."""
+    node, action = node_of(request), action_of(request, ("drain", "activate"))
+    standings = await shards.list_all(request.app[NODE].database)
+    own = [one.shard for one in standings.values() if one.node == node]
+    if not own and node not in request.app[NODE].cluster().nodes:
+        raise NotFound(f"There is no node {node}.")
+    outcomes = {str(shard): await change(request, shard, action) for shard in own}
+    return json_response({"node": node, "shards": outcomes})
+
+
+async def remove_node(request: web.Request) -> web.StreamResponse:
+    node = node_of(request)
+    outcome = await shards.remove_node(request.app[NODE].database, node, **who(request))
+    return json_response({"node": node, "outcome": checked(f"Node {node}", outcome)})
+
+
+async def change(request: web.Request, shard: int, action: str) -> str:
+    return await shards.change(request.app[NODE].database, shard, action, **who(request))
+
+
+def who(request: web.Request) -> dict[str, str]:
+    return {"principal": principal_of(request).name, "request_id": request[REQUEST_ID]}
+
+
+def checked(name: str, outcome: str) -> str:
+    """Return an outcome that fulfils the wish. Raises ``NotFound``, ``RequestError``."""
+    if outcome == "absent":
+        raise NotFound(f"There is no {name[0].lower()}{name[1:]}.")
+    if outcome in REFUSALS:
+        raise RequestError(f"{name} {REFUSALS[outcome]}. Nothing was changed.", status=409)
+    return outcome
+
+
+def shard_of(request: web.Request) -> int:
+    text = request[TARGET].segments[4]
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= SHARD_ID_MAX):
+        raise NotFound(f"There is no shard {text}.")
+    return int(text)
+
+
+def node_of(request: web.Request) -> str:
+    return request[TARGET].segments[4]
+
+
+def action_of(request: web.Request, known: tuple[str, ...]) -> str:
+    action = request[TARGET].segments[5]
+    if action not in known:
+        raise NotFound(f"There is no action {action}; there are {', '.join(known)}.")
+    return action
+
+
+def shard_document(one: Standing, cluster: ClusterRows) -> dict[str, Any]:
+    row = cluster.shards.get(one.shard)
+    owner = cluster.nodes.get(one.node)
+    return {
+        "id": one.shard,
+        "node": one.node,
+        "zone": owner.zone if owner else None,
+        "node_up": bool(owner and owner.up),
+        "path": row.path if row else None,
+        "weight": row.member.weight if row else None,
+        "state": one.state.value,
+        "since": timestamp(one.since),
+        "reason": one.reason,
+        "replaced": one.replaced,
+        "silent_seconds": round(one.silent_seconds, 3),
+        "replicas": one.replicas,
+        "free_bytes": row.free_bytes if row else None,
+        "capacity_bytes": row.capacity_bytes if row else None,
+        "walk": None
+        if one.walk is None
+        else {"kind": one.walk, "walked": one.walked, "kept_back": one.kept_back, "passes": one.passes},
+    }

@@ -1,0 +1,227 @@
+"""The life of shards: list, add, drain, take out of and into use, replace, remove."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from repo_node.cli.calls import CALL_RETRY, check_answer, run_call, say_wait
+from repo_node.cli.connection import ConnectionOptions, connection_options, find_endpoint
+from repo_node.cli.node import FILE, load_config
+from repo_node.cli.shard_table import Row, table_of
+from repo_node.cli.tables import new_console
+from repo_node.cli.wording import printable, say_count
+from repo_node.client.errors import ClientError
+from repo_node.client.rest import Client, Endpoint
+
+SHARDS_PATH = "/api/holdfast/shards"
+POLL_SECONDS = 1.0
+LINE_SECONDS = 10.0
+
+AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print the server's answer as JSON.")
+SHARD = click.argument("shard", metavar="ID", type=click.IntRange(1, 32_767))
+WAIT = click.option("--wait", is_flag=True, help="Wait until it is done, and show how far it is.")
+YES = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
+
+
+@click.group()
+def shard() -> None:
+    """Add, drain, replace and remove the disks that hold the blobs.
+
+    Every change is safe for the data: copies are made elsewhere before one is taken away.
+
+    \b
+    Examples:
+      holdfast shard replace 3        a dead disk: then restart its node with an empty one at the path
+      holdfast shard drain 3 --wait && holdfast shard remove 3
+    """
+
+
+@shard.command("list")
+@AS_JSON
+@connection_options
+def list_shards(connection: ConnectionOptions, as_json: bool) -> None:
+    """List every shard with its state, why it is in it, and what is being done about it.
+
+    \b
+    Example:
+      holdfast shard list --json | jq '.shards[] | select(.state == "lost")'
+    """
+    answer = run_call(connection, lambda client: client.call("GET", SHARDS_PATH), "shards")
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+    else:
+        new_console().print(table_of(answer["shards"]))
+
+
+@shard.command("add")
+@click.argument("path", metavar="DIRECTORY", type=click.Path(path_type=Path, file_okay=False))
+@click.option("--config", metavar="FILE", type=FILE, required=True, help="The TOML of the node that has the disk.")
+@click.option("--weight", type=click.FloatRange(0.001, 1000), default=1.0, show_default=True, help="Its share.")
+@click.option("--reserve-bytes", type=click.IntRange(0), default=1 << 30, show_default=True, help="Kept free.")
+def add_shard(path: Path, config: Path, weight: float, reserve_bytes: int) -> None:
+    """Add a disk to a node's configuration. Run it on that node's machine, then restart the node.
+
+    DIRECTORY must be empty or absent: the node makes it a shard when it starts. Copies then move there by
+    themselves, about the share that its weight asks for.
+
+    \b
+    Example:
+      holdfast shard add /srv/disk3 --config /etc/holdfast/node.toml
+    """
+    before = load_config(config)
+    absolute = path.resolve()
+    if any(section.path.resolve() == absolute for section in before.shards):
+        raise click.ClickException(f"{absolute} is a shard of this node already.")
+    if absolute.exists() and any(entry.name != "lost+found" for entry in absolute.iterdir()):
+        raise click.ClickException(f"{absolute} is not empty; a new shard must be.")
+    text = config.read_text("utf-8")
+    section = f"\n[[shards]]\npath = {json.dumps(str(absolute))}\nweight = {weight}\nreserve_bytes = {reserve_bytes}\n"
+    config.write_text(text.rstrip("\n") + "\n" + section, "utf-8")
+    try:
+        load_config(config)
+    except click.ClickException:
+        config.write_text(text, "utf-8")
+        raise
+    click.echo(f"Added {printable(str(absolute))} to {config}. Restart node {before.node.id} to take it into use.")
+
+
+@shard.command()
+@SHARD
+@WAIT
+@connection_options
+def drain(connection: ConnectionOptions, shard: int, wait: bool) -> None:
+    """Move every copy off a shard. It goes on to be read; no blob ever has fewer copies than it should.
+
+    \b
+    Example:
+      holdfast shard drain 3 --wait
+    """
+    change(connection, shard, "drain")
+    click.echo(f"Shard {shard} is draining.")
+    if wait:
+        show_until_gone(connection, shard, lambda row: row is None or row["replicas"] == 0)
+        click.echo(f"Shard {shard} is drained: `holdfast shard remove {shard}` takes it out.")
+
+
+@shard.command()
+@SHARD
+@click.argument("weight", metavar="WEIGHT", type=click.FloatRange(0.001, 1000))
+@connection_options
+def weight(connection: ConnectionOptions, shard: int, weight: float) -> None:
+    """Give a shard another share of its zone's copies; they move by themselves. A weight is mostly near 1.
+
+    \b
+    Example:
+      holdfast shard weight 3 2
+    """
+    path, body = f"{SHARDS_PATH}/{shard}/weight", {"weight": weight}
+    run_call(connection, lambda client: client.call("PUT", path, body=body), "weight")
+    click.echo(f"Shard {shard} has the weight {weight:g} now, whatever its node's configuration says.")
+
+
+@shard.command()
+@SHARD
+@connection_options
+def readonly(connection: ConnectionOptions, shard: int) -> None:
+    """Write no new copies to a shard; it keeps and serves what it has."""
+    change(connection, shard, "readonly")
+    click.echo(f"Shard {shard} takes no new copies.")
+
+
+@shard.command()
+@SHARD
+@connection_options
+def activate(connection: ConnectionOptions, shard: int) -> None:
+    """Take a shard into use again, whether it was read-only, draining or lost.
+
+    The copies on a lost shard count again only when they have been read and found right.
+    """
+    if change(connection, shard, "activate") == "returning":
+        click.echo(f"Shard {shard} is coming back: its copies count again as they are read and found right.")
+    else:
+        click.echo(f"Shard {shard} is in use.")
+
+
+@shard.command()
+@SHARD
+@YES
+@connection_options
+def replace(connection: ConnectionOptions, shard: int, yes: bool) -> None:
+    """Give up a shard for good, so that an empty disk may take its place.
+
+    It is declared lost, its copies are made anew elsewhere from the others, and its node will make a new shard
+    of an empty directory at the same path when it starts next.
+
+    \b
+    Example:
+      holdfast shard replace 3 && systemctl restart holdfast-node
+    """
+    if not yes:
+        click.confirm(f"Give up everything on shard {shard}?", abort=True)
+    change(connection, shard, "replace")
+    click.echo(f"Shard {shard} is given up. Mount an empty disk at its path and restart its node.")
+
+
+@shard.command()
+@SHARD
+@YES
+@connection_options
+def remove(connection: ConnectionOptions, shard: int, yes: bool) -> None:
+    """Take a drained or lost shard out of the cluster. It stays while a blob has no other copies.
+
+    \b
+    Example:
+      holdfast shard remove 3
+    """
+    if not yes:
+        click.confirm(f"Remove shard {shard} from the cluster?", abort=True)
+    path = f"{SHARDS_PATH}/{shard}"
+    answer = run_call(connection, lambda client: client.call("DELETE", path), "outcome")
+    if answer["outcome"] == "forgetting":
+        row = show_until_gone(connection, shard, lambda row: row is None or is_kept_back(row))
+        if row is not None:
+            kept = say_count(row["walk"]["kept_back"], "blob")
+            raise click.ClickException(
+                f"Shard {shard} stays for now: {kept} with a copy on it are not whole elsewhere. It goes by itself "
+                "as soon as they are; `holdfast status` shows the repairs."
+            )
+    click.echo(f"Shard {shard} is removed.")
+
+
+def is_kept_back(row: Row) -> bool:
+    """Say whether a whole pass over a lost shard has found blobs that still need it."""
+    walk = row["walk"]
+    return walk is None or (walk["kind"] == "forget" and walk["passes"] > 0 and walk["kept_back"] > 0)
+
+
+def change(connection: ConnectionOptions, shard: int, action: str) -> str:
+    path = f"{SHARDS_PATH}/{shard}/{action}"
+    return str(run_call(connection, lambda client: client.call("POST", path, body={}), "outcome")["outcome"])
+
+
+def show_until_gone(connection: ConnectionOptions, shard: int, is_over: Any) -> Row | None:
+    """Show how many copies are left on a shard until ``is_over``; return its row then, None when it is gone."""
+    try:
+        return asyncio.run(watch(find_endpoint(connection), shard, is_over))
+    except ClientError as error:
+        raise click.ClickException(printable(str(error))) from None
+
+
+async def watch(endpoint: Endpoint, shard: int, is_over: Any) -> Row | None:
+    console, quiet_seconds = new_console(stderr=True), LINE_SECONDS
+    async with Client(endpoint, retry=CALL_RETRY, on_wait=say_wait) as client:
+        while True:
+            rows = check_answer(endpoint, await client.call("GET", SHARDS_PATH), ("shards",))["shards"]
+            row: Row | None = next((row for row in rows if row["id"] == shard), None)
+            if is_over(row):
+                return row
+            quiet_seconds += POLL_SECONDS
+            if row is not None and quiet_seconds >= LINE_SECONDS:
+                quiet_seconds = 0.0
+                console.print(f"shard {shard}: {row['replicas']:,} copies left")
+            await asyncio.sleep(POLL_SECONDS)

@@ -1,0 +1,186 @@
+"""Assembles the maintenance jobs of one node under one runner."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from repo_node.audits import add_audit_jobs
+from repo_node.cluster.leadership import Leadership, OnPrimary
+from repo_node.cluster.membership import Membership
+from repo_node.cluster.verdict import Census, ShardWalk, VerdictJob
+from repo_node.db.errors import CatalogueError
+from repo_node.db.garbage import GarbageRows
+from repo_node.db.jobs import NodeJobs
+from repo_node.db.pool import Database
+from repo_node.db.removals import RemovalRows
+from repo_node.healing import Copies, RepairQueue, Walks
+from repo_node.metrics import Metrics
+from repo_node.settings import LiveSettings
+from repo_node.trash import TrashExpiry
+from sharding.background import Background
+from sharding.identifiers import mint_generation
+from sharding.local import LocalShard
+from sharding.maintenance.gc import Gc, GcFeed, GcLimits
+from sharding.maintenance.job import Job, Pace
+from sharding.maintenance.rebalance import Rebalance, Trim
+from sharding.maintenance.removal import Removal
+from sharding.maintenance.repair import Repair, RepairLimits
+from sharding.maintenance.worker import Runner
+from sharding.model import NodeId, ShardId
+from sharding.provider import ShardingProvider
+
+log = logging.getLogger("holdfast.jobs")
+
+LOOKS_MAX = 2
+"""Looks for requests under way at once: whoever comes later is seen by the second."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the jobs of a node are made from."""
+
+    node: NodeId
+    database: Database
+    store: ShardingProvider
+    membership: Membership
+    settings: LiveSettings
+    metrics: Metrics
+    leadership: Leadership
+    own: Mapping[ShardId, LocalShard]
+    copies: Copies
+    runner: Runner
+
+
+@asynccontextmanager
+async def maintenance(
+    node: NodeId,
+    database: Database,
+    store: ShardingProvider,
+    membership: Membership,
+    settings: LiveSettings,
+    metrics: Metrics,
+    leadership: Leadership,
+    own: Mapping[ShardId, LocalShard],
+) -> AsyncIterator[Runner]:
+    """Run this node's jobs until the block ends; what is half done then, a later step takes up."""
+    book = NodeJobs(database, node)
+    runner, copies, looks = Runner(book, metrics.healing), Copies(database, metrics), Background(LOOKS_MAX)
+    add_jobs(Parts(node, database, store, membership, settings, metrics, leadership, own, copies, runner))
+
+    async def look() -> None:
+        try:
+            for job in await book.asked():
+                runner.request(job)
+        except CatalogueError as error:
+            # A runner that records a job's state is told of the request too.
+            log.warning("requested runs could not be read", extra={"facts": {"cause": str(error)}})
+
+    def wake_all() -> None:
+        for name in runner.jobs:
+            runner.wake(name)
+
+    membership.on_jobs = lambda: void(looks.start(look()))
+    # What only the primary does has been idle here until now, and may have waited for long.
+    leadership.on_elected = wake_all
+    runner.start()
+    try:
+        yield runner
+    finally:
+        membership.on_jobs = leadership.on_elected = lambda: None
+        await looks.close(0)
+        await runner.close()
+        await copies.close()
+
+
+def void(_: object) -> None:
+    """Drop a result nobody needs."""
+
+
+def add_jobs(parts: Parts) -> None:
+    """Add every job of a node, each with its pace."""
+    for add in (add_repair, add_walks, add_verdict, add_moves, add_removal, add_gc, add_audits):
+        add(parts)
+
+
+def add_repair(parts: Parts) -> None:
+    settings, store = parts.settings, parts.store
+    queue = RepairQueue(parts.database, parts.copies, settings, parts.metrics)
+
+    def limits() -> RepairLimits:
+        now = settings.now
+        return RepairLimits(
+            now.repair_bytes_per_second_max,
+            now.repair_claim_seconds,
+            now.repair_retry_seconds,
+            now.repair_retry_seconds_max,
+            now.repair_copies_at_once,
+        )
+
+    repair = Repair(lambda: store.view, queue, store.janitor, limits, parts.metrics.healing, mint_generation)
+    # The job keeps its rate itself, within a step too: a blob may be large.
+    parts.runner.add(repair, lambda: Pace(None, settings.now.repair_idle_seconds))
+
+
+def add_walks(parts: Parts) -> None:
+    settings, runner, database = parts.settings, parts.runner, parts.database
+
+    def wake() -> None:
+        runner.wake(Repair.name)
+
+    walk, census = ShardWalk(database, settings, wake), Census(database, settings, wake)
+    runner.add(walk, lambda: Pace(None, settings.now.walk_idle_seconds))
+    runner.add(census, lambda: Pace(None, settings.now.census_idle_seconds))
+
+
+def add_verdict(parts: Parts) -> None:
+    settings = parts.settings
+    verdict = VerdictJob(parts.database, parts.node, parts.leadership, settings, parts.metrics.healing)
+    parts.runner.add(verdict, lambda: Pace(None, settings.now.verdict_idle_seconds))
+
+
+def add_moves(parts: Parts) -> None:
+    settings, store, runner = parts.settings, parts.store, parts.runner
+    walks = Walks(parts.database, parts.copies)
+    rebalance = Rebalance(
+        lambda: store.view,
+        walks,
+        store.janitor,
+        lambda: settings.now.rebalance_bytes_per_second_max,
+        lambda: settings.now.rebalance_period_seconds,
+        parts.metrics.healing,
+        mint_generation,
+    )
+    trim = Trim(lambda: store.view, walks, lambda: settings.now.trim_period_seconds, parts.metrics.healing)
+    runner.add(rebalance, lambda: Pace(None, settings.now.rebalance_idle_seconds))
+    runner.add(trim, lambda: Pace(None, settings.now.rebalance_idle_seconds))
+
+
+def add_removal(parts: Parts) -> None:
+    settings = parts.settings
+    removal = Removal(RemovalRows(parts.database), lambda: parts.own, parts.metrics.deletion)
+    parts.runner.add(removal, lambda: Pace(None, settings.now.removal_idle_seconds))
+
+
+def add_gc(parts: Parts) -> None:
+    settings, leadership, garbage = parts.settings, parts.leadership, GarbageRows(parts.database)
+
+    def limits() -> GcLimits:
+        now = settings.now
+        return GcLimits(now.gc_grace_seconds, now.gc_percent_max, now.gc_blobs_max, now.gc_brake_blobs_min)
+
+    def on_primary(job: Job, idle_seconds: Callable[[], float]) -> None:
+        parts.runner.add(OnPrimary(job, leadership), lambda: Pace(None, idle_seconds()))
+
+    on_primary(
+        Gc(garbage, lambda: leadership.lease, limits, parts.metrics.deletion), lambda: settings.now.gc_idle_seconds
+    )
+    on_primary(GcFeed(garbage, lambda: leadership.lease), lambda: settings.now.gc_feed_seconds)
+    expiry = TrashExpiry(parts.database, lambda: leadership.lease, settings, parts.metrics.deletion)
+    on_primary(expiry, lambda: settings.now.trash_idle_seconds)
+
+
+def add_audits(parts: Parts) -> None:
+    add_audit_jobs(parts.runner, parts.node, parts.own, parts.database, parts.settings, parts.metrics.audits)
