@@ -25,6 +25,9 @@ bench: install $(INSTALLED_BENCH)
 	@$(BIN)/python -m benchmarks.bench_ring
 	@$(BIN)/python -m benchmarks.bench_scrub
 	@$(BIN)/python -m benchmarks.bench_transfer
+	@$(BIN)/python -m benchmarks.bench_repair
+	@$(BIN)/python -m benchmarks.bench_scrub
+	@$(BIN)/python -m benchmarks.bench_gc
 
 install: $(INSTALLED)
 

@@ -10,8 +10,8 @@ from repo_node.db import trash as rows
 from repo_node.db.lease import Lease
 from repo_node.db.pool import Database
 from repo_node.db.trash import Position, Restored, Trashed
-from repo_node.deletion_metrics import DeletionMetrics
 from repo_node.errors import NotFound
+from repo_node.metrics.deletion import DeletionMetrics
 from repo_node.paths import ArtifactPath
 from repo_node.settings import LiveSettings
 from sharding.maintenance.job import Step

@@ -11,8 +11,8 @@ from typing import Any
 import asyncpg
 import click
 
-from repo_node import restore as restoring
-from repo_node.backup import write_backup
+from repo_node.backups import restore as restoring
+from repo_node.backups.backup import write_backup
 from repo_node.cli.database import find_dsn, hide_password
 from repo_node.cli.node import FILE
 from repo_node.cli.wording import say_bytes, say_count

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from repo_node.db import walks
 from repo_node.db.pool import Database
-from repo_node.healing_metrics import HealingMetrics
+from repo_node.metrics.healing import HealingMetrics
 from repo_node.settings import LiveSettings
 from sharding.maintenance.job import Progress, Step
 from sharding.model import NodeId

@@ -13,12 +13,12 @@ import asyncpg
 import pytest
 from click.testing import CliRunner
 
-from repo_node import backup
-from repo_node import restore as restoring
+from repo_node.backups import backup
+from repo_node.backups import restore as restoring
+from repo_node.backups.restore import BadBackup
 from repo_node.cli import main
 from repo_node.db import migrate, snapshot
 from repo_node.db.snapshot import NotEmpty
-from repo_node.restore import BadBackup
 from tests.postgres import TestServer, run_apart
 from tests.repo_node.db.scene import Queries, Scene, open_scene
 

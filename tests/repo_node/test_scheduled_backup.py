@@ -9,7 +9,7 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from repo_node import restore as restoring
+from repo_node.backups import restore as restoring
 from repo_node.db import backups
 from sharding.backups import ShardBackups
 from sharding.errors import ShardFull

@@ -6,10 +6,10 @@ import asyncio
 import logging
 from collections.abc import Mapping
 
-from repo_node.audit_metrics import AuditMetrics
-from repo_node.backup import write_snapshot
+from repo_node.backups.backup import write_snapshot
 from repo_node.db import backups
 from repo_node.db.pool import Database
+from repo_node.metrics.audits import AuditMetrics
 from repo_node.settings import LiveSettings
 from sharding.backups import ShardBackups
 from sharding.errors import ShardError

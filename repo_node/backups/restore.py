@@ -12,7 +12,7 @@ from typing import IO, Any
 
 import asyncpg
 
-from repo_node.backup import FRAME, FRAME_BYTES_MAX, MAGIC, Say, size_of
+from repo_node.backups.backup import FRAME, FRAME_BYTES_MAX, MAGIC, Say, size_of
 from repo_node.db import migrate, snapshot
 
 

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from repo_node.audits import add_audit_jobs
 from repo_node.cluster.leadership import Leadership, OnPrimary
 from repo_node.cluster.membership import Membership
 from repo_node.cluster.verdict import Census, ShardWalk, VerdictJob
@@ -16,7 +15,8 @@ from repo_node.db.garbage import GarbageRows
 from repo_node.db.jobs import NodeJobs
 from repo_node.db.pool import Database
 from repo_node.db.removals import RemovalRows
-from repo_node.healing import Copies, RepairQueue, Walks
+from repo_node.maintenance.audits import add_audit_jobs
+from repo_node.maintenance.healing import Copies, RepairQueue, Walks
 from repo_node.metrics import Metrics
 from repo_node.settings import LiveSettings
 from repo_node.trash import TrashExpiry

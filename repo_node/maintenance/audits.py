@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from repo_node.audit_metrics import AuditMetrics
+from repo_node.backups.schedule import ScheduledBackup
 from repo_node.db.audits import AuditRows
 from repo_node.db.checks import CheckRows
 from repo_node.db.pool import Database
 from repo_node.db.presence import PresenceRows
 from repo_node.db.scrubs import ScrubRows
-from repo_node.scheduled_backup import ScheduledBackup
+from repo_node.metrics.audits import AuditMetrics
 from repo_node.settings import LiveSettings, Settings
 from sharding.local import LocalShard
 from sharding.maintenance.job import Pace
