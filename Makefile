@@ -23,7 +23,11 @@ lint: install
 
 bench: install $(INSTALLED_BENCH)
 	@$(BIN)/python -m benchmarks.bench_ring
+	@$(BIN)/python -m benchmarks.bench_scrub
 	@$(BIN)/python -m benchmarks.bench_transfer
+	@$(BIN)/python -m benchmarks.bench_repair
+	@$(BIN)/python -m benchmarks.bench_scrub
+	@$(BIN)/python -m benchmarks.bench_gc
 
 install: $(INSTALLED)
 

@@ -65,6 +65,29 @@ CREATE TABLE shard_space (
     silent_since    timestamptz
 );
 
+-- Who is the primary node: the holder, under an epoch that only ever grows, until expires_at by the
+-- database's time. The token is random: a holder proves itself by it, not by its name.
+CREATE TABLE lease (
+    only_row     boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    epoch        bigint NOT NULL CHECK (epoch > 0),
+    holder       text NOT NULL COLLATE "C",
+    token        uuid NOT NULL,
+    acquired_at  timestamptz NOT NULL,
+    renewed_at   timestamptz NOT NULL,
+    expires_at   timestamptz NOT NULL
+);
+
+-- Why nothing may be deleted now, until an operator releases it. A released one stays, for its
+-- allowance: how many blobs a run of gc may remove although that is implausibly many.
+CREATE TABLE holds (
+    reason       text PRIMARY KEY CHECK (reason IN ('lost_history', 'volume', 'rebuild', 'live_removal', 'operator')),
+    detail       text NOT NULL,
+    since        timestamptz NOT NULL DEFAULT clock_timestamp(),
+    released_at  timestamptz,
+    released_by  text,
+    allowance    bigint NOT NULL DEFAULT 0
+);
+
 -- ---------------------------------------------------------------- people and what they may do
 
 CREATE TABLE users (
@@ -98,7 +121,9 @@ CREATE TABLE repositories (
     description   text NOT NULL DEFAULT '',
     redundancy    smallint CHECK (redundancy BETWEEN 1 AND 16),
     created_at    timestamptz NOT NULL DEFAULT now(),
-    created_by    text NOT NULL
+    created_by    text NOT NULL,
+    -- Whether what is deleted or overwritten here is kept in the trash for a while.
+    trash         boolean NOT NULL DEFAULT true
 );
 
 CREATE TABLE blobs (
@@ -183,9 +208,46 @@ CREATE INDEX repair_queue_order ON repair_queue (urgency, due_at);
 
 CREATE TABLE gc_candidates (
     blob_id  bigint PRIMARY KEY REFERENCES blobs (id),
-    since    timestamptz NOT NULL DEFAULT now()
+    since    timestamptz NOT NULL DEFAULT now(),
+    reason   text NOT NULL DEFAULT 'released' CHECK (reason IN ('released', 'expired', 'missed'))
 );
 
+-- Files to be removed from their shard by its owner, not before a time. Its replica is condemned as
+-- long as a file is listed here, so that the primary key of replicas keeps it from ever being live.
+CREATE TABLE removals (
+    shard_id    smallint NOT NULL,
+    generation  uuid NOT NULL,
+    sha256      bytea NOT NULL CHECK (length(sha256) = 32),
+    size        bigint NOT NULL CHECK (size >= 0),
+    reason      text NOT NULL CHECK (reason IN ('gc', 'rebalance', 'trim', 'repair', 'scrub', 'reconcile', 'upload')),
+    queued_at   timestamptz NOT NULL DEFAULT now(),
+    not_before  timestamptz NOT NULL,
+    epoch       bigint NOT NULL,
+    attempts    integer NOT NULL DEFAULT 0,
+    PRIMARY KEY (shard_id, generation),
+    FOREIGN KEY (shard_id, generation) REFERENCES replicas (shard_id, generation)
+);
+CREATE INDEX removals_due ON removals (shard_id, not_before);
+
+-- Artifacts that were deleted or overwritten, as they were; they keep their blob. The repository is
+-- named by its key, because it may be gone, or another one of that key.
+CREATE TABLE trash (
+    id           bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    repository   text NOT NULL COLLATE "C",
+    folder       text NOT NULL COLLATE "C",
+    name         text NOT NULL COLLATE "C",
+    blob_id      bigint NOT NULL REFERENCES blobs (id),
+    created_at   timestamptz NOT NULL,
+    created_by   text NOT NULL,
+    modified_at  timestamptz NOT NULL,
+    modified_by  text NOT NULL,
+    properties   jsonb NOT NULL,
+    reason       text NOT NULL CHECK (reason IN ('deleted', 'overwritten')),
+    trashed_at   timestamptz NOT NULL DEFAULT now(),
+    trashed_by   text NOT NULL
+);
+CREATE INDEX trash_at_path ON trash (repository, folder, name, id);
+CREATE INDEX trash_of_blob ON trash (blob_id);
 -- How each job of each node stands, kept up by its runner. A run answers the requests made until it began
 -- (answering), and has answered them when it is over.
 CREATE TABLE jobs (
@@ -204,17 +266,6 @@ CREATE TABLE jobs (
     answered_at   timestamptz,
     updated_at    timestamptz NOT NULL DEFAULT now(),
     PRIMARY KEY (node_id, job)
-);
-
--- Files that nothing refers to any more, to be removed after a delay, by exact generation.
-CREATE TABLE removals (
-    shard_id    smallint NOT NULL REFERENCES shards (id),
-    generation  uuid NOT NULL,
-    sha256      bytea NOT NULL CHECK (length(sha256) = 32),
-    reason      text NOT NULL,
-    queued_at   timestamptz NOT NULL DEFAULT now(),
-    not_before  timestamptz NOT NULL,
-    PRIMARY KEY (shard_id, generation)
 );
 
 -- Walks over all replicas of a shard whose state calls for it, in bounded steps that any node takes:
@@ -252,6 +303,79 @@ CREATE TABLE shard_cursors (
 );
 
 INSERT INTO census DEFAULT VALUES;
+
+-- ---------------------------------------------------------------- what the shards' owners found
+
+-- How far each pass over a shard has come. Replicas older than covered_since have been read since then.
+CREATE TABLE scrubs (
+    shard_id        smallint NOT NULL REFERENCES shards (id),
+    kind            text NOT NULL CHECK (kind IN ('blocks', 'proof')),
+    started_at      timestamptz NOT NULL DEFAULT now(),
+    position        uuid NOT NULL DEFAULT '00000000-0000-0000-0000-000000000000',
+    done_replicas   bigint NOT NULL DEFAULT 0,
+    done_bytes      bigint NOT NULL DEFAULT 0,
+    total_replicas  bigint,
+    total_bytes     bigint,
+    finished_at     timestamptz,
+    covered_since   timestamptz,
+    PRIMARY KEY (shard_id, kind)
+);
+
+-- Files that are to be, or have been (moved_at), moved to a shard's quarantine; each has a condemned
+-- replica. Written before the file moves, so that whoever dies in between leaves the order behind.
+CREATE TABLE quarantine (
+    shard_id      smallint NOT NULL REFERENCES shards (id),
+    generation    uuid NOT NULL,
+    sha256        bytea NOT NULL CHECK (length(sha256) = 32),
+    size          bigint,
+    reason        text NOT NULL CHECK (reason IN ('bytes', 'size', 'unreadable', 'stray')),
+    condemned_at  timestamptz NOT NULL DEFAULT now(),
+    moved_at      timestamptz,
+    PRIMARY KEY (shard_id, generation)
+);
+CREATE INDEX quarantine_by_age ON quarantine (shard_id, moved_at);
+CREATE INDEX replicas_suspect ON replicas (shard_id, generation) WHERE state = 'suspect';
+
+-- Things on a shard that no row knows, by their path and inode, and since when they have been seen there.
+CREATE TABLE sightings (
+    shard_id       smallint NOT NULL REFERENCES shards (id),
+    path           bytea NOT NULL,
+    inode          bigint NOT NULL,
+    first_seen_at  timestamptz NOT NULL DEFAULT now(),
+    last_seen_at   timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (shard_id, path)
+);
+
+-- Comparisons of a shard's files with the rows: asked for, under way, done. The shard's owner does them,
+-- in the order of their ids; whoever restarts begins the one it was at anew.
+CREATE TABLE checks (
+    id            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    request       uuid NOT NULL,
+    shard_id      smallint NOT NULL REFERENCES shards (id),
+    dry_run       boolean NOT NULL DEFAULT false,
+    repair        boolean NOT NULL DEFAULT false,
+    rebuild       boolean NOT NULL DEFAULT false,
+    principal     text NOT NULL,
+    requested_at  timestamptz NOT NULL DEFAULT clock_timestamp(),
+    started_at    timestamptz,
+    finished_at   timestamptz,
+    done          bigint NOT NULL DEFAULT 0,
+    total         bigint,
+    report        jsonb,
+    error         text
+);
+CREATE INDEX checks_of_shard ON checks (shard_id, id);
+CREATE INDEX checks_of_request ON checks (request);
+
+-- Backups of this database that nodes have written to shards of their own.
+CREATE TABLE backups (
+    shard_id  smallint NOT NULL REFERENCES shards (id),
+    name      text NOT NULL,
+    bytes     bigint NOT NULL,
+    taken_at  timestamptz NOT NULL DEFAULT now(),
+    PRIMARY KEY (shard_id, name)
+);
+
 
 -- ---------------------------------------------------------------- functions
 
@@ -316,8 +440,115 @@ $$;
 
 CREATE FUNCTION release_blob(p_blob bigint)
 RETURNS void LANGUAGE sql AS $$
-    INSERT INTO gc_candidates (blob_id) VALUES (p_blob) ON CONFLICT (blob_id) DO UPDATE SET since = now()
+    INSERT INTO gc_candidates (blob_id) VALUES (p_blob)
+    ON CONFLICT (blob_id) DO UPDATE SET since = now(), reason = excluded.reason
 $$;
+
+-- Whether what leaves this repository is kept in the trash.
+CREATE FUNCTION trash_keeps(p_repo integer)
+RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT r.trash AND coalesce(
+               (SELECT (value #>> '{}')::double precision FROM settings WHERE key = 'trash_days'), 14) > 0
+      FROM repositories r WHERE r.id = p_repo
+$$;
+
+-- Put an artifact that is about to be overwritten, and whose row the caller has locked, into the
+-- trash; false when its repository keeps none, and the caller releases its blob.
+CREATE FUNCTION throw_away(p_repo integer, p_folder text, p_name text, p_principal text)
+RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO trash (repository, folder, name, blob_id, created_at, created_by, modified_at, modified_by, properties,
+                       reason, trashed_by)
+    SELECT r.key, a.folder, a.name, a.blob_id, a.created_at, a.created_by, a.modified_at, a.modified_by, a.properties,
+           'overwritten', p_principal
+      FROM artifacts a JOIN repositories r ON r.id = a.repo_id
+     WHERE a.repo_id = p_repo AND a.folder = p_folder AND a.name = p_name AND trash_keeps(p_repo);
+    RETURN FOUND;
+END
+$$;
+
+-- Every job that deletes asks this first.
+CREATE FUNCTION deletions_held()
+RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT EXISTS (SELECT 1 FROM holds WHERE released_at IS NULL)
+$$;
+
+-- Whether a shard knows of a primary that this database does not: what happened since is forgotten here.
+CREATE FUNCTION history_is_lost()
+RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT EXISTS (SELECT 1 FROM holds WHERE reason = 'lost_history' AND released_at IS NULL)
+$$;
+
+-- Hold every deletion until an operator releases it; false when it was held for that reason already.
+CREATE FUNCTION place_hold(p_reason text, p_detail text, p_allowance bigint DEFAULT 0)
+RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO holds AS h (reason, detail, allowance) VALUES (p_reason, p_detail, p_allowance)
+    ON CONFLICT (reason) DO UPDATE
+       SET detail = excluded.detail, allowance = excluded.allowance, since = clock_timestamp(),
+           released_at = NULL, released_by = NULL
+     WHERE h.released_at IS NOT NULL;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    INSERT INTO events (kind, principal, request_id, detail)
+    VALUES ('hold', 'holdfast', '', jsonb_build_object('reason', p_reason, 'detail', p_detail));
+    RETURN true;
+END
+$$;
+
+-- List a file for removal and condemn its replica, whatever that was: live, suspect, or never committed.
+-- The rule for reducers is the caller's: lock the blob, count anew, then call. Listed already: nothing changes.
+CREATE FUNCTION remove_later(
+    p_shard smallint, p_generation uuid, p_sha256 bytea, p_reason text, p_size bigint DEFAULT NULL,
+    p_delay interval DEFAULT NULL
+)
+RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO replicas AS r (shard_id, generation, blob_id, state) VALUES (p_shard, p_generation, NULL, 'condemned')
+    ON CONFLICT (shard_id, generation) DO UPDATE SET blob_id = NULL, state = 'condemned'
+     WHERE r.state <> 'condemned';
+    INSERT INTO removals (shard_id, generation, sha256, size, reason, not_before, epoch)
+    VALUES (p_shard, p_generation, p_sha256,
+            coalesce(p_size, (SELECT b.size FROM blobs b WHERE b.sha256 = p_sha256), 0), p_reason,
+            clock_timestamp() + coalesce(p_delay, removal_delay()), coalesce((SELECT l.epoch FROM lease l), 0))
+    ON CONFLICT (shard_id, generation) DO NOTHING;
+END
+$$;
+
+-- The same for a file that may have been committed meanwhile, as after a write of unknown outcome: false,
+-- and nothing happens, when it is a blob's replica. Otherwise it can never become one.
+CREATE FUNCTION remove_unless_live(
+    p_shard smallint, p_generation uuid, p_sha256 bytea, p_reason text, p_size bigint DEFAULT NULL,
+    p_delay interval DEFAULT NULL
+)
+RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    INSERT INTO replicas (shard_id, generation, blob_id, state) VALUES (p_shard, p_generation, NULL, 'condemned')
+    ON CONFLICT (shard_id, generation) DO NOTHING;
+    PERFORM 1 FROM replicas r WHERE r.shard_id = p_shard AND r.generation = p_generation AND r.state = 'condemned';
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    PERFORM remove_later(p_shard, p_generation, p_sha256, p_reason, p_size, p_delay);
+    RETURN true;
+END
+$$;
+
+CREATE FUNCTION removal_delay()
+RETURNS interval LANGUAGE sql STABLE AS $$
+    SELECT make_interval(secs => coalesce(
+        (SELECT (value #>> '{}')::double precision FROM settings WHERE key = 'removal_delay_seconds'), 86400))
+$$;
+
+-- A condemned generation never becomes live again: its file may be gone.
+CREATE FUNCTION refuse_revival() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    RAISE EXCEPTION 'replica % on shard % is condemned', OLD.generation, OLD.shard_id USING ERRCODE = 'HF004';
+END
+$$;
+CREATE TRIGGER replicas_stay_condemned BEFORE UPDATE ON replicas
+    FOR EACH ROW WHEN (OLD.state = 'condemned' AND NEW.state <> 'condemned') EXECUTE FUNCTION refuse_revival();
 
 -- Make sure the folder p_folder and its ancestors exist; false when one of them is an artifact.
 -- The lock is shared by all who add to folders, taken alone by whoever removes them: nothing lands
@@ -399,6 +630,7 @@ DECLARE
     v_short     boolean;
     v_adopt     boolean;
     v_old       bigint;
+    v_kept      boolean;
     v_key       text;
     v_event     bigint;
     v_at        timestamptz;
@@ -456,7 +688,8 @@ BEGIN
           FROM good_replicas(v_blob) g WHERE g.generation = ANY (coalesce(p_confirmed, '{}'));
         v_short := p_size > 0 AND cardinality(v_confirmed) < v_wanted;
         -- Ours on shards that hold a confirmed copy would add no safety, at each upload while a node is away.
-        v_adopt := v_short AND NOT p_shards <@ v_confirmed;
+        -- After a failover that went back in time no row can be trusted to know which files will stay.
+        v_adopt := (v_short AND NOT p_shards <@ v_confirmed) OR (p_size > 0 AND history_is_lost());
     ELSE
         v_short := p_short;
         v_adopt := true;
@@ -485,13 +718,16 @@ BEGIN
         IF v_old IS NULL THEN
             RAISE EXCEPTION '% is a folder', p_name USING ERRCODE = 'HF001';
         END IF;
+        IF v_old <> v_blob THEN
+            v_kept := throw_away(p_repo, p_folder, p_name, p_principal);
+        END IF;
         UPDATE artifacts a
            SET blob_id = v_blob, created_at = v_at, created_by = p_principal, modified_at = p_started,
                modified_by = p_principal, updated_at = v_at, properties = p_properties
          WHERE a.repo_id = p_repo AND a.folder = p_folder AND a.name = p_name;
         EXIT;
     END LOOP;
-    IF v_old <> v_blob THEN
+    IF v_old <> v_blob AND NOT v_kept THEN
         PERFORM release_blob(v_old);
     END IF;
     IF NOT v_adopt THEN
@@ -521,67 +757,316 @@ BEGIN
 END
 $$;
 
--- Remove one artifact, or a folder with everything in it; returns how many rows went.
-CREATE FUNCTION delete_item(
-    p_repo integer, p_folder text, p_name text, p_principal text, p_request text
-)
-RETURNS bigint LANGUAGE plpgsql AS $$
+-- Take the last p_max rows with p_low <= folder < p_high out of a repository, into the trash where it
+-- keeps one; returns how many went. In this order whatever lies in a folder comes after the folder, so
+-- that the rows left are whole at any point. The caller holds the repository's lock alone.
+CREATE FUNCTION take_out(p_repo integer, p_low text, p_high text, p_max bigint, p_principal text)
+RETURNS bigint LANGUAGE plpgsql SET enable_seqscan = off AS $$
 DECLARE
-    v_path    text := concat_ws('/', nullif(p_folder, ''), p_name);
-    v_blob    bigint;
-    v_gone    bigint;
-    v_sha256  bytea;
+    v_keep boolean := trash_keeps(p_repo);
+    v_rows tid[];
+    v_gone bigint;
 BEGIN
-    SELECT a.blob_id INTO v_blob FROM artifacts a
-      WHERE a.repo_id = p_repo AND a.folder = p_folder AND a.name = p_name;
-    IF NOT FOUND THEN
-        RETURN 0;
-    END IF;
-    -- What was seen may have changed its kind by now; what has, is not what was asked to be removed.
-    IF v_blob IS NOT NULL THEN
-        DELETE FROM artifacts a
-         WHERE a.repo_id = p_repo AND a.folder = p_folder AND a.name = p_name AND a.blob_id IS NOT NULL
-        RETURNING a.blob_id INTO v_blob;
-        GET DIAGNOSTICS v_gone = ROW_COUNT;
-        IF v_gone > 0 THEN
-            PERFORM release_blob(v_blob);
-        END IF;
-    ELSE
-        PERFORM pg_advisory_xact_lock(1, p_repo);
-        WITH gone AS (
-            DELETE FROM artifacts a
-             WHERE a.repo_id = p_repo
-               AND ((a.folder = p_folder AND a.name = p_name AND a.blob_id IS NULL)
-                    OR a.folder = v_path OR (a.folder >= v_path || '/' AND a.folder < v_path || '0'))
-            RETURNING a.blob_id
-        ), released AS (
-            SELECT release_blob(b) FROM (
-                SELECT DISTINCT g.blob_id AS b FROM gone g WHERE g.blob_id IS NOT NULL ORDER BY 1
-            ) AS distinct_blobs
-        )
-        SELECT count(*) + 0 * (SELECT count(*) FROM released) INTO v_gone FROM gone;
-    END IF;
-    IF v_gone > 0 THEN
-        SELECT b.sha256 INTO v_sha256 FROM blobs b WHERE b.id = v_blob;
-        INSERT INTO events (kind, repository, path, sha256, principal, request_id, detail)
-        SELECT 'delete', r.key, v_path, v_sha256, p_principal, p_request, jsonb_build_object('items', v_gone)
-          FROM repositories r WHERE r.id = p_repo;
-    END IF;
+    v_rows := ARRAY(
+        SELECT a.ctid FROM artifacts a
+         WHERE a.repo_id = p_repo AND a.folder >= p_low AND a.folder < p_high
+         ORDER BY a.folder DESC, a.name DESC LIMIT p_max FOR UPDATE
+    );
+    WITH gone AS (
+        DELETE FROM artifacts a WHERE a.ctid = ANY (v_rows) RETURNING a.*
+    ), kept AS (
+        INSERT INTO trash (repository, folder, name, blob_id, created_at, created_by, modified_at, modified_by,
+                           properties, reason, trashed_by)
+        SELECT r.key, g.folder, g.name, g.blob_id, g.created_at, g.created_by, g.modified_at, g.modified_by,
+               g.properties, 'deleted', p_principal
+          FROM gone g JOIN repositories r ON r.id = g.repo_id
+         WHERE v_keep AND g.blob_id IS NOT NULL
+         ORDER BY g.blob_id
+    ), released AS (
+        SELECT release_blob(b) FROM (
+            SELECT DISTINCT g.blob_id AS b FROM gone g WHERE NOT v_keep AND g.blob_id IS NOT NULL ORDER BY 1
+        ) AS distinct_blobs
+    )
+    SELECT count(*) + 0 * (SELECT count(*) FROM released) INTO v_gone FROM gone;
     RETURN v_gone;
 END
 $$;
 
--- Take a replica out of service and its file onto the list of removals. The caller has locked the blob's row
--- and made sure that enough others are left.
-CREATE FUNCTION remove_later(p_shard smallint, p_generation uuid, p_sha256 bytea, p_reason text)
+-- Remove one artifact, or a folder with everything in it, in steps of at most p_max rows; the folder
+-- itself goes last. done is false while the caller should call again.
+CREATE FUNCTION delete_step(
+    p_repo integer, p_folder text, p_name text, p_max bigint, p_principal text, p_request text,
+    OUT gone bigint, OUT done boolean
+)
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_path    text := concat_ws('/', nullif(p_folder, ''), p_name);
+    v_blob    bigint;
+    v_keep    boolean;
+    v_sha256  bytea;
+    v_root    bigint;
+BEGIN
+    gone := 0;
+    done := true;
+    SELECT a.blob_id INTO v_blob FROM artifacts a
+      WHERE a.repo_id = p_repo AND a.folder = p_folder AND a.name = p_name;
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    -- What was seen may have changed its kind by now; what has, is not what was asked to be removed.
+    IF v_blob IS NOT NULL THEN
+        v_keep := trash_keeps(p_repo);
+        WITH removed AS (
+            DELETE FROM artifacts a
+             WHERE a.repo_id = p_repo AND a.folder = p_folder AND a.name = p_name AND a.blob_id IS NOT NULL
+            RETURNING a.*
+        ), kept AS (
+            INSERT INTO trash (repository, folder, name, blob_id, created_at, created_by, modified_at, modified_by,
+                               properties, reason, trashed_by)
+            SELECT r.key, g.folder, g.name, g.blob_id, g.created_at, g.created_by, g.modified_at, g.modified_by,
+                   g.properties, 'deleted', p_principal
+              FROM removed g JOIN repositories r ON r.id = g.repo_id WHERE v_keep
+        )
+        SELECT count(*), max(g.blob_id) INTO gone, v_blob FROM removed g;
+        IF gone > 0 AND NOT v_keep THEN
+            PERFORM release_blob(v_blob);
+        END IF;
+    ELSE
+        PERFORM pg_advisory_xact_lock(1, p_repo);
+        gone := take_out(p_repo, v_path || '/', v_path || '0', p_max, p_principal);
+        IF gone < p_max THEN
+            -- No folder is called so: control characters are refused.
+            gone := gone + take_out(p_repo, v_path, v_path || chr(1), p_max - gone, p_principal);
+        END IF;
+        done := gone < p_max;
+        IF done THEN
+            DELETE FROM artifacts a
+             WHERE a.repo_id = p_repo AND a.folder = p_folder AND a.name = p_name AND a.blob_id IS NULL;
+            GET DIAGNOSTICS v_root = ROW_COUNT;
+            gone := gone + v_root;
+        END IF;
+    END IF;
+    IF gone > 0 THEN
+        SELECT b.sha256 INTO v_sha256 FROM blobs b WHERE b.id = v_blob;
+        INSERT INTO events (kind, repository, path, sha256, principal, request_id, detail)
+        SELECT 'delete', r.key, v_path, v_sha256, p_principal, p_request, jsonb_build_object('items', gone)
+          FROM repositories r WHERE r.id = p_repo;
+    END IF;
+END
+$$;
+
+-- All at once, as releases before this one ask for it; returns how many rows went.
+CREATE FUNCTION delete_item(
+    p_repo integer, p_folder text, p_name text, p_principal text, p_request text
+)
+RETURNS bigint LANGUAGE sql AS $$
+    SELECT d.gone FROM delete_step(p_repo, p_folder, p_name, 1000000000, p_principal, p_request) d
+$$;
+
+-- Bring one thing back from the trash, to p_folder/p_name of p_repo. Outcomes: 'restored'; 'exists',
+-- when an artifact is there and p_replace is false (with it, that one goes to the trash); 'gone', when
+-- it is in the trash no more. SQLSTATE HF001 as in commit_upload.
+CREATE FUNCTION restore_trash(
+    p_trash bigint, p_repo integer, p_folder text, p_name text, p_replace boolean, p_principal text, p_request text
+)
+RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    v_row    trash;
+    v_wanted smallint;
+    v_old    bigint;
+    v_kept   boolean;
+    v_key    text;
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(1, p_repo);
+    SELECT r.key, r.redundancy INTO v_key, v_wanted FROM repositories r WHERE r.id = p_repo;
+    SELECT t.* INTO v_row FROM trash t WHERE t.id = p_trash FOR UPDATE;
+    IF NOT FOUND OR v_key IS NULL THEN
+        RETURN 'gone';
+    END IF;
+    PERFORM 1 FROM blobs b WHERE b.id = v_row.blob_id FOR NO KEY UPDATE;
+    IF NOT ensure_folder(p_repo, p_folder, p_principal) THEN
+        RAISE EXCEPTION 'a parent of % is an artifact', p_name USING ERRCODE = 'HF001';
+    END IF;
+    LOOP
+        INSERT INTO artifacts (repo_id, folder, name, blob_id, created_at, created_by, modified_at, modified_by,
+                               properties)
+        VALUES (p_repo, p_folder, p_name, v_row.blob_id, v_row.created_at, v_row.created_by, v_row.modified_at,
+                v_row.modified_by, v_row.properties)
+        ON CONFLICT (repo_id, folder, name) DO NOTHING;
+        EXIT WHEN FOUND;
+        SELECT a.blob_id INTO v_old FROM artifacts a
+          WHERE a.repo_id = p_repo AND a.folder = p_folder AND a.name = p_name FOR NO KEY UPDATE;
+        CONTINUE WHEN NOT FOUND;
+        IF v_old IS NULL THEN
+            RAISE EXCEPTION '% is a folder', p_name USING ERRCODE = 'HF001';
+        END IF;
+        IF NOT p_replace THEN
+            RETURN 'exists';
+        END IF;
+        v_kept := throw_away(p_repo, p_folder, p_name, p_principal);
+        UPDATE artifacts a
+           SET blob_id = v_row.blob_id, created_at = v_row.created_at, created_by = v_row.created_by,
+               modified_at = v_row.modified_at, modified_by = v_row.modified_by, updated_at = now(),
+               properties = v_row.properties
+         WHERE a.repo_id = p_repo AND a.folder = p_folder AND a.name = p_name;
+        IF NOT v_kept THEN
+            PERFORM release_blob(v_old);
+        END IF;
+        EXIT;
+    END LOOP;
+    UPDATE blobs b SET redundancy = v_wanted WHERE b.id = v_row.blob_id AND b.redundancy < v_wanted;
+    IF FOUND THEN
+        PERFORM enqueue_repair(v_row.blob_id, 'redundancy');
+    END IF;
+    DELETE FROM trash WHERE id = p_trash;
+    INSERT INTO events (kind, repository, path, sha256, principal, request_id, detail)
+    SELECT 'restore', v_key, concat_ws('/', nullif(p_folder, ''), p_name), b.sha256, p_principal, p_request,
+           jsonb_build_object('from', concat_ws('/', v_row.repository, nullif(v_row.folder, ''), v_row.name))
+      FROM blobs b WHERE b.id = v_row.blob_id;
+    RETURN 'restored';
+END
+$$;
+
+-- Let go of p_ids in the trash for good; returns how many went.
+CREATE FUNCTION empty_trash(p_ids bigint[], p_reason text)
+RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    v_gone bigint;
+BEGIN
+    WITH gone AS (
+        DELETE FROM trash t WHERE t.id = ANY (p_ids) RETURNING t.blob_id
+    ), released AS (
+        INSERT INTO gc_candidates AS c (blob_id, reason)
+        SELECT DISTINCT g.blob_id, p_reason FROM gone g ORDER BY 1
+        ON CONFLICT (blob_id) DO UPDATE SET since = now(), reason = excluded.reason
+    )
+    SELECT count(*) INTO v_gone FROM gone;
+    RETURN v_gone;
+END
+$$;
+
+-- ---------------------------------------------------------------- the primary node
+
+-- Become the primary when nobody is, under an epoch above all that this database and the reachable
+-- shards (p_known) know of; NULL while somebody is. A shard that knows more than this database proves
+-- that history was lost, and holds every deletion.
+CREATE FUNCTION lease_acquire(p_node text, p_token uuid, p_known bigint, p_seconds double precision)
+RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    v_old   bigint;
+    v_epoch bigint;
+BEGIN
+    SELECT l.epoch INTO v_old FROM lease l FOR UPDATE;
+    INSERT INTO lease AS l (epoch, holder, token, acquired_at, renewed_at, expires_at)
+    VALUES (p_known + 1, p_node, p_token, clock_timestamp(), clock_timestamp(),
+            clock_timestamp() + make_interval(secs => p_seconds))
+    ON CONFLICT (only_row) DO UPDATE
+       SET epoch = greatest(l.epoch, p_known) + 1, holder = excluded.holder, token = excluded.token,
+           acquired_at = excluded.acquired_at, renewed_at = excluded.renewed_at, expires_at = excluded.expires_at
+     WHERE l.expires_at <= clock_timestamp()
+    RETURNING l.epoch INTO v_epoch;
+    IF v_epoch IS NULL THEN
+        RETURN NULL;
+    END IF;
+    IF p_known > coalesce(v_old, 0) THEN
+        PERFORM place_hold('lost_history', format(
+            'a shard knows the primary of epoch %s, this database none after %s', p_known, coalesce(v_old, 0)));
+    END IF;
+    INSERT INTO events (kind, principal, request_id, detail)
+    VALUES ('primary', p_node, '', jsonb_build_object('epoch', v_epoch));
+    RETURN v_epoch;
+END
+$$;
+
+-- What the primary does carries its epoch and token: whoever is no longer it stops here (HF003). Held
+-- to the end of the transaction, so that no successor commits before.
+CREATE FUNCTION require_lease(p_epoch bigint, p_token uuid)
 RETURNS void LANGUAGE plpgsql AS $$
 BEGIN
-    DELETE FROM replicas r WHERE r.shard_id = p_shard AND r.generation = p_generation AND r.blob_id IS NOT NULL;
-    IF FOUND THEN
-        INSERT INTO removals (shard_id, generation, sha256, reason, not_before)
-        VALUES (p_shard, p_generation, p_sha256, p_reason, clock_timestamp() + make_interval(secs => coalesce(
-            (SELECT (value #>> '{}')::double precision FROM settings WHERE key = 'removal_delay_seconds'), 86400)));
+    PERFORM 1 FROM lease l
+      WHERE l.epoch = p_epoch AND l.token = p_token AND l.expires_at > clock_timestamp() FOR SHARE;
+    IF NOT FOUND THEN
+        RAISE EXCEPTION 'the primary of epoch % is the primary no more', p_epoch USING ERRCODE = 'HF003';
     END IF;
+END
+$$;
+
+-- ---------------------------------------------------------------- garbage collection
+
+-- Remove those of p_blobs, candidates since p_since, to which nothing refers: rows at once, files by
+-- way of the removal list. The foreign keys have the last word: a reference this function does not know
+-- of ends it with an error. SQLSTATE HF003: not the primary; HF005: deletions are held. Rows are found one
+-- by one: no estimate may turn a page into a look at the whole of a table.
+CREATE FUNCTION gc_collect(
+    p_epoch bigint, p_token uuid, p_blobs bigint[], p_since timestamptz[], p_grace interval,
+    OUT removed_blobs bigint, OUT removed_bytes bigint, OUT removed_files bigint, OUT referenced bigint
+)
+LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
+DECLARE
+    v_locked bigint[];
+    v_gone   bigint[];
+BEGIN
+    PERFORM require_lease(p_epoch, p_token);
+    IF deletions_held() THEN
+        RAISE EXCEPTION 'deletions are held' USING ERRCODE = 'HF005';
+    END IF;
+    -- gc waits for nobody: what somebody works with now, or has released anew, is a candidate another time.
+    v_locked := ARRAY(
+        SELECT b.id FROM unnest(p_blobs, p_since) AS u (blob_id, since)
+          JOIN gc_candidates c ON c.blob_id = u.blob_id AND c.since = u.since
+          JOIN blobs b ON b.id = c.blob_id
+         WHERE c.since <= clock_timestamp() - p_grace
+         ORDER BY b.id FOR UPDATE OF c, b SKIP LOCKED
+    );
+    -- A new statement sees whatever was committed before the locks were had. Nothing can come to refer to
+    -- these blobs from here on: every reference takes a lock on the blob.
+    v_gone := ARRAY(
+        SELECT l.id FROM unnest(v_locked) AS l (id)
+         WHERE (SELECT 1 FROM artifacts a WHERE a.blob_id = l.id LIMIT 1) IS NULL
+           AND (SELECT 1 FROM trash t WHERE t.blob_id = l.id LIMIT 1) IS NULL
+    );
+    INSERT INTO events (kind, sha256, principal, request_id, detail)
+    SELECT 'gc', b.sha256, 'holdfast', '',
+           jsonb_build_object('reason', c.reason, 'since', c.since, 'size', b.size, 'epoch', p_epoch)
+      FROM blobs b JOIN gc_candidates c ON c.blob_id = b.id WHERE b.id = ANY (v_gone);
+    WITH condemned AS (
+        UPDATE replicas r SET blob_id = NULL, state = 'condemned'
+          FROM blobs b WHERE b.id = r.blob_id AND r.blob_id = ANY (v_gone)
+        RETURNING r.shard_id, r.generation, b.sha256, b.size
+    )
+    INSERT INTO removals (shard_id, generation, sha256, size, reason, not_before, epoch)
+    SELECT c.shard_id, c.generation, c.sha256, c.size, 'gc', clock_timestamp() + removal_delay(), p_epoch
+      FROM condemned c;
+    GET DIAGNOSTICS removed_files = ROW_COUNT;
+    DELETE FROM repair_queue q WHERE q.blob_id = ANY (v_gone);
+    DELETE FROM gc_candidates c WHERE c.blob_id = ANY (v_locked);
+    WITH gone AS (
+        DELETE FROM blobs b WHERE b.id = ANY (v_gone) RETURNING b.size
+    )
+    SELECT count(*), coalesce(sum(g.size), 0) INTO removed_blobs, removed_bytes FROM gone g;
+    referenced := cardinality(v_locked) - removed_blobs;
+END
+$$;
+
+-- Make candidates of those among the next p_max blobs after p_after to which nothing refers, though
+-- nobody said so; last is where the next call goes on, NULL behind the last blob.
+CREATE FUNCTION gc_feed(p_epoch bigint, p_token uuid, p_after bigint, p_max integer, OUT last bigint, OUT missed bigint)
+LANGUAGE plpgsql SET enable_seqscan = off AS $$
+DECLARE
+    v_page bigint[];
+BEGIN
+    PERFORM require_lease(p_epoch, p_token);
+    v_page := ARRAY(SELECT b.id FROM blobs b WHERE b.id > p_after ORDER BY b.id LIMIT p_max);
+    INSERT INTO gc_candidates (blob_id, reason)
+    SELECT p.id, 'missed' FROM unnest(v_page) AS p (id)
+     WHERE (SELECT 1 FROM artifacts a WHERE a.blob_id = p.id LIMIT 1) IS NULL
+       AND (SELECT 1 FROM trash t WHERE t.blob_id = p.id LIMIT 1) IS NULL
+       AND (SELECT 1 FROM gc_candidates c WHERE c.blob_id = p.id) IS NULL
+     ORDER BY p.id
+    ON CONFLICT (blob_id) DO NOTHING;
+    GET DIAGNOSTICS missed = ROW_COUNT;
+    last := v_page[cardinality(v_page)];
 END
 $$;
 
@@ -670,7 +1155,7 @@ BEGIN
         outcome := 'whole';
         PERFORM remove_later(r.shard_id, r.generation, v_sha256, 'rebalance')
            FROM replicas r JOIN shards s ON s.id = r.shard_id AND s.state = 'draining'
-          WHERE r.blob_id = p_blob AND r.state = 'live';
+          WHERE r.blob_id = p_blob AND r.state = 'live' AND NOT deletions_held();
         DELETE FROM repair_queue q WHERE q.blob_id = p_blob AND q.renewed_at = p_renewed;
     ELSIF is_whole(p_blob, v_wanted, v_zones) THEN
         outcome := 'waiting';
@@ -777,7 +1262,7 @@ BEGIN
     END IF;
     SELECT count(DISTINCT h.shard_id), count(DISTINCT h.zone) INTO v_good, v_spread
       FROM homes(p_blob) h WHERE h.up AND (h.shard_id, h.generation) <> (p_shard, p_generation);
-    IF v_good < v_wanted OR v_spread < least(v_wanted, ring_zones()) THEN
+    IF v_good < v_wanted OR v_spread < least(v_wanted, ring_zones()) OR deletions_held() THEN
         RETURN false;
     END IF;
     PERFORM remove_later(p_shard, p_generation, v_sha256, p_reason);
@@ -929,6 +1414,11 @@ BEGIN
     DELETE FROM replicas r WHERE r.shard_id = p_shard;
     DELETE FROM shard_walks w WHERE w.shard_id = p_shard;
     DELETE FROM shard_cursors c WHERE c.shard_id = p_shard;
+    DELETE FROM scrubs p WHERE p.shard_id = p_shard;
+    DELETE FROM backups b WHERE b.shard_id = p_shard;
+    DELETE FROM sightings s WHERE s.shard_id = p_shard;
+    DELETE FROM checks c WHERE c.shard_id = p_shard;
+    DELETE FROM quarantine q WHERE q.shard_id = p_shard;
     DELETE FROM shard_space f WHERE f.shard_id = p_shard;
     DELETE FROM shards s WHERE s.id = p_shard;
     INSERT INTO events (kind, principal, request_id, detail)
@@ -1184,6 +1674,188 @@ END
 $$;
 CREATE TRIGGER shard_space_silence BEFORE INSERT OR UPDATE ON shard_space
     FOR EACH ROW EXECUTE FUNCTION note_silence();
+
+-- The owner read a replica again and found it right: it counts again.
+CREATE FUNCTION reinstate_replica(p_shard smallint, p_generation uuid)
+RETURNS boolean LANGUAGE plpgsql AS $$
+BEGIN
+    UPDATE replicas r SET state = 'live'
+     WHERE r.shard_id = p_shard AND r.generation = p_generation AND r.state = 'suspect';
+    RETURN FOUND;
+END
+$$;
+
+-- The owner proved a replica by its sha256, so the block digests that it contradicts are wrong.
+CREATE FUNCTION correct_block_digests(p_shard smallint, p_generation uuid, p_blocks bytea)
+RETURNS boolean LANGUAGE plpgsql AS $$
+DECLARE
+    v_blob   bigint;
+    v_sha256 bytea;
+BEGIN
+    SELECT r.blob_id INTO v_blob FROM replicas r WHERE r.shard_id = p_shard AND r.generation = p_generation;
+    SELECT b.sha256 INTO v_sha256 FROM blobs b WHERE b.id = v_blob FOR NO KEY UPDATE;
+    PERFORM 1 FROM replicas r WHERE r.shard_id = p_shard AND r.generation = p_generation AND r.blob_id = v_blob;
+    IF NOT FOUND THEN
+        RETURN false;
+    END IF;
+    UPDATE blobs b SET block_digests = p_blocks WHERE b.id = v_blob AND b.block_digests <> p_blocks;
+    IF FOUND THEN
+        INSERT INTO events (kind, sha256, principal, request_id, detail)
+        VALUES ('digests', v_sha256, 'holdfast', '',
+                jsonb_build_object('shard', p_shard, 'generation', p_generation));
+    END IF;
+    UPDATE replicas r SET state = 'live'
+     WHERE r.shard_id = p_shard AND r.generation = p_generation AND r.state = 'suspect';
+    RETURN true;
+END
+$$;
+
+-- The owner proved a replica bad. 'condemned': another good copy exists, so this one is the blob's no
+-- more and its file may go to quarantine; 'last': there is none, so it is only marked suspect; 'gone':
+-- it is not the blob's any more.
+CREATE FUNCTION condemn_replica(p_shard smallint, p_generation uuid, p_reason text)
+RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    v_blob   bigint;
+    v_sha256 bytea;
+    v_size   bigint;
+BEGIN
+    SELECT r.blob_id INTO v_blob FROM replicas r WHERE r.shard_id = p_shard AND r.generation = p_generation;
+    SELECT b.sha256, b.size INTO v_sha256, v_size FROM blobs b WHERE b.id = v_blob FOR NO KEY UPDATE;
+    -- Suspect first: it is known to be bad, whatever becomes of it.
+    UPDATE replicas r SET state = 'suspect'
+     WHERE r.shard_id = p_shard AND r.generation = p_generation AND r.blob_id = v_blob;
+    IF NOT FOUND THEN
+        RETURN 'gone';
+    END IF;
+    PERFORM enqueue_repair(v_blob, 'corrupt');
+    PERFORM 1 FROM good_replicas(v_blob);
+    IF NOT FOUND THEN
+        RETURN 'last';
+    END IF;
+    INSERT INTO quarantine (shard_id, generation, sha256, size, reason)
+    VALUES (p_shard, p_generation, v_sha256, v_size, p_reason);
+    UPDATE replicas r SET state = 'condemned', blob_id = NULL
+     WHERE r.shard_id = p_shard AND r.generation = p_generation;
+    INSERT INTO events (kind, sha256, principal, request_id, detail)
+    VALUES ('quarantine', v_sha256, 'holdfast', '',
+            jsonb_build_object('shard', p_shard, 'generation', p_generation, 'reason', p_reason));
+    RETURN 'condemned';
+END
+$$;
+
+-- The owner looked, on an intact shard, and these files are not there. Their rows go where the blob has
+-- another good copy; the others are marked suspect, in case the file is found again. Returns how many
+-- of each; whatever is no longer some blob's is neither.
+CREATE FUNCTION drop_absent_replicas(
+    p_shard smallint, p_generations uuid[], OUT dropped bigint, OUT kept bigint
+)
+LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM 1 FROM blobs b
+      WHERE b.id IN (SELECT r.blob_id FROM replicas r WHERE r.shard_id = p_shard AND r.generation = ANY (p_generations))
+      ORDER BY b.sha256 FOR NO KEY UPDATE;
+    -- All of them first: of two copies of a blob that are absent together, neither vouches for the other.
+    UPDATE replicas r SET state = 'suspect'
+     WHERE r.shard_id = p_shard AND r.generation = ANY (p_generations) AND r.state = 'live';
+    PERFORM enqueue_repair(g.blob_id, 'missing') FROM (
+        SELECT DISTINCT r.blob_id FROM replicas r
+         WHERE r.shard_id = p_shard AND r.generation = ANY (p_generations) AND r.state = 'suspect' ORDER BY 1
+    ) AS g;
+    DELETE FROM replicas r
+     WHERE r.shard_id = p_shard AND r.generation = ANY (p_generations) AND r.state = 'suspect'
+       AND EXISTS (SELECT 1 FROM good_replicas(r.blob_id));
+    GET DIAGNOSTICS dropped = ROW_COUNT;
+    SELECT count(*) INTO kept FROM replicas r
+     WHERE r.shard_id = p_shard AND r.generation = ANY (p_generations) AND r.state = 'suspect';
+    IF dropped > 0 THEN
+        INSERT INTO events (kind, principal, request_id, detail)
+        VALUES ('absent', 'holdfast', '',
+                jsonb_build_object('shard', p_shard, 'dropped', dropped, 'generations', p_generations));
+    END IF;
+END
+$$;
+
+-- Whether files that no row knows must stay: after history was lost they may be all that is left of it.
+CREATE FUNCTION strays_are_held()
+RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT deletions_held()
+$$;
+
+-- Whether rows may be made from files: in a database restored from a backup, until deletions are released.
+CREATE FUNCTION rebuild_is_on()
+RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT EXISTS (SELECT 1 FROM holds WHERE reason = 'rebuild' AND released_at IS NULL)
+$$;
+
+-- Make rows of a file that its shard's owner found and read whole. 'adopted': the blob is known, and has one
+-- copy more; 'found': nothing was known of it; 'refused': the file has a row, be it a condemned one, or no
+-- rebuild is on. A blob that nothing refers to becomes a candidate of gc, which is held meanwhile.
+CREATE FUNCTION adopt_found(
+    p_shard smallint, p_generation uuid, p_uid uuid, p_sha256 bytea, p_sha1 bytea, p_md5 bytea, p_size bigint,
+    p_blocks bytea, p_redundancy smallint
+)
+RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    v_blob bigint;
+    v_new  boolean;
+BEGIN
+    IF NOT rebuild_is_on()
+       OR EXISTS (SELECT 1 FROM replicas r WHERE r.shard_id = p_shard AND r.generation = p_generation) THEN
+        RETURN 'refused';
+    END IF;
+    LOOP
+        INSERT INTO blobs AS b (uid, sha256, sha1, md5, size, redundancy, block_digests)
+        VALUES (p_uid, p_sha256, p_sha1, p_md5, p_size, p_redundancy, p_blocks)
+        ON CONFLICT (sha256) DO NOTHING
+        RETURNING b.id INTO v_blob;
+        v_new := v_blob IS NOT NULL;
+        EXIT WHEN v_new;
+        SELECT b.id INTO v_blob FROM blobs b WHERE b.sha256 = p_sha256 FOR SHARE;
+        EXIT WHEN FOUND;
+    END LOOP;
+    INSERT INTO replicas (shard_id, generation, blob_id) VALUES (p_shard, p_generation, v_blob)
+    ON CONFLICT (shard_id, generation) DO NOTHING;
+    IF v_new THEN
+        PERFORM release_blob(v_blob);
+        INSERT INTO events (kind, sha256, principal, request_id, detail)
+        VALUES ('found', p_sha256, 'holdfast', '',
+                jsonb_build_object('shard', p_shard, 'generation', p_generation, 'size', p_size));
+    END IF;
+    -- No repair yet: its other copies may be found next. The census looks when the rebuild is over.
+    RETURN CASE WHEN v_new THEN 'found' ELSE 'adopted' END;
+END
+$$;
+
+-- Condemn files that no row knows, by their keys: a late commit that would refer to one conflicts with it.
+-- Returns those that were condemned; whatever has got a row by now is not.
+CREATE FUNCTION condemn_strays(p_shard smallint, p_generations uuid[], p_sha256 bytea[], p_sizes bigint[])
+RETURNS SETOF uuid LANGUAGE plpgsql AS $$
+DECLARE
+    v_condemned uuid[];
+BEGIN
+    IF strays_are_held() THEN
+        RETURN;
+    END IF;
+    WITH condemned AS (
+        INSERT INTO replicas AS r (shard_id, generation, state)
+        SELECT p_shard, f.generation, 'condemned' FROM unnest(p_generations) AS f (generation)
+         ORDER BY f.generation
+        ON CONFLICT (shard_id, generation) DO NOTHING
+        RETURNING r.generation
+    )
+    SELECT coalesce(array_agg(c.generation), '{}') INTO v_condemned FROM condemned c;
+    INSERT INTO quarantine (shard_id, generation, sha256, size, reason)
+    SELECT p_shard, f.generation, f.sha256, f.size, 'stray'
+      FROM unnest(p_generations, p_sha256, p_sizes) AS f (generation, sha256, size)
+     WHERE f.generation = ANY (v_condemned);
+    INSERT INTO events (kind, sha256, principal, request_id, detail)
+    SELECT 'quarantine', f.sha256, 'holdfast', '',
+           jsonb_build_object('shard', p_shard, 'generation', f.generation, 'reason', 'stray')
+      FROM unnest(p_generations, p_sha256) AS f (generation, sha256) WHERE f.generation = ANY (v_condemned);
+    RETURN QUERY SELECT unnest(v_condemned);
+END
+$$;
 
 -- What nodes keep in memory is announced when it changes; uploads announce nothing (a NOTIFY takes a
 -- global lock at commit).

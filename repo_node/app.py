@@ -18,15 +18,21 @@ from aiohttp import web
 
 from repo_node import __version__, keys, logs, memory
 from repo_node.api import artifacts as artifacts_api
+from repo_node.api import checks as checks_api
+from repo_node.api import gc as gc_api
 from repo_node.api import holdfast as holdfast_api
 from repo_node.api import jobs as jobs_api
 from repo_node.api import members as members_api
 from repo_node.api import repositories as repositories_api
 from repo_node.api import storage as storage_api
 from repo_node.api import system as system_api
+from repo_node.api import trash as trash_api
+from repo_node.api.epochs import EpochHandlers
 from repo_node.api.internal import internal_app
 from repo_node.artifacts import Artifacts
 from repo_node.auth.authenticator import Authenticator
+from repo_node.cluster.epochs import ShardEpochs
+from repo_node.cluster.leadership import Leadership
 from repo_node.cluster.membership import Membership, connect
 from repo_node.cluster.own_shards import OwnShard, open_own_shards
 from repo_node.cluster.topology import Topology
@@ -42,6 +48,7 @@ from repo_node.metrics import Metrics
 from repo_node.node import Node
 from repo_node.repositories import Repositories
 from repo_node.settings import LiveSettings, SettingError
+from repo_node.trash import Trash
 from repo_node.web.admission import Admission
 from repo_node.web.context import SERVICES, Services
 from repo_node.web.lag import watch_lag
@@ -159,12 +166,17 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
             on_principals=authenticator.forget,
             on_repositories=repositories.forget,
         )
+        name = NodeId(config.node.id)
+        owned = {shard: one.shard for shard, one in own.items()}
+        epochs = ShardEpochs(name, lambda: owned, lambda: membership.rows, topology.peer_at)
+        leadership = Leadership(name, lambda: connect(config, "lease"), epochs, settings, metrics)
         internal = internal_app(
             shards=local_shards(own),
-            node_id=NodeId(config.node.id),
+            node_id=name,
             incarnation=incarnation,
             cluster_id=lambda: cluster_id,
             key=config.cluster_key,
+            more_routes=EpochHandlers(epochs).routes(),
         )
         await stack.enter_async_context(serving_internal(internal, config, internal_socket))
         async with connect(config) as connection:
@@ -175,11 +187,14 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
         stack.push_async_callback(store.close)
         artifacts = Artifacts(database, store, repositories, settings, metrics, database_time=membership.database_time)
         stack.push_async_callback(artifacts.close)
-        name = NodeId(config.node.id)
-        await stack.enter_async_context(maintenance(name, database, store, membership, settings, metrics))
-        admission = Admission(lambda: settings.now.requests_per_user_max)
-        node = Node(metrics, database, membership, topology)
-        services = Services(artifacts, repositories, authenticator, settings, admission, metrics, config.http)
+        await stack.enter_async_context(task(leadership.run()))
+        stack.push_async_callback(leadership.leave)
+        await stack.enter_async_context(
+            maintenance(name, database, store, membership, settings, metrics, leadership, owned)
+        )
+        node = Node(metrics, database, membership, topology, leadership)
+        admission, trash = Admission(lambda: settings.now.requests_per_user_max), Trash(database)
+        services = Services(artifacts, repositories, trash, authenticator, settings, admission, metrics, config.http)
         await stack.enter_async_context(serving_public(public_app(services, node), config, node))
         await stack.enter_async_context(serving_metrics(metrics_app(node), config, node))
         yield node, beating
@@ -263,7 +278,8 @@ def public_app(services: Services, node: Node) -> web.Application:
     app[SERVICES], app[NODE] = services, node
     app.on_response_prepare.append(complete_head)
     routes = Routes(app)
-    for api in (system_api, repositories_api, storage_api, holdfast_api, jobs_api, members_api, artifacts_api):
+    own_apis = (holdfast_api, jobs_api, members_api, checks_api, gc_api, trash_api)
+    for api in (system_api, repositories_api, storage_api, *own_apis, artifacts_api):
         api.add_routes(routes)
     return app
 

@@ -6,8 +6,10 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from repo_node import __version__
+from repo_node.cluster.leadership import Leadership
 from repo_node.cluster.membership import Membership
 from repo_node.cluster.topology import Topology
+from repo_node.db.lease import LeaseRow
 from repo_node.db.nodes import ClusterRows, ShardRow
 from repo_node.db.pool import Database
 from repo_node.metrics import Metrics
@@ -20,11 +22,19 @@ DRAIN_POLL_SECONDS = 0.05
 class Node:
     """Satisfies ``NodeState``."""
 
-    def __init__(self, metrics: Metrics, database: Database, membership: Membership, topology: Topology) -> None:
+    def __init__(
+        self,
+        metrics: Metrics,
+        database: Database,
+        membership: Membership,
+        topology: Topology,
+        leadership: Leadership,
+    ) -> None:
         self.metrics = metrics
         self.database = database
         self._membership = membership
         self._topology = topology
+        self._leadership = leadership
         self._leaving = False
         self.in_flight = 0
         self.on_leave: list[Callable[[], Awaitable[None]]] = []
@@ -56,12 +66,23 @@ class Node:
     def view(self) -> StoreView:
         return self._topology.view
 
+    def primary(self) -> LeaseRow | None:
+        return self._leadership.seen
+
+    def deletion_holds(self) -> tuple[str, ...]:
+        return self._leadership.holds
+
     def refresh_gauges(self) -> None:
         metrics, view, rows = self.metrics, self._topology.view, self._membership.rows
         size, idle = self.database.connections
         metrics.pool_connections.labels("idle").set(idle)
         metrics.pool_connections.labels("used").set(size - idle)
         metrics.ready.set(self.is_ready())
+        metrics.deletion.primary.set(self._leadership.epoch is not None)
+        metrics.deletion.deletions_held.clear()
+        for reason in self._leadership.holds:
+            metrics.deletion.deletions_held.labels(reason).set(1)
+        metrics.deletion.epoch.set(self._leadership.seen.epoch if self._leadership.seen else 0)
         metrics.in_flight.set(self.in_flight)
         metrics.ring_members.set(len(view.ring.members))
         metrics.ring_zones.set(view.zones)

@@ -61,7 +61,14 @@ class Repositories:
         self._remembered.clear()
 
     async def create(
-        self, key: str, *, description: str, redundancy: int | None, principal: str, request_id: str
+        self,
+        key: str,
+        *,
+        description: str,
+        redundancy: int | None,
+        principal: str,
+        request_id: str,
+        trash: bool = True,
     ) -> None:
         """Make a local generic repository. Raises ``BadPath``, ``RepositoryExists``."""
         await rows.create(
@@ -73,8 +80,14 @@ class Repositories:
             redundancy=redundancy,
             principal=principal,
             request_id=request_id,
+            trash=trash,
         )
         self.forget()
+
+    async def switch_trash(self, key: str, keep: bool, *, principal: str, request_id: str) -> None:
+        """Let the trash keep what leaves a repository from now on, or not. Raises ``NotFound``."""
+        if not await rows.switch_trash(self._database, key, keep, principal=principal, request_id=request_id):
+            raise NotFound(f"There is no repository {key}.")
 
     async def delete(self, key: str, *, principal: str, request_id: str) -> None:
         """Delete a repository with everything in it. Raises ``NotFound``."""

@@ -7,12 +7,16 @@ is what holds at this moment.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from sharding.tally import WritePolicy
+
+GRACE_SECONDS_MIN = 0 if os.environ.get("HOLDFAST_TEST_WITHOUT_GRACE") else 60
+"""A grace much shorter than a client's pause between two steps of one job deletes what is about to be wanted."""
 
 
 class SettingError(ValueError):
@@ -66,6 +70,67 @@ class Settings(BaseModel):
     rebalance_period_seconds: float = Field(21_600, ge=1, le=31_536_000, description="between passes for moves")
     trim_period_seconds: float = Field(3600, ge=1, le=31_536_000, description="between passes for surplus copies")
     ranges_max: int = Field(16, ge=1, le=1000, description="ranges one request may ask for")
+    judge_interval_seconds: float = Field(5, ge=0.1, le=3600, description="between two looks for suspect replicas")
+    judge_again_seconds: float = Field(
+        3600, ge=0, le=604_800, description="after which a bad last copy is read again, in case it is right now"
+    )
+    quarantine_seconds: float = Field(
+        30 * 86_400, ge=3600, le=10 * 366 * 86_400, description="how long a shard's quarantine keeps a bad replica"
+    )
+    scrub_period_seconds: float = Field(
+        14 * 86_400, ge=1, le=10 * 366 * 86_400, description="in which every replica's block digests are checked"
+    )
+    proof_period_seconds: float = Field(
+        90 * 86_400, ge=1, le=10 * 366 * 86_400, description="in which every replica's sha256 is checked"
+    )
+    scrub_bytes_per_second_min: float = Field(
+        1 << 20, ge=1, le=1 << 40, description="slowest scrub of a node, in bytes"
+    )
+    scrub_bytes_per_second_max: float = Field(100 << 20, ge=1024, le=1 << 40, description="fastest scrub of a node")
+    scrub_interval_seconds: float = Field(
+        60, ge=0.1, le=86_400, description="between two looks for a scrub that is due"
+    )
+    presence_interval_seconds: float = Field(5, ge=0.1, le=3600, description="between two looks for missing files")
+    presence_sample_max: int = Field(200, ge=1, le=100_000, description="replicas of a shard in one such look")
+    reconcile_period_seconds: float = Field(
+        86_400, ge=1, le=10 * 366 * 86_400, description="in which every shard is compared with its rows"
+    )
+    reconcile_interval_seconds: float = Field(2, ge=0.1, le=3600, description="between two looks for a due comparison")
+    reconcile_retry_seconds: float = Field(
+        600, ge=1, le=604_800, description="after which a comparison that failed is tried again"
+    )
+    reconcile_rest_ratio: float = Field(1, ge=0, le=100, description="rest of a comparison, in lengths of its work")
+    backup_period_seconds: float = Field(
+        86_400, ge=1, le=2_592_000, description="between two backups of the database that a node keeps on its shards"
+    )
+    backup_idle_seconds: float = Field(600, ge=0.1, le=86_400, description="between two looks for a due backup")
+    backup_seconds_max: float = Field(3600, gt=0, le=86_400, description="longest time one backup may take")
+    backups_kept: int = Field(7, ge=0, le=1000, description="backups a shard keeps; 0: none are taken")
+    reconcile_margin_seconds: float = Field(
+        3600, ge=0, le=604_800, description="beyond upload_seconds_max, how long a stray file is left alone"
+    )
+    lease_seconds: float = Field(8, ge=0.5, le=60, description="silence after which the primary node is replaced")
+    lease_renew_seconds: float = Field(2, ge=0.1, le=10, description="between two renewals of the primary's lease")
+    removal_delay_seconds: float = Field(
+        86_400, ge=0, le=2_592_000, description="how long a file that is no longer needed stays on its shard"
+    )
+    removal_idle_seconds: float = Field(30, ge=0.1, le=86_400, description="between two looks at the removal list")
+    gc_grace_seconds: float = Field(
+        86_400, ge=GRACE_SECONDS_MIN, le=31_536_000, description="how long content nothing refers to is kept"
+    )
+    gc_idle_seconds: float = Field(600, ge=0.1, le=604_800, description="between two runs of garbage collection")
+    gc_feed_seconds: float = Field(86_400, ge=1, le=2_592_000, description="between two searches for missed garbage")
+    gc_percent_max: int = Field(
+        50, ge=1, le=100, description="percent of all blobs one gc run may remove before it stops and asks"
+    )
+    gc_blobs_max: int = Field(
+        5_000_000, ge=1, le=1_000_000_000, description="blobs one gc run may remove before it stops and asks"
+    )
+    gc_brake_blobs_min: int = Field(
+        1_000, ge=0, le=1_000_000_000, description="so many blobs a gc run may remove whatever their share"
+    )
+    trash_days: float = Field(14, ge=0, le=3650, description="how long the trash keeps artifacts; 0: it keeps none")
+    trash_idle_seconds: float = Field(600, ge=0.1, le=604_800, description="between two looks for expired trash")
 
     @model_validator(mode="after")
     def check_together(self) -> Settings:
@@ -75,6 +140,8 @@ class Settings(BaseModel):
             raise ValueError("write_zones_min cannot be above redundancy")
         if self.node_down_seconds < 2 * self.heartbeat_seconds:
             raise ValueError("node_down_seconds must be at least twice heartbeat_seconds")
+        if self.lease_seconds < 3 * self.lease_renew_seconds:
+            raise ValueError("lease_seconds must be at least three times lease_renew_seconds")
         return self
 
     def write_policy(self, redundancy: int | None = None) -> WritePolicy:

@@ -18,7 +18,8 @@ from contextlib import contextmanager, suppress
 from uuid import UUID
 
 from sharding.disk_errors import LOOKING, MEDIUM_ERRNOS, READING, WRITING, shard_error, translated
-from sharding.errors import ReplicaCorrupt, ReplicaMissing, ShardFull, ShardRefused, ShardUnavailable
+from sharding.epoch import EpochFile
+from sharding.errors import ReplicaCorrupt, ReplicaMissing, ShardError, ShardFull, ShardRefused, ShardUnavailable
 from sharding.identity import OPEN_DIRECTORY, ShardClaim, make_layout
 from sharding.model import BlobName, ShardId
 from sharding.shard import ShardSpace
@@ -47,7 +48,8 @@ class ShardFiles:
         self.shard = shard
         self.path = claim.path
         self.cached_bytes_max = cached_bytes_max
-        self._claim = claim
+        self.claim = claim
+        self.epochs = EpochFile(shard, claim)
         self._reserve_bytes = reserve_bytes
         self._lock = threading.Lock()
         self._undurable: dict[str, object] = {}
@@ -56,7 +58,7 @@ class ShardFiles:
         make_layout(claim.directory)
         self.tmp = os.open("tmp", OPEN_DIRECTORY, dir_fd=claim.directory)
         try:
-            self._blobs = os.open("blobs", OPEN_DIRECTORY, dir_fd=claim.directory)
+            self.blobs = os.open("blobs", OPEN_DIRECTORY, dir_fd=claim.directory)
         except OSError:
             os.close(self.tmp)
             raise
@@ -65,9 +67,9 @@ class ShardFiles:
         """Close the directories and give up the claim; no call may be under way. May be called twice."""
         if self.tmp >= 0:
             os.close(self.tmp)
-            os.close(self._blobs)
-            self.tmp = self._blobs = -1
-        self._claim.close()
+            os.close(self.blobs)
+            self.tmp = self.blobs = -1
+        self.claim.close()
 
     def recover(self) -> None:
         """Empty ``tmp/``, and make durable the fan-out directories a killed owner may have left unsynced."""
@@ -76,7 +78,7 @@ class ShardFiles:
                 shutil.rmtree(name, dir_fd=self.tmp)
             else:
                 os.unlink(name, dir_fd=self.tmp)
-        os.fsync(self._blobs)
+        os.fsync(self.blobs)
 
     def name(self, blob: BlobName) -> str:
         """Return the file name of ``blob``: 64 hex digits, a dot and a uuid, and nothing else."""
@@ -89,13 +91,13 @@ class ShardFiles:
         if offset < 0 or length < 0 or offset + length > size:
             raise ShardRefused(self.shard, f"{length} bytes from {offset} are not within {size}")
         name = self.name(blob)
-        with self._fan_out(name) as directory:
+        with self.fan_out(name) as directory:
             if directory is None:
                 raise ReplicaMissing(self.shard, f"reading {name}: its directory is not there")
             try:
                 return self._read(name, directory, size, offset, length)
             except OSError as error:
-                raise self._reading_failed(name, error) from error
+                raise self.reading_failed(name, error) from error
 
     def sizes(self, blobs: Sequence[BlobName]) -> list[int | None]:
         """See ``Shard.sizes``. Each file is opened: a dead file system still answers ``stat`` from memory."""
@@ -107,7 +109,7 @@ class ShardFiles:
         They are synced also when the file was gone: an earlier removal may not be durable yet.
         """
         name = self.name(blob)
-        with self._fan_out(name) as directory:
+        with self.fan_out(name) as directory:
             if directory is None:
                 return ()
             with translated(self.shard, WRITING, f"removing {name}"), suppress(FileNotFoundError):
@@ -148,7 +150,8 @@ class ShardFiles:
         now = time.monotonic()
         if now >= self._space_until:
             with translated(self.shard, LOOKING, f"asking for the free space of {self.path}"):
-                found = os.fstatvfs(self._blobs)
+                found = os.fstatvfs(self.blobs)
+                self._check_present()
             free = found.f_bavail * found.f_frsize
             self._space = ShardSpace(found.f_blocks * found.f_frsize, max(0, free - self._reserve_bytes))
             self._space_until = now + SPACE_SAMPLE_SECONDS
@@ -172,7 +175,8 @@ class ShardFiles:
             raise ReplicaCorrupt(self.shard, f"{name} ended at {offset + len(data)} of {size} bytes")
         return data
 
-    def _reading_failed(self, name: str, error: OSError) -> Exception:
+    def reading_failed(self, name: str, error: OSError) -> ShardError:
+        """Return what ``error`` means for the replica ``name``."""
         # A dead disk answers EIO to everything. That is no reason to suspect each of its replicas.
         dead = error.errno in MEDIUM_ERRNOS and not self._accepts_files()
         return shard_error(self.shard, LOOKING if dead else READING, f"reading {name}", error)
@@ -187,7 +191,7 @@ class ShardFiles:
         return True
 
     def _size(self, name: str) -> int | None:
-        with self._fan_out(name) as directory, translated(self.shard, LOOKING, f"looking for {name}"):
+        with self.fan_out(name) as directory, translated(self.shard, LOOKING, f"looking for {name}"):
             if directory is None:
                 return None
             try:
@@ -201,31 +205,35 @@ class ShardFiles:
         return found.st_size if stat.S_ISREG(found.st_mode) else None
 
     @contextmanager
-    def _fan_out(self, name: str) -> Iterator[int | None]:
+    def fan_out(self, name: str) -> Iterator[int | None]:
+        """Open the directory of the file ``name``; None when it is not there, and ``blobs/`` is."""
         fan_out = fan_out_of(name)
         with translated(self.shard, LOOKING, f"opening blobs/{fan_out}"):
             try:
-                directory = os.open(fan_out, OPEN_DIRECTORY, dir_fd=self._blobs)
+                directory = os.open(fan_out, OPEN_DIRECTORY, dir_fd=self.blobs)
             except FileNotFoundError:
                 directory = -1
-                if not os.fstat(self._blobs).st_nlink:
-                    raise ShardUnavailable(self.shard, f"{self.path}/blobs was removed; restart the node") from None
+                self._check_present()
         try:
             yield None if directory < 0 else directory
         finally:
             if directory >= 0:
                 os.close(directory)
 
+    def _check_present(self) -> None:
+        if not os.fstat(self.blobs).st_nlink:
+            raise ShardUnavailable(self.shard, f"{self.path}/blobs was removed; restart the node")
+
     def _open_or_make(self, fan_out: str) -> int:
         with suppress(FileNotFoundError):
-            return os.open(fan_out, OPEN_DIRECTORY, dir_fd=self._blobs)
+            return os.open(fan_out, OPEN_DIRECTORY, dir_fd=self.blobs)
         with self._lock, suppress(FileExistsError):  # whoever finds it, finds it noted as not yet durable
-            os.mkdir(fan_out, 0o700, dir_fd=self._blobs)
+            os.mkdir(fan_out, 0o700, dir_fd=self.blobs)
             self._undurable[fan_out] = object()
-        return os.open(fan_out, OPEN_DIRECTORY, dir_fd=self._blobs)
+        return os.open(fan_out, OPEN_DIRECTORY, dir_fd=self.blobs)
 
     def _sync(self, directory: str) -> None:
-        opened = os.open(directory, OPEN_DIRECTORY, dir_fd=self._blobs)
+        opened = os.open(directory, OPEN_DIRECTORY, dir_fd=self.blobs)
         try:
             os.fsync(opened)
         finally:

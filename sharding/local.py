@@ -8,7 +8,7 @@ though a thread may still hang in it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager, suppress
 from pathlib import Path
@@ -16,13 +16,16 @@ from typing import ParamSpec, TypeVar
 
 from sharding.directory_sync import DirectorySync
 from sharding.disk import DiskBusy, DiskExecutor
-from sharding.disk_errors import WRITING, shard_error
-from sharding.errors import ShardRefused, ShardUnavailable
+from sharding.disk_errors import LOOKING, WRITING, shard_error, translated
+from sharding.errors import ShardError, ShardFull, ShardRefused, ShardUnavailable
 from sharding.files import ShardFiles
 from sharding.identity import ShardIdentity, claim
+from sharding.listing import ShardListing
 from sharding.model import BLOCK_BYTES, BLOCK_DIGEST_BYTES, BlobName, Buffer, Generation, ShardId, block_count
+from sharding.quarantine import Quarantine
+from sharding.reread import Rereader
 from sharding.self_test import check_disk
-from sharding.shard import ShardSpace, StagedBlob
+from sharding.shard import Aside, Part, ShardSpace, StagedBlob
 from sharding.staging import StagedFile
 
 P = ParamSpec("P")
@@ -34,44 +37,93 @@ CACHED_BYTES_MAX = 16 << 20
 
 
 class LocalShard:
-    """A ``Shard`` and ``Measurable`` over one claimed directory. Made by ``open_local_shard``."""
+    """A ``Shard``, ``Measurable``, ``Auditable``, ``Epochs`` over a claimed directory. Made by ``open_local_shard``."""
 
     def __init__(self, files: ShardFiles, executor: DiskExecutor) -> None:
-        self._files = files
+        self.files = files
         self._executor = executor
         self._directories = DirectorySync(lambda directories: executor.begin(files.sync_all, directories))
+        self._rereader = Rereader(files)
+        self._quarantine = Quarantine(files)
 
     @property
     def id(self) -> ShardId:
-        return self._files.shard
+        return self.files.shard
 
     async def put(self, name: BlobName, data: Buffer) -> None:
         if memoryview(data).nbytes > BLOCK_BYTES:
             raise ShardRefused(self.id, f"a blob of more than {BLOCK_BYTES} bytes must be staged")
-        file = StagedFile(self._files, name.generation)
+        file = StagedFile(self.files, name.generation)
         with self.discarded_on_failure(file):
             await self.sync(await self.run(file.store, name.sha256, data))
 
     async def stage(self, generation: Generation) -> StagedBlob:
-        file = StagedFile(self._files, generation)
+        file = StagedFile(self.files, generation)
         with self.discarded_on_failure(file):
             await self.run(file.create)
         return LocalStaged(self, file)
 
     async def read(self, name: BlobName, *, size: int, offset: int, length: int) -> Buffer:
-        return await self.run(self._files.read, name, size, offset, length)
+        return await self.run(self.files.read, name, size, offset, length)
 
     async def sizes(self, names: Sequence[BlobName]) -> list[int | None]:
         found: list[int | None] = []
         for start in range(0, len(names), SIZES_PER_HOP):
-            found += await self.run(self._files.sizes, names[start : start + SIZES_PER_HOP])
+            found += await self.run(self.files.sizes, names[start : start + SIZES_PER_HOP])
         return found
 
     async def delete(self, name: BlobName) -> None:
-        await self.sync(await self.run(self._files.remove, name))
+        await self.sync(await self.run(self.files.remove, name))
 
     async def space(self) -> ShardSpace:
-        return await self.run(self._files.space)
+        return await self.run(self.files.space)
+
+    async def reread(self, parts: Sequence[Part]) -> list[bytes | ShardError]:
+        return await self.run(self._rereader.reread, parts)
+
+    async def check_intact(self) -> None:
+        await self.run(self._quarantine.check_intact)
+
+    async def set_aside(self, name: BlobName) -> bool:
+        return await self.run(self._quarantine.set_aside, name)
+
+    async def set_aside_entry(self, path: bytes, inode: int) -> bool:
+        return await self.run(self._quarantine.set_aside_entry, path, inode)
+
+    async def aside(self) -> Aside:
+        return await self.run(self._quarantine.contents)
+
+    async def discard_aside(self, names: Iterable[BlobName]) -> None:
+        await self.run(self._quarantine.discard, names)
+
+    def listing(self) -> ShardListing:
+        return ShardListing(self.files.claim.directory)
+
+    async def list_next(self, listing: ShardListing) -> bool:
+        return await self.run(self._list_next, listing)
+
+    def _list_next(self, listing: ShardListing) -> bool:
+        with translated(self.id, LOOKING, f"listing {self.files.path}"):
+            return listing.list_next()
+
+    async def epoch(self) -> int:
+        return await self.run(self.files.epochs.known)
+
+    async def see_epoch(self, epoch: int) -> None:
+        await self.run(self.files.epochs.see, epoch)
+
+    async def remove(self, names: Sequence[BlobName], *, epoch: int) -> list[int | None]:
+        # No room for the epoch is no reason to keep what takes the room: a full disk notes it afterwards.
+        with suppress(ShardFull):
+            await self.see_epoch(epoch)
+        found = await self.sizes(names)
+        changed = await self.run(lambda: {part for name in names for part in self.files.remove(name)})
+        await self.sync(sorted(changed))
+        if any(size is not None for size in await self.sizes(names)):
+            raise ShardUnavailable(self.id, "a file is still there after its removal")
+        with suppress(ShardFull):
+            await self.see_epoch(epoch)
+        return found
 
     async def close(self, timeout_seconds: float = CLOSE_SECONDS) -> None:
         """Finish what is queued, then give the directory up.
@@ -80,7 +132,8 @@ class LocalShard:
         the process ends: closing a descriptor under it could make it write into another file.
         """
         if await self._executor.close(timeout_seconds):
-            self._files.close()
+            self._quarantine.close()
+            self.files.close()
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return the result of one blocking call, made on the threads of this disk."""

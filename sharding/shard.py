@@ -6,10 +6,12 @@ nothing about what is on it. No method ever blocks the event loop.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from sharding.errors import ShardError
+from sharding.listing import ShardListing
 from sharding.model import BlobName, Buffer, Generation, ShardId
 
 
@@ -98,3 +100,109 @@ class Measurable(Protocol):
     """The optional ability of a shard to tell its free space; only an owner has it."""
 
     async def space(self) -> ShardSpace: ...
+
+
+class Epochs(Protocol):
+    """The optional ability of a shard to tell primaries apart; only an owner has it.
+
+    An epoch is the term of office of one primary node: a later one is higher. The shard remembers the
+    highest it ever saw, durably, before it acts on it, unless its disk is full.
+    """
+
+    async def epoch(self) -> int:
+        """Return the highest epoch the shard knows, 0 for none."""
+        ...
+
+    async def see_epoch(self, epoch: int) -> None:
+        """Remember ``epoch``. Raises ``ShardRefused`` when a higher one is known."""
+        ...
+
+    async def remove(self, names: Sequence[BlobName], *, epoch: int) -> list[int | None]:
+        """Remove exactly these generations, durably, in the name of the primary of ``epoch``.
+
+        Return how many bytes each file had, None where there was none. Raises ``ShardRefused``, and nothing
+        happens, when a higher epoch is known; after any other error some of them may be gone.
+        """
+        ...
+
+
+class Hasher(Protocol):
+    """What hashlib makes."""
+
+    def update(self, data: memoryview, /) -> None: ...
+
+    def digest(self) -> bytes: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """``length`` bytes from ``offset`` (a block's start) of a replica of ``size`` bytes, to be read again.
+
+    ``hasher`` is fed the bytes on the way.
+    """
+
+    name: BlobName
+    size: int
+    offset: int
+    length: int
+    hasher: Hasher | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Aside:
+    """What lies in a shard's quarantine."""
+
+    files: int
+    bytes: int
+
+
+class Auditable(Protocol):
+    """The optional ability of a shard to judge its own replicas; only an owner has it, and only its node uses it."""
+
+    @property
+    def id(self) -> ShardId: ...
+
+    async def reread(self, parts: Sequence[Part]) -> list[bytes | ShardError]:
+        """Read each part from the disk, past the page cache, and return its block digests, or why there are none.
+
+        That is ``ReplicaMissing`` or ``ReplicaCorrupt`` as ``Shard.read`` says. Everything else is raised.
+        """
+        ...
+
+    async def check_intact(self) -> None:
+        """Raise ``ShardUnavailable`` unless the shard's path still leads to this very shard, with its ``blobs/``.
+
+        Only then is a file that is missing really absent.
+        """
+        ...
+
+    async def sizes(self, names: Sequence[BlobName]) -> list[int | None]:
+        """See ``Shard.sizes``."""
+        ...
+
+    async def set_aside(self, name: BlobName) -> bool:
+        """Move this replica to the quarantine, durably, unless it is there; False when it is in neither place."""
+        ...
+
+    async def set_aside_entry(self, path: bytes, inode: int) -> bool:
+        """Move what is at ``path`` below the shard's directory to the quarantine, whatever it is.
+
+        False, and nothing is done, when it is not there or is another than was seen (by its inode).
+        """
+        ...
+
+    async def aside(self) -> Aside:
+        """Return what lies in the quarantine."""
+        ...
+
+    async def discard_aside(self, names: Iterable[BlobName]) -> None:
+        """Remove replicas from the quarantine for good; those that are not there are no error."""
+        ...
+
+    def listing(self) -> ShardListing:
+        """Begin a listing of everything on the shard; the caller closes it."""
+        ...
+
+    async def list_next(self, listing: ShardListing) -> bool:
+        """List one more directory; False when there was none left."""
+        ...

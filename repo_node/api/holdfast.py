@@ -46,7 +46,7 @@ def add_routes(routes: Routes) -> None:
 async def status(request: web.Request) -> web.StreamResponse:
     node = request.app[NODE]
     cluster, view = node.cluster(), node.view()
-    counted = await totals.read(node.database)
+    counted, primary = await totals.read(node.database), node.primary()
     return json_response(
         {
             "cluster_id": str(cluster.cluster_id),
@@ -85,6 +85,8 @@ async def status(request: web.Request) -> web.StreamResponse:
                 "short": counted.short_blobs,
             },
             "repair_queue": counted.repair_queue,
+            "primary": None if primary is None or primary.expired else primary.holder,
+            "deletion_holds": list(node.deletion_holds()),
         }
     )
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hmac
 import json
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from uuid import UUID
 
 from aiohttp import web
@@ -41,6 +41,7 @@ def internal_app(
     incarnation: UUID,
     cluster_id: Callable[[], UUID | None],
     key: bytes,
+    more_routes: Iterable[web.RouteDef] = (),
     idle_seconds: float = IDLE_SECONDS,
     staged_uploads_max: int = STAGED_UPLOADS_MAX,
 ) -> web.Application:
@@ -65,7 +66,7 @@ def internal_app(
         },
     )
     handlers = ShardHandlers(shards, idle_seconds=idle_seconds, staged_uploads_max=staged_uploads_max)
-    app.add_routes([internal_route("GET", "/node", tell_identity), *handlers.routes()])
+    app.add_routes([internal_route("GET", "/node", tell_identity), *handlers.routes(), *more_routes])
     app.on_response_prepare.append(echo_request_id)
     app.on_shutdown.append(handlers.leave)
     return app

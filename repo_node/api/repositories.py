@@ -25,12 +25,21 @@ class RepositoryDocument(BaseModel):
     packageType: str = "generic"
     description: PlainText | None = Field(None, max_length=2000)
     redundancy: int | None = Field(None, ge=1, le=16)
+    trash: bool = True
+
+
+class ChangeDocument(BaseModel):
+    """What of a repository can be changed."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+    trash: bool
 
 
 def add_routes(routes: Routes) -> None:
     routes.add("GET", "/artifactory/api/repositories", list_all, Permission.READ)
     routes.add("GET", "/artifactory/api/repositories/{key}", read, Permission.READ)
     routes.add("PUT", "/artifactory/api/repositories/{key}", create, Permission.ADMIN)
+    routes.add("POST", "/artifactory/api/repositories/{key}", change, Permission.ADMIN)
     routes.add("DELETE", "/artifactory/api/repositories/{key}", delete, Permission.ADMIN)
 
 
@@ -69,6 +78,7 @@ def document_of(repository: Repository) -> dict[str, Any]:
         "description": repository.description,
         "repoLayoutRef": "simple-default",
         "redundancy": repository.redundancy,
+        "trash": repository.trash,
     }
 
 
@@ -86,10 +96,23 @@ async def create(request: web.Request) -> web.StreamResponse:
         key,
         description=document.description or "",
         redundancy=document.redundancy,
+        trash=document.trash,
         principal=principal_of(request).name,
         request_id=request[REQUEST_ID],
     )
     return web.Response(text=f"Successfully created repository '{key}'\n")
+
+
+async def change(request: web.Request) -> web.StreamResponse:
+    key = key_of(request)
+    try:
+        document = ChangeDocument.model_validate(await read_json(request))
+    except ValidationError as error:
+        raise RequestError(f"Of a repository, only trash can be changed: {first_fault(error)}") from None
+    await request.app[SERVICES].repositories.switch_trash(
+        key, document.trash, principal=principal_of(request).name, request_id=request[REQUEST_ID]
+    )
+    return web.Response(text=f"Repository {key} update successfully.\n")
 
 
 async def delete(request: web.Request) -> web.StreamResponse:

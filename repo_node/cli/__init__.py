@@ -25,10 +25,16 @@ COMMANDS = {
     "shard": Entry("repo_node.cli.shard", "shard", "Add, drain, replace and remove shards (disks)."),
     "jobs": Entry("repo_node.cli.jobs", "jobs", "Show the maintenance jobs of every node."),
     "run-once": Entry("repo_node.cli.jobs", "run_once", "Let a maintenance job run now, and wait for it."),
+    "fsck": Entry("repo_node.cli.fsck", "fsck", "Compare the shards with the database, and mend what differs."),
+    "gc": Entry("repo_node.cli.gc", "gc", "Remove content nothing refers to; hold and release deletions."),
+    "trash": Entry("repo_node.cli.trash", "trash", "List, restore and let go of what was deleted."),
     "settings": Entry("repo_node.cli.settings", "settings", "List, read and change the cluster's settings."),
     "token": Entry("repo_node.cli.token", "token", "Create, list and revoke access tokens."),
     "node": Entry("repo_node.cli.node", "node", "Run one node; list, drain and remove nodes."),
     "check-config": Entry("repo_node.cli.node", "check_config", "Check a node's configuration file."),
+    "backup": Entry("repo_node.cli.backup", "backup", "Back the metadata up to a file."),
+    "restore": Entry("repo_node.cli.backup", "restore", "Fill an empty database from a backup."),
+    "rebuild": Entry("repo_node.cli.fsck", "rebuild", "After a restore: enter what only the shards know."),
     "init-db": Entry("repo_node.cli.database", "init_db", "Create or upgrade the database schema."),
 }
 

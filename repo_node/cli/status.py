@@ -107,6 +107,10 @@ def summary_lines(answer: dict[str, Any]) -> Iterator[Text]:
     down = [printable(str(node["id"])) for node in answer["nodes"] if not node["up"]]
     if down:
         yield Text(f"Down: {', '.join(down)}", style="red")
+    if held := answer.get("deletion_holds"):
+        yield Text(f"Deletions are held ({printable(', '.join(map(str, held)))}); see holdfast gc status", style="red")
+    if "primary" in answer and answer["primary"] is None:
+        yield Text("No node is the primary just now: one is elected within seconds.", style="yellow")
 
 
 def zones_table(answer: dict[str, Any]) -> Table:

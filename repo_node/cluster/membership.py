@@ -37,15 +37,18 @@ SPACE_TIMEOUT_SECONDS = 2.0
 
 
 @asynccontextmanager
-async def connect(config: NodeConfig) -> AsyncIterator[asyncpg.Connection]:
-    """Open a connection of one's own, outside the pool. Raises ``CatalogueUnavailable``."""
+async def connect(config: NodeConfig, purpose: str = "") -> AsyncIterator[asyncpg.Connection]:
+    """Open a connection of one's own, outside the pool; ``purpose`` tells it apart in Postgres' views.
+
+    Raises ``CatalogueUnavailable``.
+    """
     database = config.database
     try:
         connection = await asyncpg.connect(
             database.dsn,
             timeout=database.connect_timeout_seconds,
             command_timeout=database.statement_timeout_seconds,
-            server_settings={"application_name": f"holdfast {config.node.id}"},
+            server_settings={"application_name": f"holdfast {config.node.id} {purpose}".rstrip()},
         )
     except (*BROKEN, asyncpg.PostgresError) as error:
         raise CatalogueUnavailable(f"no connection to Postgres: {describe(error)}") from error

@@ -44,7 +44,7 @@ class Topology:
     ) -> None:
         self._node = node
         self._zone = zone
-        self._peer_at = peer_at
+        self.peer_at = peer_at
         self._metrics = metrics
         self._limits = GuardLimits(
             calls_max=internal.calls_per_shard_max,
@@ -82,7 +82,7 @@ class Topology:
         known = self._remote.get(shard.id)
         made_from = (shard.member.uid, owner.internal_url, owner.incarnation)
         if known is None or (known.uid, known.url, known.incarnation) != made_from:
-            remote = RemoteShard(shard.id, shard.member.uid, self._peer_at(owner.internal_url))
+            remote = RemoteShard(shard.id, shard.member.uid, self.peer_at(owner.internal_url))
             self._remote[shard.id] = KnownPeerShard(*made_from, self._guard(remote))
 
     def _view(self, rows: ClusterRows | None) -> StoreView:

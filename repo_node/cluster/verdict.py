@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Callable
 from typing import Protocol
 
-from repo_node.cluster.membership import Membership
 from repo_node.db import walks
 from repo_node.db.pool import Database
-from repo_node.healing_metrics import HealingMetrics
+from repo_node.metrics.healing import HealingMetrics
 from repo_node.settings import LiveSettings
 from sharding.maintenance.job import Progress, Step
 from sharding.model import NodeId
@@ -28,28 +26,6 @@ class Leadership(Protocol):
     def held_without_gap_seconds(self) -> float:
         """For how long this node has been the primary with every renewal in time; 0 while it is not."""
         ...
-
-
-class FirstLiving:
-    """A stand-in for the lease: the first living node by name, for as long as its heartbeats have come back.
-
-    That two nodes take themselves for it costs nothing: the verdict is one function under one lock.
-    """
-
-    def __init__(self, node: NodeId, membership: Membership) -> None:
-        self._node = node
-        self._membership = membership
-        self._since: float | None = None
-
-    @property
-    def held_without_gap_seconds(self) -> float:
-        now, rows = asyncio.get_running_loop().time(), self._membership.rows
-        living = sorted(node.id for node in rows.nodes.values() if node.up) if rows else []
-        if not self._membership.is_fresh or living[:1] != [self._node]:
-            self._since = None
-            return 0.0
-        self._since = now if self._since is None else self._since
-        return now - self._since
 
 
 class VerdictJob:

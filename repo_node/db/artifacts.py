@@ -94,9 +94,11 @@ CHILDREN = Statement(
     """,
 )
 MAKE_FOLDER = Statement("folder_make", "SELECT ensure_folder($1, $2, $3) AS made")
-DELETE = Statement("item_delete", "SELECT delete_item($1, $2, $3, $4, $5) AS gone")
+DELETE = Statement("item_delete", "SELECT gone, done FROM delete_step($1, $2, $3, $6, $4, $5)")
 
 CHILDREN_PAGE = 5_000
+DELETE_PAGE = 5_000
+"""Rows that one step of a deletion removes: it keeps others from its repository for a fraction of a second."""
 
 
 async def resolve(database: Database, repository: str, folder: str, name: str) -> LookUp:
@@ -161,6 +163,13 @@ async def make_folder(database: Database, repository_id: int, path: str, princip
 async def delete(
     database: Database, repository_id: int, folder: str, name: str, *, principal: str, request_id: str
 ) -> int:
-    """Delete an artifact, or a folder with all in it; returns how many items went, 0 when there was none."""
-    row: Any = await database.write(DELETE, repository_id, folder, name, principal, request_id)
-    return int(row["gone"])
+    """Delete an artifact, or a folder with all in it; returns how many items went, 0 when there was none.
+
+    A large folder goes in steps, from its end; one that is interrupted has lost a part, and goes on when asked again.
+    """
+    items = 0
+    while True:
+        row: Any = await database.write(DELETE, repository_id, folder, name, principal, request_id, DELETE_PAGE)
+        items += int(row["gone"])
+        if row["done"]:
+            return items

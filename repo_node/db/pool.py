@@ -100,6 +100,25 @@ class Database:
             unknown=OutcomeUnknown,
         )
 
+    @asynccontextmanager
+    async def apart(self) -> AsyncIterator[asyncpg.Connection]:
+        """Open a connection outside the pool for one long reading, whose time the caller limits.
+
+        Raises ``CatalogueUnavailable``.
+        """
+        try:
+            connection = await asyncpg.connect(
+                self._config.dsn,
+                timeout=self._config.connect_timeout_seconds,
+                server_settings={"application_name": "holdfast backup"},
+            )
+        except (*BROKEN, asyncpg.PostgresError) as error:
+            raise CatalogueUnavailable(f"no connection to Postgres: {describe(error)}") from error
+        try:
+            yield connection
+        finally:
+            drop(connection)
+
     async def _run(
         self,
         statement: Statement,

@@ -7,6 +7,7 @@ from datetime import datetime
 
 import asyncpg
 
+from repo_node.db.artifacts import DELETE_PAGE
 from repo_node.db.errors import CatalogueError
 from repo_node.db.pool import Database, Statement
 
@@ -24,29 +25,36 @@ class Repository:
     description: str
     redundancy: int | None
     created_at: datetime
+    trash: bool = True
 
 
-COLUMNS = "r.id, r.key, r.rclass, r.package_type, r.description, r.redundancy, r.created_at"
+COLUMNS = "r.id, r.key, r.rclass, r.package_type, r.description, r.redundancy, r.created_at, r.trash"
 LIST = Statement("repositories_list", f"SELECT {COLUMNS} FROM repositories r ORDER BY r.key")
 FIND = Statement("repository_find", f"SELECT {COLUMNS} FROM repositories r WHERE r.key = $1")
 CREATE = Statement(
     "repository_create",
     """
     WITH made AS (
-        INSERT INTO repositories (key, rclass, package_type, description, redundancy, created_by)
-        VALUES ($1, $2, $3, $4, $5, $6) RETURNING id
+        INSERT INTO repositories (key, rclass, package_type, description, redundancy, created_by, trash)
+        VALUES ($1, $2, $3, $4, $5, $6, $8) RETURNING id
     )
     INSERT INTO events (kind, repository, principal, request_id) SELECT 'repository_create', $1, $6, $7 FROM made
     """,
 )
+SWITCH_TRASH = Statement(
+    "repository_trash",
+    """
+    WITH changed AS (UPDATE repositories SET trash = $2 WHERE key = $1 RETURNING key), event AS (
+        INSERT INTO events (kind, repository, principal, request_id, detail)
+        SELECT 'repository_change', key, $3, $4, jsonb_build_object('trash', $2::boolean) FROM changed
+    )
+    SELECT key FROM changed
+    """,
+)
 DELETE = Statement("repository_delete", "DELETE FROM repositories WHERE id = $1 RETURNING id")
 LOCK = "SELECT id, pg_advisory_xact_lock(1, id) FROM repositories WHERE key = $1"
-EMPTY = """
-    WITH gone AS (DELETE FROM artifacts WHERE repo_id = $1 RETURNING blob_id)
-    SELECT count(release_blob(b)) FROM (
-        SELECT DISTINCT blob_id AS b FROM gone WHERE blob_id IS NOT NULL ORDER BY 1
-    ) AS distinct_blobs
-"""
+# Every folder lies between these two: no segment is long enough to be above the second.
+EMPTY = Statement("repository_empty", "SELECT take_out($1, '', repeat(chr(1114111), 100), $2, $3) AS gone")
 RECORD_DELETE = "INSERT INTO events (kind, repository, principal, request_id) VALUES ('repository_delete', $1, $2, $3)"
 
 
@@ -59,6 +67,7 @@ def repository_from(row: asyncpg.Record) -> Repository:
         description=row["description"],
         redundancy=row["redundancy"],
         created_at=row["created_at"],
+        trash=row["trash"],
     )
 
 
@@ -83,28 +92,39 @@ async def create(
     redundancy: int | None,
     principal: str,
     request_id: str,
+    trash: bool = True,
 ) -> None:
     """Make a repository. Raises ``RepositoryExists``."""
     try:
-        await database.write(CREATE, key, rclass, package_type, description, redundancy, principal, request_id)
+        await database.write(CREATE, key, rclass, package_type, description, redundancy, principal, request_id, trash)
     except asyncpg.UniqueViolationError:
         raise RepositoryExists(key) from None
+
+
+async def switch_trash(database: Database, key: str, keep: bool, *, principal: str, request_id: str) -> bool:
+    """Let the trash keep what leaves a repository, or not; False when there is none of that key."""
+    return await database.write(SWITCH_TRASH, key, keep, principal, request_id) is not None
 
 
 async def delete(database: Database, key: str, *, principal: str, request_id: str) -> bool:
     """Delete a repository with everything in it; False when there is none of that key.
 
-    Its blobs become candidates for removal; their bytes stay until gc has made sure of each.
+    A large one is emptied in steps before. What its trash does not keep becomes a candidate for removal;
+    the bytes stay until gc has made sure of each.
     """
 
-    async def work(connection: asyncpg.Connection) -> bool:
+    async def work(connection: asyncpg.Connection) -> bool | None:
+        """Return whether there was such a repository, None while something is left in it."""
         repository = await connection.fetchval(LOCK, key)
         if repository is None:
             return False
-        await connection.execute(EMPTY, repository)
+        if await connection.fetchval(EMPTY.sql, repository, DELETE_PAGE, principal) == DELETE_PAGE:
+            return None
         if await connection.fetchval(DELETE.sql, repository) is None:
             return False
         await connection.execute(RECORD_DELETE, key, principal, request_id)
         return True
 
-    return await database.transact(DELETE, work)
+    while (deleted := await database.transact(DELETE, work)) is None:
+        pass
+    return deleted

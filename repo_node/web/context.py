@@ -15,6 +15,7 @@ from repo_node.metrics import Metrics
 from repo_node.paths import ArtifactPath, Target, artifact_path
 from repo_node.repositories import Repositories
 from repo_node.settings import LiveSettings
+from repo_node.trash import Trash
 from repo_node.web.admission import Admission
 
 
@@ -24,6 +25,7 @@ class Services:
 
     artifacts: Artifacts
     repositories: Repositories
+    trash: Trash
     authenticator: Authenticator
     settings: LiveSettings
     admission: Admission

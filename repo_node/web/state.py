@@ -6,6 +6,7 @@ from typing import Protocol
 
 from aiohttp import web
 
+from repo_node.db.lease import LeaseRow
 from repo_node.db.nodes import ClusterRows
 from repo_node.db.pool import Database
 from repo_node.metrics import Metrics
@@ -38,6 +39,14 @@ class NodeState(Protocol):
         ...
 
     def view(self) -> StoreView: ...
+
+    def primary(self) -> LeaseRow | None:
+        """Return the lease of the primary node as last read, None before the first."""
+        ...
+
+    def deletion_holds(self) -> tuple[str, ...]:
+        """Return the reasons for which deletions were held when last looked at."""
+        ...
 
 
 NODE = web.AppKey("node", NodeState)

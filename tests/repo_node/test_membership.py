@@ -35,12 +35,13 @@ def break_heartbeat_connection(cluster: RunningCluster, name: str) -> None:
     assert [row["gone"] for row in rows] == [True]
 
 
-def test_a_node_has_one_connection_of_its_own(three: RunningCluster) -> None:
+def test_a_node_has_two_connections_of_its_own_for_heartbeats_and_for_the_lease(three: RunningCluster) -> None:
     rows = three.sql(
         "SELECT application_name AS name FROM pg_stat_activity WHERE datname = current_database() "
         "AND application_name LIKE 'holdfast node-%'"
     )
-    assert sorted(row["name"] for row in rows) == ["holdfast node-1", "holdfast node-2", "holdfast node-3"]
+    names = [f"holdfast node-{number}{purpose}" for number in (1, 2, 3) for purpose in ("", " lease")]
+    assert sorted(row["name"] for row in rows) == sorted(names)
 
 
 def test_a_broken_connection_is_distrusted_at_once_and_made_anew(

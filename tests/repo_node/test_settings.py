@@ -208,3 +208,14 @@ def test_live_settings_begin_with_the_defaults_and_are_replaced_whole() -> None:
     live.now = combine({"redundancy": 3})
     assert (live.now.redundancy, before.redundancy) == (3, 2)
     assert LiveSettings(live.now).now.redundancy == 3
+
+
+def test_gc_without_grace_is_refused_outside_of_tests() -> None:
+    for seconds in (0, 59):
+        with pytest.raises(SettingError, match="gc_grace_seconds"):
+            combine({"gc_grace_seconds": seconds})
+
+
+def test_lease_outlives_two_renewals_that_failed() -> None:
+    with pytest.raises(SettingError, match="lease_seconds must be at least three times"):
+        combine({"lease_seconds": 5, "lease_renew_seconds": 2})

@@ -51,7 +51,10 @@ def test_every_answer_says_holdfast_and_nothing_of_what_it_is_made_of(one: Runni
 def test_status_shows_nodes_shards_and_counts(three: RunningCluster) -> None:
     assert three.admin.put(new_path(), b"counted").status == 201
     document = three.admin.get(f"{HOLDFAST}/status").json()
-    assert set(document) == {"cluster_id", "nodes", "shards", "blobs", "repair_queue"}
+    named = {"cluster_id", "nodes", "shards", "blobs", "repair_queue", "primary", "deletion_holds"}
+    assert set(document) == named
+    assert document["primary"] in {"node-1", "node-2", "node-3"}
+    assert document["deletion_holds"] == []
     assert [(node["id"], node["zone"], node["up"]) for node in document["nodes"]] == [
         (f"node-{n}", f"zone-{n}", True) for n in (1, 2, 3)
     ]

@@ -57,6 +57,10 @@ def remount_read_only(path: Path) -> None:
     subprocess.run(["mount", "-o", "remount,ro", str(path)], check=True, capture_output=True)
 
 
+def remount_writable(path: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,rw", str(path)], check=True, capture_output=True)
+
+
 def detach(path: Path) -> None:
     """Unmount what is at ``path`` though it is in use, as ``umount -l`` does."""
     subprocess.run(["umount", "-l", str(path)], check=True, capture_output=True)

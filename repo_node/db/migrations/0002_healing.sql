@@ -20,17 +20,6 @@ CREATE TABLE jobs (
     PRIMARY KEY (node_id, job)
 );
 
--- Files that nothing refers to any more, to be removed after a delay, by exact generation.
-CREATE TABLE removals (
-    shard_id    smallint NOT NULL REFERENCES shards (id),
-    generation  uuid NOT NULL,
-    sha256      bytea NOT NULL CHECK (length(sha256) = 32),
-    reason      text NOT NULL,
-    queued_at   timestamptz NOT NULL DEFAULT now(),
-    not_before  timestamptz NOT NULL,
-    PRIMARY KEY (shard_id, generation)
-);
-
 -- Walks over all replicas of a shard whose state calls for it, in bounded steps that any node takes:
 -- 'lost' and 'drain' ask for repairs, 'return' doubts the replicas of a shard that comes back, 'forget' drops
 -- those of one that never will.
@@ -128,20 +117,6 @@ RETURNS void LANGUAGE sql AS $$
            due_at = CASE WHEN q.claim IS NULL THEN least(q.due_at, clock_timestamp()) ELSE q.due_at END
 $$;
 
--- Take a replica out of service and its file onto the list of removals. The caller has locked the blob's row
--- and made sure that enough others are left.
-CREATE FUNCTION remove_later(p_shard smallint, p_generation uuid, p_sha256 bytea, p_reason text)
-RETURNS void LANGUAGE plpgsql AS $$
-BEGIN
-    DELETE FROM replicas r WHERE r.shard_id = p_shard AND r.generation = p_generation AND r.blob_id IS NOT NULL;
-    IF FOUND THEN
-        INSERT INTO removals (shard_id, generation, sha256, reason, not_before)
-        VALUES (p_shard, p_generation, p_sha256, p_reason, clock_timestamp() + make_interval(secs => coalesce(
-            (SELECT (value #>> '{}')::double precision FROM settings WHERE key = 'removal_delay_seconds'), 86400)));
-    END IF;
-END
-$$;
-
 -- Claim up to p_count blobs, or p_bytes of them but always one, for p_seconds: fewest good copies first, those
 -- without any last. A claim is committed at once; who does not come back in time loses it to the next.
 CREATE FUNCTION claim_repairs(p_claim uuid, p_seconds double precision, p_count integer, p_bytes bigint)
@@ -227,7 +202,7 @@ BEGIN
         outcome := 'whole';
         PERFORM remove_later(r.shard_id, r.generation, v_sha256, 'rebalance')
            FROM replicas r JOIN shards s ON s.id = r.shard_id AND s.state = 'draining'
-          WHERE r.blob_id = p_blob AND r.state = 'live';
+          WHERE r.blob_id = p_blob AND r.state = 'live' AND NOT deletions_held();
         DELETE FROM repair_queue q WHERE q.blob_id = p_blob AND q.renewed_at = p_renewed;
     ELSIF is_whole(p_blob, v_wanted, v_zones) THEN
         outcome := 'waiting';
@@ -334,7 +309,7 @@ BEGIN
     END IF;
     SELECT count(DISTINCT h.shard_id), count(DISTINCT h.zone) INTO v_good, v_spread
       FROM homes(p_blob) h WHERE h.up AND (h.shard_id, h.generation) <> (p_shard, p_generation);
-    IF v_good < v_wanted OR v_spread < least(v_wanted, ring_zones()) THEN
+    IF v_good < v_wanted OR v_spread < least(v_wanted, ring_zones()) OR deletions_held() THEN
         RETURN false;
     END IF;
     PERFORM remove_later(p_shard, p_generation, v_sha256, p_reason);

@@ -23,6 +23,13 @@ EMPTIED = (
     "shard_cursors",
     "repair_queue",
     "gc_candidates",
+    "scrubs",
+    "quarantine",
+    "sightings",
+    "checks",
+    "backups",
+    "removals",
+    "trash",
     "artifacts",
     "replicas",
     "blobs",
@@ -32,6 +39,8 @@ EMPTIED = (
     "tokens",
     "settings",
     "repositories",
+    "lease",
+    "holds",
 )
 KEPT = ("schema_migrations", "cluster", "users", "census")
 TABLES_SQL = "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'"
@@ -41,7 +50,8 @@ LEAVE_SQL = (
 RESTART_SQL = """
     SELECT setval(seqrelid, 1, false) FROM pg_sequence WHERE seqrelid <> pg_get_serial_sequence('users', 'id')::regclass
 """
-SEED_SQL = "INSERT INTO repositories (key, created_by) VALUES ('generic-local', 'init-db')"
+# Without a trash: most of these tests look at what leaves for good.
+SEED_SQL = "INSERT INTO repositories (key, created_by, trash) VALUES ('generic-local', 'init-db', false)"
 ADMIN_SQL = "UPDATE users SET is_admin = true, is_enabled = true WHERE name = 'admin'"
 
 

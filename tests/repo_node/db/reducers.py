@@ -13,6 +13,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
+from repo_node.db import removals
 from sharding.model import Generation, Replica, ShardId
 
 SHARDS = range(1, 7)
@@ -21,9 +22,10 @@ File = tuple[int, UUID]
 CANDIDATE_SQL = "SELECT blob_id, since FROM gc_candidates ORDER BY random() LIMIT 1"
 ANY_BLOB_SQL = "SELECT id FROM blobs ORDER BY random() LIMIT 1"
 QUEUED_SQL = "SELECT blob_id FROM repair_queue ORDER BY random() LIMIT 1"
-LOCK_TO_REMOVE_SQL = "SELECT id FROM blobs WHERE id = $1 FOR UPDATE"
 LOCK_SQL = "SELECT redundancy FROM blobs WHERE id = $1 FOR NO KEY UPDATE"
-REFERENCED_SQL = "SELECT EXISTS (SELECT 1 FROM artifacts WHERE blob_id = $1)"
+COLLECT_SQL = "SELECT * FROM gc_collect($1, $2, ARRAY[$3::bigint], ARRAY[$4::timestamptz], '0')"
+LISTED_SQL = "SELECT shard_id, generation FROM removals ORDER BY random() LIMIT 5"
+TRASHED_SQL = "SELECT id FROM trash ORDER BY random() LIMIT 3"
 REPLICAS_SQL = "SELECT shard_id, generation, state FROM replicas WHERE blob_id = $1"
 GOOD_SQL = "SELECT shard_id, generation FROM good_replicas($1)"
 
@@ -34,6 +36,8 @@ class Store:
 
     files: set[File] = field(default_factory=set)
     done: dict[str, int] = field(default_factory=dict)
+    lease: tuple[int, UUID] = (0, UUID(int=0))
+    """What proves that this test is the primary: epoch and token."""
 
     def write(self, shards: list[int]) -> list[Replica]:
         """Make a durable file of a new generation on each of ``shards``."""
@@ -77,26 +81,36 @@ class Reducer:
             return False
         blob = candidate["blob_id"]
 
-        async def work() -> list[File]:
-            if await self._connection.fetchval(LOCK_TO_REMOVE_SQL, blob) is None:
-                return []
-            if await self._connection.fetchval(REFERENCED_SQL, blob):
-                # Only the entry that was looked at: one renewed since tells of a reference that goes right now.
-                await self._connection.execute(
-                    "DELETE FROM gc_candidates WHERE blob_id = $1 AND since = $2", *candidate
-                )
-                return []
-            gone = await self._connection.fetch(
-                "DELETE FROM replicas WHERE blob_id = $1 RETURNING shard_id, generation", blob
-            )
-            for table in ("repair_queue", "gc_candidates"):
-                await self._connection.execute(f"DELETE FROM {table} WHERE blob_id = $1", blob)
-            await self._connection.execute("DELETE FROM blobs WHERE id = $1", blob)
+        while True:
+            try:
+                gone = await self._connection.fetchrow(COLLECT_SQL, *self._store.lease, blob, candidate["since"])
+                break
+            except asyncpg.DeadlockDetectedError:
+                self._store.count("deadlock")
+        if gone["removed_blobs"]:
             self._store.count("collected")
-            return files(gone)
+        return True
+
+    async def remove(self) -> bool:
+        """Remove some listed files, and only then the rows that list them; False when none is listed."""
+        listed = files(await self._connection.fetch(LISTED_SQL))
+        self._store.files -= set(listed)
+        for shard, generation in listed:
+            await self._connection.execute(removals.DONE.sql, shard, [generation])
+            self._store.count("removed")
+        return bool(listed)
+
+    async def empty(self) -> bool:
+        """Let go of something in the trash; False when it is empty."""
+        ids = [row["id"] for row in await self._connection.fetch(TRASHED_SQL)]
+
+        async def work() -> list[File]:
+            await self._connection.execute("SELECT empty_trash($1, 'expired')", ids)
+            self._store.count("emptied")
+            return []
 
         await self._transact(work)
-        return True
+        return bool(ids)
 
     async def trim(self) -> None:
         """Remove one good replica of some blob that has more than it needs."""
@@ -113,9 +127,9 @@ class Reducer:
                 or len({shard for shard, generation in good if (shard, generation) != surplus}) < redundancy
             ):
                 return []
-            await self._connection.execute("DELETE FROM replicas WHERE shard_id = $1 AND generation = $2", *surplus)
+            await self._connection.execute("SELECT remove_later($1, $2, $3, 'trim')", *surplus, bytes(32))
             self._store.count("trimmed")
-            return [surplus]
+            return []
 
         await self._transact(work)
 

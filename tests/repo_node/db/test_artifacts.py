@@ -234,7 +234,7 @@ async def test_delete_names_the_content_that_it_removed(scene: Scene, connection
         scene,
         connection,
         lambda: commit(OneConnection(connection), scene.deployment("a", b"young"), copies(1, 3)),
-        lambda other: other.fetchval(artifacts.DELETE.sql, scene.repository, "", "a", "bob", "r"),
+        lambda other: other.fetchval(artifacts.DELETE.sql, scene.repository, "", "a", "bob", "r", 100),
     )
     assert await paths(connection) == []
     assert (await only_row(connection, DELETES))["sha256"] == digests_of(b"young").sha256
@@ -248,10 +248,10 @@ async def test_delete_spares_what_took_the_place_of_what_it_saw(dsn: str, querie
     before, after = ("a/b/c", "a/b") if was_folder else ("a/b", "a/b/c")
     async with open_scene(dsn, queries) as scene:
         connection = await asyncpg.connect(dsn)
-        definition = await connection.fetchval("SELECT pg_get_functiondef('delete_item'::regproc)")
+        definition = await connection.fetchval("SELECT pg_get_functiondef('delete_step'::regproc)")
         paused = definition.replace(PAUSE_BEFORE, f"PERFORM pg_advisory_xact_lock(99); {PAUSE_BEFORE}")
         assert paused != definition
-        await connection.execute(paused.replace(".delete_item(", ".paused_delete_item("))
+        await connection.execute(paused.replace(".delete_step(", ".paused_delete("))
         await scene.upload(before, b"old")
 
         async def replace() -> None:
@@ -262,7 +262,9 @@ async def test_delete_spares_what_took_the_place_of_what_it_saw(dsn: str, querie
             scene,
             connection,
             lambda: connection.execute("SELECT pg_advisory_xact_lock(99)"),
-            lambda other: other.fetchval("SELECT paused_delete_item($1, 'a', 'b', 'bob', 'r')", scene.repository),
+            lambda other: other.fetchval(
+                "SELECT gone FROM paused_delete($1, 'a', 'b', 100, 'bob', 'r')", scene.repository
+            ),
             replace,
         )
         assert gone == 0
@@ -278,7 +280,7 @@ async def test_upload_into_a_folder_that_is_being_deleted_lands_in_a_new_one(
     await race(
         scene,
         connection,
-        lambda: connection.fetchval(artifacts.DELETE.sql, scene.repository, "", "f", "bob", "r"),
+        lambda: connection.fetchval(artifacts.DELETE.sql, scene.repository, "", "f", "bob", "r", 100),
         lambda other: commit(OneConnection(other), scene.deployment("f/g/b", b"young"), copies(1, 3)),
     )
     assert await paths(connection) == ["f", "f/g", "f/g/b"]
@@ -292,7 +294,7 @@ async def test_delete_of_a_folder_waits_for_the_upload_that_enters_it(
         scene,
         connection,
         lambda: commit(OneConnection(connection), scene.deployment("f/g/h/b", b"two"), copies(1, 3)),
-        lambda other: other.fetchval(artifacts.DELETE.sql, scene.repository, "", "f", "bob", "r"),
+        lambda other: other.fetchval(artifacts.DELETE.sql, scene.repository, "", "f", "bob", "r", 100),
     )
     assert gone == 5
     assert await paths(connection) == []
@@ -306,7 +308,7 @@ async def test_folder_made_while_its_parent_is_deleted_never_lacks_one(
     await make_folder(scene, "f")
     calls: list[Any] = [
         lambda c: c.fetchval(artifacts.MAKE_FOLDER.sql, scene.repository, "f/g/h", "bob"),
-        lambda c: c.fetchval(artifacts.DELETE.sql, scene.repository, "", "f", "bob", "r"),
+        lambda c: c.fetchval(artifacts.DELETE.sql, scene.repository, "", "f", "bob", "r", 100),
     ]
     first, second = reversed(calls) if deletion_first else calls
     await race(scene, connection, lambda: first(connection), second)

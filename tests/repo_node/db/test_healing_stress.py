@@ -19,6 +19,8 @@ import asyncpg
 
 from repo_node.db import moves, repair_queue, shards, walks
 from repo_node.db.blobs import CommitOutcome
+from repo_node.db.garbage import GarbageRows
+from repo_node.db.lease import Lease
 from sharding.maintenance.catalogue import Claim, MoveOutcome, Repaired
 from sharding.model import Generation, Replica, ShardId
 from tests.repo_node.db.scene import Queries, Scene, open_scene
@@ -29,10 +31,6 @@ CONTENTS = [bytes([number]) * 40 for number in range(8)]
 
 LIVE_SQL = "SELECT r.blob_id, r.shard_id, r.generation FROM replicas r WHERE r.state = 'live'"
 SHORT_SQL = "SELECT count(*) FROM blobs b WHERE NOT is_whole(b.id, b.redundancy, ring_zones())"
-UNREFERENCED_SQL = """
-    SELECT b.id FROM blobs b WHERE NOT EXISTS (SELECT 1 FROM artifacts a WHERE a.blob_id = b.id)
-     ORDER BY random() LIMIT 1
-"""
 
 
 class Store:
@@ -144,26 +142,18 @@ class Store:
         await shards.change(self.scene.database, shard, "activate", principal="x", request_id="r")
         self.done["drain"] += 1
 
+    async def begin_gc(self) -> None:
+        """Be the primary, on a cluster without trash."""
+        token = uuid4()
+        await self.rows("UPDATE repositories SET trash = false")
+        [[epoch]] = await self.rows("SELECT lease_acquire('n1', $1, 0, 3600)", token)
+        self.lease = Lease(epoch, token)
+
     async def collect(self) -> None:
-        """Remove a blob that nothing refers to, as gc does."""
-        rows = await self.rows(UNREFERENCED_SQL)
-        connection = await asyncpg.connect(self.scene.dsn)
-        try:
-            async with connection.transaction():
-                for row in rows:
-                    await connection.execute("SELECT 1 FROM blobs WHERE id = $1 FOR UPDATE", row["id"])
-                    if await connection.fetchval(
-                        "SELECT EXISTS (SELECT 1 FROM artifacts WHERE blob_id = $1)", row["id"]
-                    ):
-                        return
-                    for name in ("repair_queue", "gc_candidates", "replicas"):
-                        await connection.execute(f"DELETE FROM {name} WHERE blob_id = $1", row["id"])
-                    await connection.execute("DELETE FROM blobs WHERE id = $1", row["id"])
-                    self.done["collected"] += 1
-        except asyncpg.DeadlockDetectedError:
-            self.done["deadlock"] += 1
-        finally:
-            connection.terminate()
+        garbage = GarbageRows(self.scene.database)
+        page = await garbage.page(0, 100, 0)
+        gone = await garbage.collect(self.lease, page, 0)
+        self.done["collected"] += gone.blobs
 
     async def delete(self) -> None:
         connection = await asyncpg.connect(self.scene.dsn)
@@ -190,6 +180,7 @@ async def test_copies_are_kept_while_everybody_works_on_them(dsn: str, queries: 
     print(f"seed {seed}; HOLDFAST_TEST_SEED sets it")
     async with open_scene(dsn, queries, pool_connections_max=12, statement_timeout_seconds=30.0) as scene:
         store = Store(scene, seed)
+        await store.begin_gc()
         workers: list[Callable[[], Awaitable[None]]] = [
             *[store.upload] * 4,
             *[store.repair] * 3,

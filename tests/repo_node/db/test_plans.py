@@ -170,7 +170,7 @@ async def test_suspicion_uses_indexes_alone(large: asyncpg.Connection) -> None:
 
 @pytest.mark.parametrize(("folder", "name", "gone"), [("d7", "f7", 1), ("", "d7", 101), ("d7", "no-such", 0)])
 async def test_delete_uses_indexes_alone(large: asyncpg.Connection, folder: str, name: str, gone: int) -> None:
-    assert await large.fetchval(artifacts.DELETE.sql, 1, folder, name, "x", "r") == gone
+    assert await large.fetchval(artifacts.DELETE.sql, 1, folder, name, "x", "r", 1_000) == gone
     assert await whole_scans(large) == []
 
 

@@ -10,11 +10,14 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from uuid import uuid4
 
 import asyncpg
 
-from repo_node.db import artifacts, repositories
+from repo_node.db import artifacts, repositories, trash
 from repo_node.db.blobs import CommitOutcome, PathConflict
+from repo_node.db.errors import CatalogueUnavailable
+from repo_node.db.trash import Position, Restored
 from tests.repo_node.db.reducers import SHARDS, Reducer, Store
 from tests.repo_node.db.scene import Queries, Scene, open_scene, table
 
@@ -24,6 +27,7 @@ CONNECTIONS = 14
 CONTENTS = [b""] + [bytes([number]) * 40 for number in range(6)]
 FOLDERS = ("", "a", "a/b", "a/b/c", "d", "e/f")
 DEADLOCKS_SQL = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+JOBS = ("collected", "trimmed", "wiped", "repaired", "removed", "emptied")
 NAMES = ("1", "2", "b")
 """``a/b`` is now a file, now a folder: the loser gets a conflict."""
 UNIQUE_SHARE = 0.1
@@ -37,6 +41,7 @@ class Ledger:
     deploys: Counter[str] = field(default_factory=Counter)
     deleted_items: list[int] = field(default_factory=list)
     repositories: Counter[str] = field(default_factory=Counter)
+    restores: Counter[str] = field(default_factory=Counter)
 
 
 class Client:
@@ -53,8 +58,10 @@ class Client:
         what = self._chance.random()
         if what < 0.75:
             await self.upload()
-        elif what < 0.97:
+        elif what < 0.94:
             await self.delete()
+        elif what < 0.97:
+            await self.restore()
         elif what < 0.98:
             await self.renew_repository()
         else:
@@ -101,6 +108,22 @@ class Client:
         if gone:
             self._ledger.deleted_items.append(gone)
 
+    async def restore(self) -> None:
+        key = self._chance.choice(self._keys)
+        found = await repositories.find(self._scene.database, key)
+        thrown = await trash.list_tree(self._scene.database, key, "", Position(), 200) if found else []
+        if found is None or not thrown:
+            return
+        one = self._chance.choice(thrown)
+        try:
+            outcome = await trash.restore(
+                self._scene.database, one.id, found.id, one.folder, one.name,
+                replace=self._chance.random() < 0.5, principal="x", request_id="r",
+            )  # fmt: skip
+            self._ledger.restores[outcome] += 1
+        except (PathConflict, CatalogueUnavailable):
+            self._ledger.restores["conflict"] += 1
+
     async def make_folder(self) -> None:
         repository = await self.repository()
         if repository is not None and repository == self._scene.repository:
@@ -128,24 +151,35 @@ async def test_nothing_is_lost_while_everybody_works_on_a_few_digests(dsn: str, 
     print(f"seed {seed}; HOLDFAST_TEST_SEED sets it")
     store, ledger, keys = Store(), Ledger(), ["generic-local", "second", "renewed"]
     async with open_scene(dsn, queries, pool_connections_max=CONNECTIONS, statement_timeout_seconds=30.0) as scene:
-        connections = [await asyncpg.connect(dsn) for _ in range(5)]
+        connections = [await asyncpg.connect(dsn) for _ in range(7)]
+        token = uuid4()
+        store.lease = await connections[0].fetchval("SELECT lease_acquire('x', $1, 0, 3600)", token), token
         for key in keys[1:]:
             await connections[0].execute("INSERT INTO repositories (key, created_by) VALUES ($1, 'x')", key)
         clients = [Client(scene, store, ledger, keys, random.Random(f"{seed}/{i}")) for i in range(CLIENTS)]
         jobs = [Reducer(connection, store, random.Random(f"{seed}/job{i}")) for i, connection in enumerate(connections)]
         steps = [client.step for client in clients]
-        work = [jobs[0].collect, jobs[1].collect, jobs[2].trim, jobs[3].wipe, jobs[4].repair]
+        work = [
+            jobs[0].collect,
+            jobs[1].collect,
+            jobs[2].trim,
+            jobs[3].wipe,
+            jobs[4].repair,
+            jobs[5].remove,
+            jobs[6].empty,
+        ]
         deadline = time.monotonic() + SECONDS
         await asyncio.gather(*(run(step, deadline, 0) for step in steps), *(run(job, deadline, 0.002) for job in work))
-        while await jobs[4].repair():
+        while await jobs[4].repair() or await jobs[5].remove():
             pass
         uploads = {str(outcome): count for outcome, count in ledger.deploys.items()}
-        print(f"uploads {uploads}, {len(ledger.deleted_items)} deletions, jobs {store.done}")
+        print(f"uploads {uploads}, {len(ledger.deleted_items)} deletions, {ledger.restores}, jobs {store.done}")
         print(f"deadlocks {await connections[0].fetchval(DEADLOCKS_SQL)}")
         await check_everything(connections[0], store, ledger)
-        assert all(store.done.get(what) for what in ("collected", "trimmed", "wiped", "repaired")), store.done
+        assert all(store.done.get(what) for what in JOBS), store.done
         assert {CommitOutcome.ADOPTED, CommitOutcome.DEDUPLICATED, "conflict"} <= set(ledger.deploys), ledger.deploys
-        while await jobs[0].collect():
+        assert ledger.restores[Restored.RESTORED], ledger.restores
+        while await jobs[6].empty() or await jobs[0].collect() or await jobs[5].remove():
             pass
         await check_everything(connections[0], store, ledger)
         referenced = "SELECT count(*) FROM blobs b WHERE NOT EXISTS (SELECT 1 FROM artifacts a WHERE a.blob_id = b.id)"
@@ -177,6 +211,7 @@ async def check_replicas(connection: asyncpg.Connection, store: Store) -> None:
         assert size == 0 or len(shards.get(blob, ())) >= redundancy, f"blob {blob} is short of copies"
     leaked = """
         SELECT count(*) FROM blobs b WHERE NOT EXISTS (SELECT 1 FROM artifacts a WHERE a.blob_id = b.id)
+           AND NOT EXISTS (SELECT 1 FROM trash t WHERE t.blob_id = b.id)
            AND NOT EXISTS (SELECT 1 FROM gc_candidates c WHERE c.blob_id = b.id)
     """
     assert await connection.fetchval(leaked) == 0, "a blob that nothing refers to is no candidate"
@@ -191,6 +226,9 @@ async def check_events(connection: asyncpg.Connection, ledger: Ledger) -> None:
     ]
     assert kinds.pop("delete") == len(ledger.deleted_items)
     assert sum(items) == sum(ledger.deleted_items)
+    assert kinds.pop("primary") == 1
+    assert kinds.pop("gc") > 0
+    assert kinds.pop("restore") == ledger.restores[Restored.RESTORED]
     assert kinds == dict(ledger.repositories)
     adopted = await connection.fetchval("SELECT count(*) FROM events WHERE kind = 'deploy' AND adopted")
     assert adopted == ledger.deploys[CommitOutcome.ADOPTED]

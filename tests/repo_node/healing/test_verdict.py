@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from repo_node.cluster import verdict as verdict_module
-from repo_node.cluster.verdict import FirstLiving, VerdictJob
+from repo_node.cluster.verdict import VerdictJob
 from repo_node.db.walks import Verdict
 from repo_node.metrics import Metrics
 from repo_node.settings import LiveSettings
@@ -83,38 +82,3 @@ async def test_refusal_is_said_once_and_shown_as_long_as_it_lasts(
     walks.verdict = Verdict([], None)
     await job.step()
     assert metrics.registry.get_sample_value("holdfast_verdict_refused_state") == 0
-
-
-@dataclass
-class Member:
-    id: str
-    up: bool = True
-
-
-@dataclass
-class Rows:
-    nodes: dict[str, Member]
-
-
-@dataclass
-class Membership:
-    is_fresh: bool
-    rows: Rows | None
-
-
-async def test_stand_in_for_the_lease_is_the_first_living_node_since_its_heartbeats_came_back() -> None:
-    membership = Membership(True, Rows({name: Member(name) for name in ("n1", "n2")}))
-    first, second = (FirstLiving(NodeId(name), membership) for name in ("n1", "n2"))  # type: ignore[arg-type]
-    assert second.held_without_gap_seconds == first.held_without_gap_seconds == 0
-    await asyncio.sleep(0.05)
-    assert first.held_without_gap_seconds >= 0.04 and second.held_without_gap_seconds == 0
-    membership.is_fresh = False
-    assert first.held_without_gap_seconds == 0
-    membership.is_fresh = True
-    assert first.held_without_gap_seconds < 0.04
-    assert membership.rows is not None
-    membership.rows.nodes["n1"].up = False
-    assert first.held_without_gap_seconds == 0
-    second.held_without_gap_seconds  # noqa: B018
-    await asyncio.sleep(0.01)
-    assert second.held_without_gap_seconds > 0

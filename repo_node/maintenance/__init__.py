@@ -3,25 +3,33 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from repo_node.cluster.leadership import Leadership, OnPrimary
 from repo_node.cluster.membership import Membership
-from repo_node.cluster.verdict import Census, FirstLiving, ShardWalk, VerdictJob
+from repo_node.cluster.verdict import Census, ShardWalk, VerdictJob
 from repo_node.db.errors import CatalogueError
+from repo_node.db.garbage import GarbageRows
 from repo_node.db.jobs import NodeJobs
 from repo_node.db.pool import Database
-from repo_node.healing import Copies, RepairQueue, Walks
+from repo_node.db.removals import RemovalRows
+from repo_node.maintenance.audits import add_audit_jobs
+from repo_node.maintenance.healing import Copies, RepairQueue, Walks
 from repo_node.metrics import Metrics
 from repo_node.settings import LiveSettings
+from repo_node.trash import TrashExpiry
 from sharding.background import Background
 from sharding.identifiers import mint_generation
-from sharding.maintenance.job import Pace
+from sharding.local import LocalShard
+from sharding.maintenance.gc import Gc, GcFeed, GcLimits
+from sharding.maintenance.job import Job, Pace
 from sharding.maintenance.rebalance import Rebalance, Trim
+from sharding.maintenance.removal import Removal
 from sharding.maintenance.repair import Repair, RepairLimits
 from sharding.maintenance.worker import Runner
-from sharding.model import NodeId
+from sharding.model import NodeId, ShardId
 from sharding.provider import ShardingProvider
 
 log = logging.getLogger("holdfast.jobs")
@@ -40,6 +48,8 @@ class Parts:
     membership: Membership
     settings: LiveSettings
     metrics: Metrics
+    leadership: Leadership
+    own: Mapping[ShardId, LocalShard]
     copies: Copies
     runner: Runner
 
@@ -52,11 +62,13 @@ async def maintenance(
     membership: Membership,
     settings: LiveSettings,
     metrics: Metrics,
+    leadership: Leadership,
+    own: Mapping[ShardId, LocalShard],
 ) -> AsyncIterator[Runner]:
     """Run this node's jobs until the block ends; what is half done then, a later step takes up."""
     book = NodeJobs(database, node)
     runner, copies, looks = Runner(book, metrics.healing), Copies(database, metrics), Background(LOOKS_MAX)
-    add_jobs(Parts(node, database, store, membership, settings, metrics, copies, runner))
+    add_jobs(Parts(node, database, store, membership, settings, metrics, leadership, own, copies, runner))
 
     async def look() -> None:
         try:
@@ -66,12 +78,18 @@ async def maintenance(
             # A runner that records a job's state is told of the request too.
             log.warning("requested runs could not be read", extra={"facts": {"cause": str(error)}})
 
+    def wake_all() -> None:
+        for name in runner.jobs:
+            runner.wake(name)
+
     membership.on_jobs = lambda: void(looks.start(look()))
+    # What only the primary does has been idle here until now, and may have waited for long.
+    leadership.on_elected = wake_all
     runner.start()
     try:
         yield runner
     finally:
-        membership.on_jobs = lambda: None
+        membership.on_jobs = leadership.on_elected = lambda: None
         await looks.close(0)
         await runner.close()
         await copies.close()
@@ -83,7 +101,7 @@ def void(_: object) -> None:
 
 def add_jobs(parts: Parts) -> None:
     """Add every job of a node, each with its pace."""
-    for add in (add_repair, add_walks, add_verdict, add_moves):
+    for add in (add_repair, add_walks, add_verdict, add_moves, add_removal, add_gc, add_audits):
         add(parts)
 
 
@@ -118,8 +136,8 @@ def add_walks(parts: Parts) -> None:
 
 
 def add_verdict(parts: Parts) -> None:
-    leadership, settings = FirstLiving(parts.node, parts.membership), parts.settings
-    verdict = VerdictJob(parts.database, parts.node, leadership, settings, parts.metrics.healing)
+    settings = parts.settings
+    verdict = VerdictJob(parts.database, parts.node, parts.leadership, settings, parts.metrics.healing)
     parts.runner.add(verdict, lambda: Pace(None, settings.now.verdict_idle_seconds))
 
 
@@ -139,3 +157,31 @@ def add_moves(parts: Parts) -> None:
     trim = Trim(lambda: store.view, walks, lambda: settings.now.trim_period_seconds, parts.metrics.healing)
     runner.add(rebalance, lambda: Pace(None, settings.now.rebalance_idle_seconds))
     runner.add(trim, lambda: Pace(None, settings.now.rebalance_idle_seconds))
+
+
+def add_removal(parts: Parts) -> None:
+    settings = parts.settings
+    removal = Removal(RemovalRows(parts.database), lambda: parts.own, parts.metrics.deletion)
+    parts.runner.add(removal, lambda: Pace(None, settings.now.removal_idle_seconds))
+
+
+def add_gc(parts: Parts) -> None:
+    settings, leadership, garbage = parts.settings, parts.leadership, GarbageRows(parts.database)
+
+    def limits() -> GcLimits:
+        now = settings.now
+        return GcLimits(now.gc_grace_seconds, now.gc_percent_max, now.gc_blobs_max, now.gc_brake_blobs_min)
+
+    def on_primary(job: Job, idle_seconds: Callable[[], float]) -> None:
+        parts.runner.add(OnPrimary(job, leadership), lambda: Pace(None, idle_seconds()))
+
+    on_primary(
+        Gc(garbage, lambda: leadership.lease, limits, parts.metrics.deletion), lambda: settings.now.gc_idle_seconds
+    )
+    on_primary(GcFeed(garbage, lambda: leadership.lease), lambda: settings.now.gc_feed_seconds)
+    expiry = TrashExpiry(parts.database, lambda: leadership.lease, settings, parts.metrics.deletion)
+    on_primary(expiry, lambda: settings.now.trash_idle_seconds)
+
+
+def add_audits(parts: Parts) -> None:
+    add_audit_jobs(parts.runner, parts.node, parts.own, parts.database, parts.settings, parts.metrics.audits)

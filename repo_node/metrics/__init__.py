@@ -16,7 +16,9 @@ from prometheus_client import (
 )
 from prometheus_client.gc_collector import GCCollector
 
-from repo_node.healing_metrics import HealingMetrics
+from repo_node.metrics.audits import AuditMetrics
+from repo_node.metrics.deletion import DeletionMetrics
+from repo_node.metrics.healing import HealingMetrics
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 FAST_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
@@ -56,6 +58,8 @@ class Metrics:
         self._database(registry)
         self._node(registry)
         self.healing = HealingMetrics(registry)
+        self.deletion = DeletionMetrics(registry)
+        self.audits = AuditMetrics(registry)
 
     def _http(self, registry: CollectorRegistry) -> None:
         self.requests = Labelled(

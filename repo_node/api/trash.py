@@ -1,0 +1,106 @@
+"""The trash over REST: Artifactory's ``api/trash``, and a listing of Holdfast's own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from aiohttp import web
+
+from repo_node.api.documents import json_response, timestamp
+from repo_node.auth.permissions import Permission
+from repo_node.db.trash import Position, Trashed
+from repo_node.errors import RequestError
+from repo_node.paths import ArtifactPath, artifact_path, check_segment
+from repo_node.web.context import REQUEST_ID, SERVICES, artifact_at, principal_of
+from repo_node.web.routes import Routes
+
+BASE = "/artifactory/api/trash"
+LIST = "/artifactory/api/holdfast/trash"
+PAGE_MAX = 1_000
+
+
+def add_routes(routes: Routes) -> None:
+    routes.add("GET", LIST, list_trash, Permission.ADMIN)
+    routes.add("POST", f"{BASE}/restore/{{item:.+}}", restore, Permission.ADMIN)
+    routes.add("POST", f"{BASE}/empty", empty, Permission.ADMIN)
+    routes.add("DELETE", f"{BASE}/clean/{{item:.+}}", clean, Permission.ADMIN)
+
+
+async def list_trash(request: web.Request) -> web.StreamResponse:
+    """Answer with a page of the trash, below ``path`` where it is given; ``next`` are the parameters of the next."""
+    at = path_of(request, "path") if "path" in request.query else None
+    after = position_of(request)
+    trash, first = request.app[SERVICES].trash, after == Position()
+    found = list(await trash.versions(at))[::-1] if at is not None and first else []
+    page = await trash.page(at, after, PAGE_MAX)
+    more = len(page) == PAGE_MAX
+    return json_response(
+        {
+            "items": [document_of(one) for one in (*found, *page)],
+            "next": next_of(page[-1]) if more else None,
+        }
+    )
+
+
+def document_of(one: Trashed) -> dict[str, Any]:
+    return {
+        "repository": one.repository,
+        "path": one.path,
+        "size": one.size,
+        "sha256": one.sha256.hex(),
+        "reason": one.reason,
+        "trashed_at": timestamp(one.trashed_at),
+        "trashed_by": one.trashed_by,
+    }
+
+
+def next_of(last: Trashed) -> dict[str, str]:
+    return {
+        "after_repository": last.repository,
+        "after_folder": last.folder,
+        "after_name": last.name,
+        "after_id": str(last.id),
+    }
+
+
+def position_of(request: web.Request) -> Position:
+    query = request.query
+    text = query.get("after_id", "0")
+    if not (text.isascii() and text.isdigit() and len(text) <= 18) or any("\0" in value for value in query.values()):
+        raise RequestError("after_id must be a number; take these parameters from the answer before.")
+    return Position(
+        query.get("after_repository", ""), query.get("after_folder", ""), query.get("after_name", ""), int(text)
+    )
+
+
+async def restore(request: web.Request) -> web.StreamResponse:
+    """Bring an artifact or a folder back, to where it was or to ``to``."""
+    at = artifact_at(request, skip=4)
+    to = path_of(request, "to") if "to" in request.query else at
+    done = await request.app[SERVICES].trash.restore(
+        at, to, principal=principal_of(request).name, request_id=request[REQUEST_ID]
+    )
+    text = f"Restored {done.restored} artifacts from {at.repository}/{at.path}."
+    if done.skipped:
+        text += f" {done.skipped} were skipped, because something is in their place."
+    return web.Response(text=text + "\n", status=202 if done.restored else 409)
+
+
+async def empty(request: web.Request) -> web.StreamResponse:
+    gone = await request.app[SERVICES].trash.empty(
+        None, principal=principal_of(request).name, request_id=request[REQUEST_ID]
+    )
+    return web.Response(text=f"{gone} artifacts left the trash.\n")
+
+
+async def clean(request: web.Request) -> web.StreamResponse:
+    gone = await request.app[SERVICES].trash.empty(
+        artifact_at(request, skip=4), principal=principal_of(request).name, request_id=request[REQUEST_ID]
+    )
+    return web.Response(text=f"{gone} artifacts left the trash.\n")
+
+
+def path_of(request: web.Request, parameter: str) -> ArtifactPath:
+    """Return the path in a query parameter. Raises ``BadPath``."""
+    segments = tuple(check_segment(segment) for segment in request.query[parameter].strip("/").split("/"))
+    return artifact_path(segments, path_bytes_max=request.app[SERVICES].settings.now.path_bytes_max)

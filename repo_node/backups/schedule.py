@@ -1,0 +1,83 @@
+"""The job that keeps backups of the database on the shards themselves, on as many nodes as a blob has copies."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+
+from repo_node.backups.backup import write_snapshot
+from repo_node.db import backups
+from repo_node.db.pool import Database
+from repo_node.metrics.audits import AuditMetrics
+from repo_node.settings import LiveSettings
+from sharding.backups import ShardBackups
+from sharding.errors import ShardError
+from sharding.local import LocalShard
+from sharding.maintenance.job import Step
+from sharding.model import NodeId, ShardId
+
+log = logging.getLogger("holdfast.backup")
+
+
+class ScheduledBackup:
+    """Writes a backup to the roomiest own shard when it is due, and lets the oldest there go."""
+
+    name = "backup"
+
+    def __init__(
+        self,
+        node: NodeId,
+        shards: Mapping[ShardId, LocalShard],
+        database: Database,
+        settings: LiveSettings,
+        metrics: AuditMetrics,
+    ) -> None:
+        self._node = node
+        self._shards = shards
+        self._database = database
+        self._settings = settings
+        self._metrics = metrics
+
+    async def step(self) -> Step:
+        now = self._settings.now
+        if not now.backups_kept or not self._shards:
+            return Step(idle=True)
+        name = await backups.due_name(self._database, self._node, now.redundancy, now.backup_period_seconds)
+        if name is None:
+            return Step(idle=True)
+        shard = await self._roomiest()
+        count_bytes = await self._write(shard, name)
+        kept = await shard.run(ShardBackups(shard.files).keep, now.backups_kept)
+        await backups.record(self._database, shard.id, name, count_bytes, kept)
+        self._metrics.observe_backup(count_bytes)
+        log.info("backed up", extra={"facts": {"shard": shard.id, "name": name, "bytes": count_bytes}})
+        return Step(done=1, moved_bytes=count_bytes, idle=True)
+
+    async def _roomiest(self) -> LocalShard:
+        """Return the own shard with the most room. Raises ``ShardError`` when none can be asked."""
+        best: tuple[int, LocalShard] | None = None
+        last: ShardError | None = None
+        for shard in self._shards.values():
+            try:
+                free = (await shard.space()).free_bytes
+            except ShardError as error:
+                last = error
+                continue
+            if best is None or free > best[0]:
+                best = (free, shard)
+        if best is None:
+            assert last is not None
+            raise last
+        return best[1]
+
+    async def _write(self, shard: LocalShard, name: str) -> int:
+        """Write a backup and return its bytes. One that is not finished is replaced by the next."""
+        keeper = ShardBackups(shard.files)
+        file = await shard.run(keeper.create)
+        try:
+            async with asyncio.timeout(self._settings.now.backup_seconds_max), self._database.apart() as connection:
+                await write_snapshot(connection, file, lambda table, rows: None)
+        finally:
+            await shard.run(file.close)
+        return await shard.run(keeper.publish, name)

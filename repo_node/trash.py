@@ -1,0 +1,132 @@
+"""The service for the trash: list, restore, let go; and the job that lets go of what is old enough."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass
+
+from repo_node.db import repositories
+from repo_node.db import trash as rows
+from repo_node.db.lease import Lease
+from repo_node.db.pool import Database
+from repo_node.db.trash import Position, Restored, Trashed
+from repo_node.errors import NotFound
+from repo_node.metrics.deletion import DeletionMetrics
+from repo_node.paths import ArtifactPath
+from repo_node.settings import LiveSettings
+from sharding.maintenance.job import Step
+
+PAGE = 1_000
+DAY_SECONDS = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class Restoration:
+    """How many artifacts came back, and how many did not because something is in their place."""
+
+    restored: int
+    skipped: int
+
+
+class Trash:
+    """What was deleted or overwritten, and how to get it back."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    async def page(self, at: ArtifactPath | None, after: Position, items_max: int) -> list[Trashed]:
+        """Return what was thrown away, all of it or below a folder or repository, by place and age."""
+        if at is None:
+            return await rows.list_all(self._database, after, items_max)
+        return await rows.list_tree(self._database, at.repository, at.path, after, items_max)
+
+    async def versions(self, at: ArtifactPath) -> list[Trashed]:
+        """Return what lay at exactly this path, the last thrown away first."""
+        return await rows.at_path(self._database, at.repository, at.folder, at.name, PAGE) if at.name else []
+
+    async def restore(self, at: ArtifactPath, to: ArtifactPath, *, principal: str, request_id: str) -> Restoration:
+        """Bring back the last that was thrown away at a path, or of everything below a folder, to ``to``.
+
+        What is in the place of a single artifact goes to the trash; what is in the place of one of a folder's
+        stays, and that one is skipped. Raises ``NotFound``, ``PathConflict``.
+        """
+        target = await repositories.find(self._database, to.repository)
+        if target is None:
+            raise NotFound(f"There is no repository {to.repository}; make it, or name another place with ?to=.")
+        by = {"principal": principal, "request_id": request_id}
+        for version in await self.versions(at):
+            if await self._restore(version, target.id, to.folder, to.name or at.name, True, by):
+                return Restoration(1, 0)
+        restored = skipped = 0
+        async for newest in self._newest(at):
+            folder = "/".join(filter(None, (to.path, newest.folder[len(at.path) :].strip("/"))))
+            if await self._restore(newest, target.id, folder, newest.name, False, by):
+                restored += 1
+            else:
+                skipped += 1
+        if not restored and not skipped:
+            raise NotFound(f"The trash holds nothing of {at.repository}/{at.path}.")
+        return Restoration(restored, skipped)
+
+    async def _restore(
+        self, one: Trashed, repository_id: int, folder: str, name: str, replace: bool, by: dict[str, str]
+    ) -> bool:
+        outcome = await rows.restore(self._database, one.id, repository_id, folder, name, replace=replace, **by)
+        return outcome is Restored.RESTORED
+
+    async def _newest(self, at: ArtifactPath) -> AsyncIterator[Trashed]:
+        """Yield, of everything below a folder, what was thrown away last at each path."""
+        last: Trashed | None = None
+        async for one in self._below(at):
+            if last is not None and last.path != one.path:
+                yield last
+            last = one
+        if last is not None:
+            yield last
+
+    async def _below(self, at: ArtifactPath | None) -> AsyncIterator[Trashed]:
+        after = Position()
+        while page := await self.page(at, after, PAGE):
+            for one in page:
+                yield one
+            last = page[-1]
+            after = Position(last.repository, last.folder, last.name, last.id)
+
+    async def empty(self, at: ArtifactPath | None, *, principal: str, request_id: str) -> int:
+        """Let go of everything for good, or of what lay at and below a path; return how many artifacts that were."""
+        gone = 0
+        if at is not None:
+            gone += await rows.empty(self._database, [one.id for one in await self.versions(at)])
+        ids: list[int] = []
+        async for one in self._below(at):
+            ids.append(one.id)
+            if len(ids) == PAGE:
+                gone += await rows.empty(self._database, ids)
+                ids = []
+        gone += await rows.empty(self._database, ids)
+        where = (None, None) if at is None else (at.repository, at.path)
+        await rows.record_emptied(self._database, *where, items=gone, principal=principal, request_id=request_id)
+        return gone
+
+
+class TrashExpiry:
+    """The job ``trash``: lets go of what has been in the trash for longer than ``trash_days``."""
+
+    name = "trash"
+
+    def __init__(
+        self, database: Database, lease: Callable[[], Lease | None], settings: LiveSettings, metrics: DeletionMetrics
+    ) -> None:
+        self._database = database
+        self._lease = lease
+        self._settings = settings
+        self._metrics = metrics
+
+    async def step(self) -> Step:
+        lease = self._lease()
+        if lease is None:
+            return Step(idle=True)
+        age_seconds = self._settings.now.trash_days * DAY_SECONDS
+        gone = await rows.expire(self._database, lease, age_seconds=age_seconds, items_max=PAGE)
+        self._metrics.trash_emptied.inc(gone)
+        return Step(done=gone, idle=gone == 0)

@@ -1,0 +1,134 @@
+"""Reads replicas from the disk itself, not from memory. Every function blocks.
+
+Where the file system allows it, reads go around the page cache (O_DIRECT): they see what the medium
+holds, cost no copy and push nothing out. Elsewhere the pages are given up before and after reading.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import stat
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+from sharding.digests import block_digests
+from sharding.errors import ReplicaCorrupt, ReplicaMissing, ShardError, ShardRefused
+from sharding.files import OPEN_FILE, ShardFiles
+from sharding.model import BLOCK_BYTES
+from sharding.shard import Part
+
+BUFFER_BYTES = 4 * BLOCK_BYTES
+"""Read in one call: large enough that calls do not count, small enough to stay in the processor's cache."""
+
+
+class Buffers:
+    """Lends buffers to threads, and keeps as many as are in use at once as a rule."""
+
+    def __init__(self, kept_max: int) -> None:
+        self._kept_max = kept_max
+        self._spare: list[memoryview] = []
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def lent(self) -> Iterator[memoryview]:
+        with self._lock:
+            buffer = self._spare.pop() if self._spare else None
+        if buffer is None:
+            # Anonymous memory begins at a page, as direct reads want it.
+            buffer = memoryview(mmap.mmap(-1, BUFFER_BYTES))
+        try:
+            yield buffer
+        finally:
+            with self._lock:
+                if len(self._spare) < self._kept_max:
+                    self._spare.append(buffer)
+
+
+BUFFERS = Buffers(kept_max=4)
+"""Shared by all shards of a process: audits read a few at a time, whatever their number."""
+
+
+class Rereader:
+    """Re-reads replicas of one shard into buffers that are used again and again."""
+
+    def __init__(self, files: ShardFiles, buffers: Buffers = BUFFERS) -> None:
+        self._files = files
+        self._buffers = buffers
+
+    def reread(self, parts: Sequence[Part]) -> list[bytes | ShardError]:
+        """See ``Auditable.reread``."""
+        outcomes: list[bytes | ShardError] = []
+        for part in parts:
+            try:
+                outcomes.append(self._reread(part))
+            except (ReplicaMissing, ReplicaCorrupt) as error:
+                outcomes.append(error)
+        return outcomes
+
+    def _reread(self, part: Part) -> bytes:
+        if part.offset % BLOCK_BYTES or not 0 <= part.offset <= part.offset + part.length <= part.size:
+            raise ShardRefused(
+                self._files.shard, f"{part.length} bytes from {part.offset} are no blocks of {part.size}"
+            )
+        name = self._files.name(part.name)
+        with self._files.fan_out(name) as directory:
+            if directory is None:
+                raise ReplicaMissing(self._files.shard, f"re-reading {name}: its directory is not there")
+            try:
+                with opened(name, directory) as (file, is_direct):
+                    return self._digest(part, name, file, is_direct)
+            except OSError as error:
+                raise self._files.reading_failed(name, error) from error
+
+    def _digest(self, part: Part, name: str, file: int, is_direct: bool) -> bytes:
+        found = os.fstat(file)
+        if not stat.S_ISREG(found.st_mode) or found.st_size != part.size:
+            raise ReplicaCorrupt(
+                self._files.shard, f"{name} should be a file of {part.size} bytes and has {found.st_size}"
+            )
+        digests = b""
+        with self._buffers.lent() as buffer:
+            for offset in range(part.offset, part.offset + part.length, BUFFER_BYTES):
+                wanted = min(BUFFER_BYTES, part.offset + part.length - offset)
+                data = read_into(buffer, file, offset, wanted, is_direct)
+                if len(data) != wanted:
+                    ended_at = offset + len(data)
+                    raise ReplicaCorrupt(self._files.shard, f"{name} ended at {ended_at} of {part.size} bytes")
+                digests += block_digests(data)
+                if part.hasher is not None:
+                    part.hasher.update(data)
+        return digests
+
+
+def read_into(buffer: memoryview, file: int, offset: int, wanted: int, is_direct: bool) -> memoryview:
+    """Return up to ``wanted`` bytes of ``file``, in ``buffer``."""
+    # Whole pages, as a direct read asks for, beyond the end of the file too, where it stops by itself.
+    buffer = buffer[: -(-wanted // mmap.PAGESIZE) * mmap.PAGESIZE]
+    if not is_direct:
+        os.posix_fadvise(file, offset, BUFFER_BYTES, os.POSIX_FADV_DONTNEED)
+    taken = 0
+    while taken < wanted and (count := os.preadv(file, [buffer[taken:]], offset + taken)):
+        taken += count
+        if is_direct and taken % mmap.PAGESIZE:
+            break
+    if not is_direct:
+        os.posix_fadvise(file, offset, BUFFER_BYTES, os.POSIX_FADV_DONTNEED)
+    return buffer[: min(taken, wanted)]
+
+
+@contextmanager
+def opened(name: str, directory: int) -> Iterator[tuple[int, bool]]:
+    """Open a file, around the page cache if that can be."""
+    try:
+        file, is_direct = os.open(name, OPEN_FILE | os.O_DIRECT, dir_fd=directory), True
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        file, is_direct = os.open(name, OPEN_FILE, dir_fd=directory), False
+    try:
+        yield file, is_direct
+    finally:
+        os.close(file)
