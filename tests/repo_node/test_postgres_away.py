@@ -63,6 +63,9 @@ def away(behind: Behind, how: str) -> Iterator[None]:
         yield
     finally:
         behind.gateway.restore()
+        restored = time.monotonic()
+        # Ready is not enough: the node may not have noticed yet that Postgres was away.
+        wait_until(lambda: behind.cluster.first.node._membership._beat_at > restored)
         wait_until(behind.cluster.first.is_ready)
 
 

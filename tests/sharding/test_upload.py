@@ -144,10 +144,12 @@ async def test_write_holds_no_more_than_its_bytes_when_they_come_one_at_a_time()
         try:
             for number in range(50_000):
                 await upload.write(bytes([number % 251, number % 7])[:1])
-            held, _ = tracemalloc.get_traced_memory()
+            taken = tracemalloc.take_snapshot()
         finally:
             tracemalloc.stop()
-    assert held < 200_000
+    # What else runs in this process takes memory of its own.
+    ours = taken.filter_traces([tracemalloc.Filter(True, "*/sharding/upload.py"), tracemalloc.Filter(True, __file__)])
+    assert 50_000 <= sum(line.size for line in ours.statistics("lineno")) < 200_000
     await provider.close()
 
 
