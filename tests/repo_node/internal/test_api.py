@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import aiohttp
@@ -22,17 +22,15 @@ from sharding.guarded import Operation
 from sharding.model import BLOCK_BYTES, BlobName, Buffer, NodeId
 from sharding.peer import PeerError, PeerIdentity
 from sharding.shard import Shard
-from tests.repo_node.listener import (
+from tests.repo_node.internal.listener import (
     CLUSTER,
     INCARNATION,
     KEY,
     TOKEN,
     Listener,
     credentials,
-    run_listener,
 )
 from tests.sharding.faulty import Fault, FaultyShard
-from tests.sharding.local_shards import open_at
 from tests.sharding.shard_contract import ShardContract, make_generation, make_name, replica_files, stage_all
 
 Call = Callable[[Shard, BlobName], Awaitable[object]]
@@ -44,24 +42,6 @@ CALLS: dict[str, Call] = {
     "delete": lambda shard, name: shard.delete(name),
 }
 each_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
-
-
-@pytest.fixture
-def shard_root(tmp_path: Path) -> Path:
-    return tmp_path / "shard"
-
-
-@pytest.fixture
-async def owned(shard_root: Path) -> AsyncIterator[FaultyShard]:
-    """The shard behind the listener."""
-    async with open_at(shard_root) as shard:
-        yield FaultyShard(shard)
-
-
-@pytest.fixture
-async def listener(owned: FaultyShard) -> AsyncIterator[Listener]:
-    async with run_listener(owned) as running:
-        yield running
 
 
 @pytest.fixture

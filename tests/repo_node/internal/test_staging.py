@@ -6,7 +6,6 @@ import asyncio
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
@@ -18,30 +17,20 @@ from sharding.frames import ABORT_FRAME, ALIVE_FRAME, UPGRADE, commit_frame, dat
 from sharding.guarded import Operation
 from sharding.model import BLOCK_BYTES, Buffer, Generation
 from sharding.shard import StagedBlob
-from tests.repo_node.listener import CLUSTER, TOKEN, UID, Listener, credentials, eventually, run_listener, staged_files
+from tests.repo_node.internal.listener import (
+    CLUSTER,
+    TOKEN,
+    UID,
+    Listener,
+    credentials,
+    eventually,
+    run_listener,
+    staged_files,
+)
 from tests.sharding.faulty import Fault, FaultyShard
-from tests.sharding.local_shards import open_at
 from tests.sharding.shard_contract import block_digests, make_generation, make_name, replica_files, stage_all
 
 BLOCK = bytes(BLOCK_BYTES)
-
-
-@pytest.fixture
-def shard_root(tmp_path: Path) -> Path:
-    return tmp_path / "shard"
-
-
-@pytest.fixture
-async def owned(shard_root: Path) -> AsyncIterator[FaultyShard]:
-    """The shard behind the listener."""
-    async with open_at(shard_root) as shard:
-        yield FaultyShard(shard)
-
-
-@pytest.fixture
-async def listener(owned: FaultyShard) -> AsyncIterator[Listener]:
-    async with run_listener(owned) as running:
-        yield running
 
 
 async def write_until_refused(staged: StagedBlob, blocks_max: int = 64) -> None:

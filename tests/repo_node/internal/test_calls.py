@@ -31,30 +31,12 @@ from sharding.errors import ShardUnavailable
 from sharding.guarded import Operation
 from sharding.model import BLOCK_BYTES, BlobName, Buffer
 from sharding.shard import Shard
-from tests.repo_node.listener import UID, Listener, eventually, run_listener
+from tests.repo_node.internal.listener import UID, Listener, eventually, run_listener
 from tests.sharding.faulty import Fault, FaultyShard
 from tests.sharding.local_shards import open_at
 from tests.sharding.shard_contract import block_digests, make_name, replica_files, stage_all
 
 OTHER_UID = uuid.UUID("01890000-0000-7000-8000-0000000000bb")
-
-
-@pytest.fixture
-def shard_root(tmp_path: Path) -> Path:
-    return tmp_path / "shard"
-
-
-@pytest.fixture
-async def owned(shard_root: Path) -> AsyncIterator[FaultyShard]:
-    """The shard behind the listener."""
-    async with open_at(shard_root) as shard:
-        yield FaultyShard(shard)
-
-
-@pytest.fixture
-async def listener(owned: FaultyShard) -> AsyncIterator[Listener]:
-    async with run_listener(owned) as running:
-        yield running
 
 
 def message(number: int, request: Delete | Sizes | Read) -> bytes:

@@ -20,7 +20,7 @@ from sharding.local import LocalShard
 from sharding.model import NodeId, ShardId, ZoneId
 from sharding.peer import PeerError
 from sharding.peer_epoch import EpochOver, ask_epoch, tell_epoch
-from tests.repo_node.listener import Listener, credentials, run_listener
+from tests.repo_node.internal.listener import Listener, credentials, run_listener
 from tests.sharding.local_shards import open_at
 from tests.sharding.shard_contract import make_name
 
