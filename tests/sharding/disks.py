@@ -8,13 +8,14 @@ import shutil
 import struct
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.tools import skip
 
 EXT4_IOC_SHUTDOWN = 0x8004587D
 SHUTDOWN_WITHOUT_FLUSH = 2
+FIBMAP = 1
 
 
 @contextmanager
@@ -27,14 +28,19 @@ def mounted_tmpfs(path: Path, size_kib: int) -> Iterator[Path]:
 @contextmanager
 def mounted_ext4(path: Path, size_mib: int = 16) -> Iterator[Path]:
     """Mount an ext4 in a file beside ``path``, or skip the test."""
-    if shutil.which("mkfs.ext4") is None:
-        skip("mkfs.ext4 is not installed: no file system can be killed here")
     image = path.with_suffix(".img")
-    with image.open("wb") as file:
-        file.truncate(size_mib << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True, capture_output=True)
+    make_ext4(image, size_mib)
     with remounted_ext4(path, image):
         yield path
+
+
+def make_ext4(image: Path, size_mib: int, *options: str) -> None:
+    """Make the file ``image`` an ext4, by ``options`` of mkfs.ext4, or skip the test."""
+    if shutil.which("mkfs.ext4") is None:
+        skip("mkfs.ext4 is not installed: no file system can be killed here")
+    with image.open("wb") as file:
+        file.truncate(size_mib << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", *options, str(image)], check=True, capture_output=True)
 
 
 @contextmanager
@@ -54,11 +60,68 @@ def kill_file_system(path: Path) -> None:
 
 
 def remount_read_only(path: Path) -> None:
-    subprocess.run(["mount", "-o", "remount,ro", str(path)], check=True, capture_output=True)
+    """Remount a file system read-only, between two files that are being written."""
+    for _ in range(500):
+        if subprocess.run(["mount", "-o", "remount,ro", str(path)], capture_output=True).returncode == 0:
+            return
+    raise AssertionError(f"{path} is always being written to")
 
 
 def remount_writable(path: Path) -> None:
     subprocess.run(["mount", "-o", "remount,rw", str(path)], check=True, capture_output=True)
+
+
+def take_every_block(image: Path) -> None:
+    """Give the image all its room now, also where mkfs.ext4 left holes."""
+    file = os.open(image, os.O_RDWR)
+    try:
+        os.posix_fallocate(file, 0, os.fstat(file).st_size)
+    finally:
+        os.close(file)
+
+
+def mount_image(image: Path, path: Path) -> None:
+    """Mount the ext4 in ``image`` at ``path`` again, after ``unmount``."""
+    subprocess.run(["mount", "-o", "loop", str(image), str(path)], check=True, capture_output=True)
+
+
+def unmount(path: Path) -> None:
+    """Unmount what is at ``path`` and is in use no more."""
+    subprocess.run(["umount", str(path)], check=True, capture_output=True)
+
+
+def give_up_free_blocks(path: Path) -> None:
+    """Make holes of the free blocks in the image below the ext4 at ``path``, so that writing there needs room anew."""
+    subprocess.run(["fstrim", str(path)], check=True, capture_output=True)
+
+
+def first_block(path: Path) -> int:
+    """Return where a file's bytes begin on its device, in blocks of its file system."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        found: int = struct.unpack("I", fcntl.ioctl(file, FIBMAP, struct.pack("I", 0)))[0]
+        return found
+    finally:
+        os.close(file)
+
+
+def forget_cached(path: Path) -> None:
+    """Make the next read of a file come from its disk."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(file)
+
+
+def fill_up(ballast: Path) -> None:
+    """Take every free byte of the file system that ``ballast`` is on."""
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(1 << 20))
+    with ballast.open("ab", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
 
 
 def detach(path: Path) -> None:
