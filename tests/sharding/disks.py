@@ -15,7 +15,11 @@ from tests.tools import skip
 
 EXT4_IOC_SHUTDOWN = 0x8004587D
 SHUTDOWN_WITHOUT_FLUSH = 2
-FIBMAP = 1
+FS_IOC_FIEMAP = 0xC020660B
+FIEMAP_SYNC = 1
+FIEMAP_HEAD = struct.Struct("QQIIII")
+FIEMAP_EXTENT = struct.Struct("QQQ32x")
+EXTENTS_MAX = 16
 
 
 @contextmanager
@@ -95,14 +99,19 @@ def give_up_free_blocks(path: Path) -> None:
     subprocess.run(["fstrim", str(path)], check=True, capture_output=True)
 
 
-def first_block(path: Path) -> int:
-    """Return where a file's bytes begin on its device, in blocks of its file system."""
+def bytes_on_device(path: Path) -> tuple[int, int]:
+    """Return where the bytes of a file or a directory begin on its device, and where they end."""
     file = os.open(path, os.O_RDONLY)
     try:
-        found: int = struct.unpack("I", fcntl.ioctl(file, FIBMAP, struct.pack("I", 0)))[0]
-        return found
+        request = FIEMAP_HEAD.pack(0, 2**64 - 1, FIEMAP_SYNC, 0, EXTENTS_MAX, 0) + bytes(
+            EXTENTS_MAX * FIEMAP_EXTENT.size
+        )
+        found = fcntl.ioctl(file, FS_IOC_FIEMAP, request)
     finally:
         os.close(file)
+    count = FIEMAP_HEAD.unpack_from(found)[3]
+    extents = [FIEMAP_EXTENT.unpack_from(found, FIEMAP_HEAD.size + n * FIEMAP_EXTENT.size) for n in range(count)]
+    return min(extent[1] for extent in extents), max(extent[1] + extent[2] for extent in extents)
 
 
 def forget_cached(path: Path) -> None:

@@ -1,0 +1,308 @@
+"""Disks that fail under a running load: each keeps what was acknowledged, and the cluster becomes whole again.
+
+One cluster serves all tests of this file, one after the other. Needs root.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from tests.cluster.ledger import LedgerClient
+from tests.cluster.processes import Cluster, NodeProcess, cluster, curl, is_ready, sha256_of, status, until
+from tests.cluster.test_healing import direct, hasten, is_whole, number, shard_at, state_of
+from tests.postgres import TestServer
+from tests.sharding import disks
+from tests.tools import require_root
+
+DISK_MIB = 96
+SIZES = (100, 5_000, 40_000)
+QUICK: dict[str, Any] = {
+    "lease_renew_seconds": 0.5,
+    "lease_seconds": 3,
+    "judge_interval_seconds": 0.3,
+    "presence_interval_seconds": 0.5,
+    "scrub_interval_seconds": 0.2,
+    "rebalance_idle_seconds": 0.5,
+    "rebalance_period_seconds": 1,
+    "trim_period_seconds": 1,
+    "removal_delay_seconds": 0,
+    "removal_idle_seconds": 0.3,
+    "gc_grace_seconds": 0,
+    "gc_idle_seconds": 0.5,
+    "trash_days": 0,
+    "trash_idle_seconds": 0.5,
+}
+UNREST_SQL = """
+    SELECT (SELECT count(*) FROM blobs b
+             WHERE b.size > 0 AND (SELECT count(DISTINCT h.shard_id) FROM homes(b.id) h) <> b.redundancy)
+         + (SELECT count(*) FROM replicas r JOIN shards s ON s.id = r.shard_id
+             WHERE r.state = 'suspect' AND s.state <> 'lost')
+         + (SELECT count(*) FROM removals r JOIN shards s ON s.id = r.shard_id WHERE s.state <> 'lost')
+"""
+"""Blobs with copies too few or too many, doubts and files to be removed, but for what is on lost shards."""
+
+
+@dataclass
+class Hall:
+    """The cluster and its disks: one in a small memory, one that dies, two on a node that restarts."""
+
+    cluster: Cluster
+    small_memory: Path
+    fickle: Path
+    mortal: Path
+    first: Path
+    second: Path
+
+    @property
+    def restarted(self) -> NodeProcess:
+        return self.cluster.nodes[1]
+
+
+@pytest.fixture(scope="module")
+def hall(postgres: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hall]:
+    require_root("disks have to be mounted")
+    base = tmp_path_factory.mktemp("disks")
+    with ExitStack() as stack:
+        memory = stack.enter_context(disks.mounted_tmpfs(base / "memory", size_kib=(DISK_MIB + 32) << 10))
+        fickle, mortal, first, second = (base / name for name in ("fickle", "mortal", "first", "second"))
+        for path in (mortal, first, second):
+            # One group of blocks: what the file system keeps of itself lies before the data.
+            disks.make_ext4(image_of(path), DISK_MIB, "-b", "4096", "-m", "0")
+            stack.enter_context(disks.remounted_ext4(path, image_of(path)))
+        # A journal so long that only the files' own bytes meet the want of room.
+        disks.make_ext4(memory / "img", DISK_MIB, "-b", "4096", "-m", "0", "-J", "size=32")
+        disks.take_every_block(memory / "img")
+        stack.enter_context(disks.remounted_ext4(fickle, memory / "img"))
+        dsn = stack.enter_context(postgres.database(postgres.template()))
+        made = stack.enter_context(cluster(base / "cluster", dsn, nodes=0))
+        made.add_node(shard_paths=[fickle, mortal])
+        made.add_node(shard_paths=[first, second])
+        made.add_node()
+        for node in made.nodes:
+            node.extra_environment["HOLDFAST_TEST_WITHOUT_GRACE"] = "1"
+        made.start()
+        for number_of_folder in range(256):  # made now, they lie before all files
+            (first / "blobs" / f"{number_of_folder:02x}").mkdir(mode=0o700, exist_ok=True)
+        hasten(made, **QUICK)
+        yield Hall(made, memory, fickle, mortal, first, second)
+
+
+def image_of(disk: Path) -> Path:
+    return disk.with_suffix(".img")
+
+
+@asynccontextmanager
+async def loaded(hall: Hall, seed: int) -> AsyncIterator[LedgerClient]:
+    """Load the cluster; in the end nothing acknowledged may be lost, and every blob whole and right on its disks."""
+    stop = asyncio.Event()
+    async with LedgerClient([node.url for node in hall.cluster.nodes], seed=seed, retries=3) as client:
+        load = asyncio.create_task(client.mixed_load(stop, workers=2, sizes=SIZES))
+        try:
+            await until(lambda: len(client.ledger.acknowledged) > 30, "the load to begin", 20)
+            yield client
+        finally:
+            stop.set()
+            await load
+        await client.verify()
+        assert client.ledger.wrong == []
+        await until(lambda: is_whole(hall.cluster), "every blob to be whole", 30)
+        await until(lambda: number(hall.cluster, UNREST_SQL) == 0, "the cluster to come to rest", 30)
+        await until(lambda: has_right_copies(hall.cluster), "every copy to be right on its disk", 20)
+        await client.verify()
+        assert client.ledger.wrong == []
+
+
+def has_right_copies(made: Cluster) -> bool:
+    """Say whether every live replica that is not on a lost shard is right on its disk; copies move all the time."""
+    rows = made.query(
+        "SELECT s.path, encode(b.sha256, 'hex') AS sha256, r.generation FROM replicas r"
+        " JOIN blobs b ON b.id = r.blob_id JOIN shards s ON s.id = r.shard_id"
+        " WHERE r.state = 'live' AND s.state <> 'lost'"
+    )
+    return all(is_right(Path(row["path"]), row["sha256"], row["generation"]) for row in rows)
+
+
+def is_right(shard: Path, sha256: str, generation: UUID) -> bool:
+    try:
+        [file] = shard.glob(f"blobs/*/{sha256}.{generation}")
+        disks.forget_cached(file)
+        return sha256_of(file) == sha256
+    except (OSError, ValueError):
+        return False
+
+
+def errors(node: NodeProcess, shard: int, outcome: str) -> float:
+    """Return how many calls of ``shard`` ended so on ``node``."""
+    lines = curl(f"{node.url}/metrics", fail=True)[1].decode().splitlines()
+    wanted = (f'shard="{shard}"', f'outcome="{outcome}"')
+    counts = [
+        float(line.rpartition(" ")[2])
+        for line in lines
+        if line.startswith("holdfast_shard_errors_total{") and all(label in line for label in wanted)
+    ]
+    return sum(counts)
+
+
+def more_files(disk: Path) -> Callable[[], bool]:
+    before = len(list(disk.glob("blobs/*/*")))
+    return lambda: len(list(disk.glob("blobs/*/*"))) > before + 3
+
+
+async def test_copy_whose_fsync_fails_once_counts_for_nothing(hall: Hall) -> None:
+    shard, ballast = shard_at(hall.cluster, hall.fickle), hall.small_memory / "ballast"
+    node = hall.cluster.nodes[0]
+    async with loaded(hall, 1):
+        disks.give_up_free_blocks(hall.fickle)
+        disks.fill_up(ballast)
+        await until(
+            lambda: errors(node, shard, "full") + errors(node, shard, "unavailable") > 0, "an fsync to fail", 15
+        )
+        ballast.unlink()
+        await until(more_files(hall.fickle), "the disk to be written again", 20)
+
+
+async def test_read_only_disk_serves_on_and_is_written_again_afterwards(hall: Hall) -> None:
+    shard, node = shard_at(hall.cluster, hall.fickle), hall.cluster.nodes[0]
+    async with loaded(hall, 2):
+        disks.remount_read_only(hall.fickle)
+        await until(lambda: errors(node, shard, "refused") > 0, "a write to be refused", 15)
+        await asyncio.sleep(1)
+        disks.remount_writable(hall.fickle)
+        await until(more_files(hall.fickle), "the disk to be written again", 20)
+
+
+async def test_full_disk_is_written_again_once_there_is_room(hall: Hall) -> None:
+    shard, ballast = shard_at(hall.cluster, hall.mortal), hall.mortal / "ballast"
+    async with loaded(hall, 3):
+        disks.fill_up(ballast)
+        await until(lambda: not is_writable(hall.cluster, shard), "the disk to count as full", 15)
+        await asyncio.sleep(0.5)
+        ballast.unlink()
+        await until(more_files(hall.mortal), "the disk to be written again", 20)
+
+
+def is_writable(made: Cluster, shard: int) -> bool:
+    return any(one["writable"] for one in status(made.live)["shards"] if one["id"] == shard)
+
+
+async def test_unreadable_part_of_a_disk_is_found_and_its_copies_are_made_anew(hall: Hall) -> None:
+    made, disk = hall.cluster, hall.first
+    shard = shard_at(made, disk)
+    found = (
+        "SELECT count(*) FROM events WHERE kind = 'quarantine' AND detail->>'reason' = 'unreadable'"
+        " AND (detail->>'shard')::int = $1"
+    )
+    async with loaded(hall, 4):
+        await until(lambda: len(list(disk.glob("blobs/*/*"))) > 30, "files to lie there", 20)
+        # What is written into the part that is cut off would make it readable again.
+        assert direct(made, "POST", f"shards/{shard}/readonly")[0] == 200
+        await until(lambda: is_still(disk), "the disk to be written no more", 20)
+        bad = cut_off(disk)
+        hasten(made, scrub_period_seconds=2)
+        await until(lambda: number(made, found, shard) > 0, "the scrub to find it", 20)
+        await until(lambda: not any(file.exists() for file in bad), "the unreadable files to be set aside", 30)
+        hasten(made, scrub_period_seconds=86_400)
+        os.truncate(image_of(disk), DISK_MIB << 20)
+        assert direct(made, "POST", f"shards/{shard}/activate")[0] == 200
+
+
+def cut_off(disk: Path) -> list[Path]:
+    """Make the end of a disk unreadable, where only files lie; return which."""
+    begins = {file: disks.bytes_on_device(file)[0] for file in disk.glob("blobs/*/*")}
+    behind_folders = max(disks.bytes_on_device(folder)[1] for folder in disk.glob("blobs/*"))
+    last_third = sorted(begins.values())[len(begins) * 2 // 3]
+    cut = min(begin for begin in begins.values() if begin >= max(behind_folders, last_third))
+    bad = [file for file, begin in begins.items() if begin >= cut]
+    for file in bad:
+        disks.forget_cached(file)
+    os.truncate(image_of(disk), cut)
+    return bad
+
+
+def is_still(disk: Path) -> bool:
+    before = set(disk.glob("*/*/*"))
+    time.sleep(0.5)
+    return set(disk.glob("*/*/*")) == before
+
+
+async def test_disks_that_lost_their_power_keep_what_was_acknowledged(hall: Hall) -> None:
+    made, node = hall.cluster, hall.restarted
+    hasten(made, lost_after_seconds=60)
+    async with loaded(hall, 5):
+        for disk in (hall.first, hall.second):
+            disks.kill_file_system(disk)
+        node.kill()
+        for disk in (hall.first, hall.second):
+            disks.unmount(disk)
+            disks.mount_image(image_of(disk), disk)
+        node.start()
+        await until(lambda: is_ready(node), "the node to come back", 30)
+        await until(made.is_whole, "the nodes to know one another again", 20)
+
+
+async def test_shards_long_absent_are_refused_at_wrong_mounts_and_their_stale_files_go(hall: Hall) -> None:
+    made, node = hall.cluster, hall.restarted
+    both = {hall.first: image_of(hall.first), hall.second: image_of(hall.second)}
+    shards = [shard_at(made, disk) for disk in both]
+    deleted = [f"generic-local/deleted/{n}" for n in range(12)]
+    async with LedgerClient([made.url]) as client:
+        for path in deleted:
+            assert await client.put(path, path.encode() * 99)
+        digests = list(client.ledger.acknowledged.values())
+    async with loaded(hall, 6):
+        stale = [file for disk in both for digest in digests for file in disk.glob(f"blobs/*/{digest}.*")]
+        assert stale
+        node.kill()
+        hasten(made, lost_after_seconds=2)
+        await mount_crosswise_and_start(node, both)
+        await until(lambda: {state_of(made, shard) for shard in shards} == {"lost"}, "the verdict", 20)
+        for path in deleted:
+            curl("-X", "DELETE", f"{made.live.url}/artifactory/{path}", fail=True)
+        blobs = "SELECT count(*) FROM blobs WHERE encode(sha256, 'hex') = ANY ($1::text[])"
+        await until(lambda: number(made, blobs, digests) == 0, "the deleted content to be collected", 20)
+        for disk, image in both.items():
+            disks.mount_image(image, disk)
+        assert all(file.exists() for file in stale)
+        node.start()
+        await until(lambda: is_ready(node), "the node to come back", 30)
+        await until(lambda: {state_of(made, shard) for shard in shards} == {"active"}, "its shards to return", 30)
+        hasten(made, lost_after_seconds=60)
+        await until(lambda: not any(file.exists() for file in stale), "the stale files to go", 20)
+        for one in made.nodes:
+            assert {curl(f"{one.url}/artifactory/{path}")[0] for path in deleted} == {404}
+
+
+async def mount_crosswise_and_start(node: NodeProcess, both: dict[Path, Path]) -> None:
+    """Start ``node`` with its two disks mixed up, which it refuses; they are not mounted afterwards."""
+    first, second = both
+    for disk in both:
+        disks.unmount(disk)
+    for disk, image in ((first, both[second]), (second, both[first])):
+        disks.mount_image(image, disk)
+    before = sorted(first.rglob("*")), sorted(second.rglob("*"))
+    node.start()
+    assert node.process is not None
+    assert await asyncio.to_thread(node.process.wait, 30) == 1
+    assert "is the right disk mounted?" in node.log.read_text()
+    assert (sorted(first.rglob("*")), sorted(second.rglob("*"))) == before
+    for disk in both:
+        disks.unmount(disk)
+
+
+async def test_dead_disk_is_declared_lost_and_made_good_elsewhere(hall: Hall) -> None:
+    made = hall.cluster
+    shard = shard_at(made, hall.mortal)
+    hasten(made, lost_after_seconds=2)
+    async with loaded(hall, 7):
+        disks.kill_file_system(hall.mortal)
+        await until(lambda: state_of(made, shard) == "lost", "the verdict", 40)
