@@ -141,16 +141,17 @@ def is_right(shard: Path, sha256: str, generation: UUID) -> bool:
         return False
 
 
-def errors(node: NodeProcess, shard: int, outcome: str) -> float:
-    """Return how many calls of ``shard`` ended so on ``node``."""
+def failures(node: NodeProcess, shard: int, *outcomes: str) -> float:
+    """Return how many calls of ``shard`` ended so on ``node``, in whatever way if no outcome is named."""
     lines = curl(f"{node.url}/metrics", fail=True)[1].decode().splitlines()
-    wanted = (f'shard="{shard}"', f'outcome="{outcome}"')
-    counts = [
+    wanted = [f'outcome="{outcome}"' for outcome in outcomes] or ["outcome="]
+    return sum(
         float(line.rpartition(" ")[2])
         for line in lines
-        if line.startswith("holdfast_shard_errors_total{") and all(label in line for label in wanted)
-    ]
-    return sum(counts)
+        if line.startswith("holdfast_shard_errors_total{")
+        and f'shard="{shard}"' in line
+        and any(outcome in line for outcome in wanted)
+    )
 
 
 def more_files(disk: Path) -> Callable[[], bool]:
@@ -161,21 +162,21 @@ def more_files(disk: Path) -> Callable[[], bool]:
 async def test_copy_whose_fsync_fails_once_counts_for_nothing(hall: Hall) -> None:
     shard, ballast = shard_at(hall.cluster, hall.fickle), hall.small_memory / "ballast"
     node = hall.cluster.nodes[0]
+    failed = failures(node, shard, "full", "unavailable")
     async with loaded(hall, 1):
         disks.give_up_free_blocks(hall.fickle)
         disks.fill_up(ballast)
-        await until(
-            lambda: errors(node, shard, "full") + errors(node, shard, "unavailable") > 0, "an fsync to fail", 15
-        )
+        await until(lambda: failures(node, shard, "full", "unavailable") > failed, "an fsync to fail", 15)
         ballast.unlink()
         await until(more_files(hall.fickle), "the disk to be written again", 20)
 
 
 async def test_read_only_disk_serves_on_and_is_written_again_afterwards(hall: Hall) -> None:
     shard, node = shard_at(hall.cluster, hall.fickle), hall.cluster.nodes[0]
+    refused = failures(node, shard, "refused")
     async with loaded(hall, 2):
         disks.remount_read_only(hall.fickle)
-        await until(lambda: errors(node, shard, "refused") > 0, "a write to be refused", 15)
+        await until(lambda: failures(node, shard, "refused") > refused, "a write to be refused", 15)
         await asyncio.sleep(1)
         disks.remount_writable(hall.fickle)
         await until(more_files(hall.fickle), "the disk to be written again", 20)
@@ -193,6 +194,18 @@ async def test_full_disk_is_written_again_once_there_is_room(hall: Hall) -> None
 
 def is_writable(made: Cluster, shard: int) -> bool:
     return any(one["writable"] for one in status(made.live)["shards"] if one["id"] == shard)
+
+
+async def test_slow_disk_keeps_no_upload_waiting_for_long(hall: Hall) -> None:
+    node, shard = hall.cluster.nodes[0], shard_at(hall.cluster, hall.fickle)
+    assert node.process is not None
+    async with loaded(hall, 8) as client:
+        failed, uploads = failures(node, shard), len(client.ledger.acknowledged)
+        with disks.throttled(hall.fickle, node.process.pid, bytes_per_second=20_000):
+            await until(lambda: failures(node, shard) > failed, "an upload to give the disk up", 30)
+            await until(lambda: len(client.ledger.acknowledged) > uploads + 10, "the load to go on", 30)
+        assert client.ledger.failures == {}
+        await until(more_files(hall.fickle), "the disk to be written again", 20)
 
 
 async def test_unreadable_part_of_a_disk_is_found_and_its_copies_are_made_anew(hall: Hall) -> None:

@@ -20,6 +20,7 @@ FIEMAP_SYNC = 1
 FIEMAP_HEAD = struct.Struct("QQIIII")
 FIEMAP_EXTENT = struct.Struct("QQQ32x")
 EXTENTS_MAX = 16
+BLKIO = Path("/sys/fs/cgroup/blkio")
 
 
 @contextmanager
@@ -121,6 +122,25 @@ def forget_cached(path: Path) -> None:
         os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(file)
+
+
+@contextmanager
+def throttled(path: Path, process: int, bytes_per_second: int) -> Iterator[None]:
+    """Let ``process`` read and write what is at ``path`` no faster than this, or skip the test."""
+    if not os.access(BLKIO, os.W_OK):
+        skip(f"no disk can be slowed down here: {BLKIO} cannot be written")
+    device, group = path.stat().st_dev, BLKIO / f"holdfast-test-{process}"
+    group.mkdir()
+    try:
+        for verb in ("read", "write"):
+            limit = f"{os.major(device)}:{os.minor(device)} {bytes_per_second}"
+            (group / f"blkio.throttle.{verb}_bps_device").write_text(limit)
+        (group / "cgroup.procs").write_text(str(process))
+        yield
+    finally:
+        for one in (group / "cgroup.procs").read_text().split():
+            (BLKIO / "cgroup.procs").write_text(one)
+        group.rmdir()
 
 
 def fill_up(ballast: Path) -> None:
