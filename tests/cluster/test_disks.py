@@ -6,10 +6,10 @@ One cluster serves all tests of this file, one after the other. Needs root.
 from __future__ import annotations
 
 import asyncio
-import os
+import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -231,26 +231,32 @@ async def test_unreadable_part_of_a_disk_is_found_and_its_copies_are_made_anew(h
         # What is written into the part that is cut off would make it readable again.
         assert direct(made, "POST", f"shards/{shard}/readonly")[0] == 200
         await until(lambda: is_still(disk), "the disk to be written no more", 20)
-        bad = cut_off(disk)
-        hasten(made, scrub_period_seconds=2)
-        await until(lambda: number(made, found, shard) > 0, "the scrub to find it", 20)
-        await until(lambda: not any(file.exists() for file in bad), "the unreadable files to be set aside", 30)
-        hasten(made, scrub_period_seconds=86_400)
-        os.truncate(image_of(disk), DISK_MIB << 20)
+        with cut_off(disk) as bad:
+            hasten(made, scrub_period_seconds=2)
+            await until(lambda: number(made, found, shard) > 0, "the scrub to find it", 20)
+            await until(lambda: not any(file.exists() for file in bad), "the unreadable files to be set aside", 30)
+            hasten(made, scrub_period_seconds=86_400)
         assert direct(made, "POST", f"shards/{shard}/activate")[0] == 200
 
 
-def cut_off(disk: Path) -> list[Path]:
-    """Make the end of a disk unreadable, where only files lie; return which."""
+@contextmanager
+def cut_off(disk: Path) -> Iterator[list[Path]]:
+    """Make the end of a disk unreadable, where a third of its files lie; yield which. Then it is as it was."""
     begins = {file: disks.bytes_on_device(file)[0] for file in disk.glob("blobs/*/*")}
-    behind_folders = max(disks.bytes_on_device(folder)[1] for folder in disk.glob("blobs/*"))
-    last_third = sorted(begins.values())[len(begins) * 2 // 3]
-    cut = min(begin for begin in begins.values() if begin >= max(behind_folders, last_third))
+    cut = sorted(begins.values())[len(begins) * 2 // 3]
     bad = [file for file, begin in begins.items() if begin >= cut]
+    subprocess.run(["sync", "-f", str(disk)], check=True)
     for file in bad:
         disks.forget_cached(file)
-    os.truncate(image_of(disk), cut)
-    return bad
+    with image_of(disk).open("r+b") as image:
+        image.seek(cut)
+        end = image.read()
+        image.truncate(cut)
+        try:
+            yield bad
+        finally:
+            image.seek(cut)
+            image.write(end)
 
 
 def is_still(disk: Path) -> bool:
