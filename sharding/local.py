@@ -76,7 +76,11 @@ class LocalShard:
         await self.sync(await self.run(self.files.remove, name))
 
     async def space(self) -> ShardSpace:
-        return await self.run(self.files.space)
+        return await self.run(self._space)
+
+    def _space(self) -> ShardSpace:
+        self._rereader.check_answers()
+        return self.files.space()
 
     async def reread(self, parts: Sequence[Part]) -> list[bytes | ShardError]:
         return await self.run(self._rereader.reread, parts)

@@ -12,11 +12,13 @@ import os
 import stat
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from sharding.digests import block_digests
-from sharding.errors import ReplicaCorrupt, ReplicaMissing, ShardError, ShardRefused
+from sharding.disk_errors import LOOKING, translated
+from sharding.errors import ReplicaCorrupt, ReplicaMissing, ShardError, ShardRefused, ShardUnavailable
 from sharding.files import OPEN_FILE, ShardFiles
+from sharding.identity import IDENTITY_FILE
 from sharding.model import BLOCK_BYTES
 from sharding.shard import Part
 
@@ -57,6 +59,25 @@ class Rereader:
     def __init__(self, files: ShardFiles, buffers: Buffers = BUFFERS) -> None:
         self._files = files
         self._buffers = buffers
+        self._asking = threading.Lock()
+
+    def check_answers(self) -> None:
+        """Raise ``ShardUnavailable`` when the disk gives nothing: a dead one tells its free space from memory."""
+        if not self._asking.acquire(blocking=False):  # one thread that hangs is enough
+            raise ShardUnavailable(self._files.shard, "the disk has not answered the last question yet")
+        try:
+            with translated(self._files.shard, LOOKING, f"reading {self._files.path}/{IDENTITY_FILE}"):
+                self._read_identity()
+        finally:
+            self._asking.release()
+
+    def _read_identity(self) -> None:
+        with (
+            suppress(FileNotFoundError),  # the disk answered
+            opened(IDENTITY_FILE, self._files.claim.directory) as (file, is_direct),
+            self._buffers.lent() as buffer,
+        ):
+            read_into(buffer, file, 0, mmap.PAGESIZE, is_direct)
 
     def reread(self, parts: Sequence[Part]) -> list[bytes | ShardError]:
         """See ``Auditable.reread``."""

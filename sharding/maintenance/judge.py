@@ -109,14 +109,17 @@ class Judge:
     async def _set_aside(self, shard: Auditable) -> int:
         """Move condemned files. One that is nowhere is done with, if the shard is intact."""
         names = await self._catalogue.unmoved(shard.id, BATCH)
-        moved = []
-        try:
-            for name in names:
+        moved, failure = [], None
+        for name in names:
+            try:
                 if not await shard.set_aside(name):
                     await shard.check_intact()
                 moved.append(name.generation)
-        except ShardError as error:
-            log.warning("judge: a condemned replica stays where it is for now: %s", error)
+            except ShardError as error:
+                # Perhaps its directory alone is damaged: the others must not wait for it.
+                failure = error
+        if failure is not None:
+            log.warning("judge: %d condemned replicas stay for now: %s", len(names) - len(moved), failure)
         if moved:
             await self._catalogue.note_moved(shard.id, moved)
         return len(moved)

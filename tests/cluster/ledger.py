@@ -102,7 +102,9 @@ class LedgerClient:
                 await asyncio.sleep(0.3)
         return False
 
-    async def mixed_load(self, stop: asyncio.Event, *, workers: int = 8, sizes: Sequence[int] = SIZES) -> None:
+    async def mixed_load(
+        self, stop: asyncio.Event, *, workers: int = 8, sizes: Sequence[int] = SIZES, pause_seconds: float = 0
+    ) -> None:
         """Upload new artifacts and read acknowledged ones until ``stop`` is set."""
 
         async def work(number: int) -> None:
@@ -113,6 +115,7 @@ class LedgerClient:
                 await self.put(f"generic-local/load/{number}/{count}", body)
                 if self.ledger.acknowledged:
                     await self.get(self._random.choice(list(self.ledger.acknowledged)))
+                await asyncio.sleep(pause_seconds)
 
         await asyncio.gather(*(work(number) for number in range(workers)))
 

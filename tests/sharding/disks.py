@@ -8,13 +8,19 @@ import shutil
 import struct
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tests.tools import skip
 
 EXT4_IOC_SHUTDOWN = 0x8004587D
 SHUTDOWN_WITHOUT_FLUSH = 2
+FS_IOC_FIEMAP = 0xC020660B
+FIEMAP_SYNC = 1
+FIEMAP_HEAD = struct.Struct("QQIIII")
+FIEMAP_EXTENT = struct.Struct("QQQ32x")
+EXTENTS_MAX = 16
+BLKIO = Path("/sys/fs/cgroup/blkio")
 
 
 @contextmanager
@@ -27,14 +33,19 @@ def mounted_tmpfs(path: Path, size_kib: int) -> Iterator[Path]:
 @contextmanager
 def mounted_ext4(path: Path, size_mib: int = 16) -> Iterator[Path]:
     """Mount an ext4 in a file beside ``path``, or skip the test."""
-    if shutil.which("mkfs.ext4") is None:
-        skip("mkfs.ext4 is not installed: no file system can be killed here")
     image = path.with_suffix(".img")
-    with image.open("wb") as file:
-        file.truncate(size_mib << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-F", str(image)], check=True, capture_output=True)
+    make_ext4(image, size_mib)
     with remounted_ext4(path, image):
         yield path
+
+
+def make_ext4(image: Path, size_mib: int, *options: str) -> None:
+    """Make the file ``image`` an ext4, by ``options`` of mkfs.ext4, or skip the test."""
+    if shutil.which("mkfs.ext4") is None:
+        skip("mkfs.ext4 is not installed: no file system can be killed here")
+    with image.open("wb") as file:
+        file.truncate(size_mib << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", *options, str(image)], check=True, capture_output=True)
 
 
 @contextmanager
@@ -54,11 +65,92 @@ def kill_file_system(path: Path) -> None:
 
 
 def remount_read_only(path: Path) -> None:
-    subprocess.run(["mount", "-o", "remount,ro", str(path)], check=True, capture_output=True)
+    """Remount a file system read-only, between two files that are being written."""
+    for _ in range(500):
+        if subprocess.run(["mount", "-o", "remount,ro", str(path)], capture_output=True).returncode == 0:
+            return
+    raise AssertionError(f"{path} is always being written to")
 
 
 def remount_writable(path: Path) -> None:
     subprocess.run(["mount", "-o", "remount,rw", str(path)], check=True, capture_output=True)
+
+
+def take_every_block(image: Path) -> None:
+    """Give the image all its room now, also where mkfs.ext4 left holes."""
+    file = os.open(image, os.O_RDWR)
+    try:
+        os.posix_fallocate(file, 0, os.fstat(file).st_size)
+    finally:
+        os.close(file)
+
+
+def mount_image(image: Path, path: Path) -> None:
+    """Mount the ext4 in ``image`` at ``path`` again, after ``unmount``."""
+    subprocess.run(["mount", "-o", "loop", str(image), str(path)], check=True, capture_output=True)
+
+
+def unmount(path: Path) -> None:
+    """Unmount what is at ``path`` and is in use no more."""
+    subprocess.run(["umount", str(path)], check=True, capture_output=True)
+
+
+def give_up_free_blocks(path: Path) -> None:
+    """Make holes of the free blocks in the image below the ext4 at ``path``, so that writing there needs room anew."""
+    subprocess.run(["fstrim", str(path)], check=True, capture_output=True)
+
+
+def bytes_on_device(path: Path) -> tuple[int, int]:
+    """Return where the bytes of a file or a directory begin on its device, and where they end."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        request = FIEMAP_HEAD.pack(0, 2**64 - 1, FIEMAP_SYNC, 0, EXTENTS_MAX, 0) + bytes(
+            EXTENTS_MAX * FIEMAP_EXTENT.size
+        )
+        found = fcntl.ioctl(file, FS_IOC_FIEMAP, request)
+    finally:
+        os.close(file)
+    count = FIEMAP_HEAD.unpack_from(found)[3]
+    extents = [FIEMAP_EXTENT.unpack_from(found, FIEMAP_HEAD.size + n * FIEMAP_EXTENT.size) for n in range(count)]
+    return min(extent[1] for extent in extents), max(extent[1] + extent[2] for extent in extents)
+
+
+def forget_cached(path: Path) -> None:
+    """Make the next read of a file come from its disk."""
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+    finally:
+        os.close(file)
+
+
+@contextmanager
+def throttled(path: Path, process: int, bytes_per_second: int) -> Iterator[None]:
+    """Let ``process`` read and write what is at ``path`` no faster than this, or skip the test."""
+    if not os.access(BLKIO, os.W_OK):
+        skip(f"no disk can be slowed down here: {BLKIO} cannot be written")
+    device, group = path.stat().st_dev, BLKIO / f"holdfast-test-{process}"
+    group.mkdir()
+    try:
+        for verb in ("read", "write"):
+            limit = f"{os.major(device)}:{os.minor(device)} {bytes_per_second}"
+            (group / f"blkio.throttle.{verb}_bps_device").write_text(limit)
+        (group / "cgroup.procs").write_text(str(process))
+        yield
+    finally:
+        for one in (group / "cgroup.procs").read_text().split():
+            (BLKIO / "cgroup.procs").write_text(one)
+        group.rmdir()
+
+
+def fill_up(ballast: Path) -> None:
+    """Take every free byte of the file system that ``ballast`` is on."""
+    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(1 << 20))
+    with ballast.open("ab", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
 
 
 def detach(path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -28,19 +27,13 @@ def mortal_disk(tmp_path: Path) -> Iterator[Path]:
         yield path
 
 
-def fill_up(ballast: Path) -> None:
-    with ballast.open("wb", buffering=0) as file, suppress(OSError):
-        while True:
-            file.write(bytes(4096))
-
-
 async def test_full_disk_takes_no_more_and_still_serves_and_deletes(small_disk: Path) -> None:
     async with open_at(small_disk / "shard") as shard:
         kept = make_name(b"kept")
         await shard.put(kept, b"kept")
         staged = await shard.stage(make_generation())
         await staged.write(bytes(BLOCK_BYTES))
-        fill_up(small_disk / "ballast")
+        disks.fill_up(small_disk / "ballast")
         with pytest.raises(ShardFull):
             await shard.put(make_name(bytes(BLOCK_BYTES)), bytes(BLOCK_BYTES))
         with pytest.raises(ShardFull):
@@ -59,7 +52,7 @@ async def test_full_disk_can_be_opened_and_read(small_disk: Path) -> None:
     kept = make_name(b"kept")
     async with open_at(small_disk / "shard") as shard:
         await shard.put(kept, b"kept")
-    fill_up(small_disk / "ballast")
+    disks.fill_up(small_disk / "ballast")
     async with open_at(small_disk / "shard") as shard:
         assert bytes(await shard.read(kept, size=4, offset=0, length=4)) == b"kept"
         with pytest.raises(ShardFull):
@@ -90,6 +83,8 @@ async def test_dead_disk_is_unavailable_and_accuses_no_replica(mortal_disk: Path
             await shard.read(name, size=4, offset=0, length=4)
         with pytest.raises(ShardUnavailable):
             await shard.sizes([name])
+        with pytest.raises(ShardUnavailable):
+            await shard.space()
         with pytest.raises(ShardUnavailable):
             await shard.put(make_name(b"more"), b"more")
         with pytest.raises(ShardUnavailable):

@@ -232,6 +232,22 @@ async def test_quarantine_is_emptied_of_what_is_old(bench: Bench) -> None:
     assert bench.seen.aside == (0, 0)
 
 
+async def test_file_that_cannot_be_moved_keeps_no_other_waiting(bench: Bench) -> None:
+    class Stuck(LocalShard):
+        async def set_aside(self, name: BlobName) -> bool:
+            if name == first:
+                raise ShardUnavailable(self.id, "its directory is damaged")
+            return await super().set_aside(name)
+
+    first, second = await bench.suspect(b"first"), await bench.suspect(b"second")
+    for name in (first, second):
+        flip(bench.file(name))
+    bench.judge._shards = {SHARD: Stuck(bench.shard.files, bench.shard._executor)}
+    await bench.run()
+    assert list(bench.rows.moved) == [second.generation]
+    assert bench.file(first).exists()
+
+
 async def test_unavailable_shard_keeps_no_other_waiting(bench: Bench) -> None:
     class Away(LocalShard):
         id = ShardId(1)  # type: ignore[assignment]
