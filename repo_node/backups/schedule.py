@@ -38,12 +38,17 @@ class ScheduledBackup:
         self._database = database
         self._settings = settings
         self._metrics = metrics
+        self._prompted = False
+
+    def prompt(self) -> None:
+        self._prompted = True
 
     async def step(self) -> Step:
         now = self._settings.now
         if not now.backups_kept or not self._shards:
             return Step(idle=True)
-        name = await backups.due_name(self._database, self._node, now.redundancy, now.backup_period_seconds)
+        period, self._prompted = 0.0 if self._prompted else now.backup_period_seconds, False
+        name = await backups.due_name(self._database, self._node, now.redundancy, period)
         if name is None:
             return Step(idle=True)
         shard = await self._roomiest()

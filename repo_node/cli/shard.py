@@ -37,7 +37,8 @@ def shard() -> None:
     \b
     Examples:
       holdfast shard replace 3        a dead disk: then restart its node with an empty one at the path
-      holdfast shard drain 3 --wait && holdfast shard remove 3
+      holdfast shard drain 3 --wait      then take it out of its node's file and restart the node:
+      holdfast shard remove 3
     """
 
 
@@ -105,7 +106,10 @@ def drain(connection: ConnectionOptions, shard: int, wait: bool) -> None:
     click.echo(f"Shard {shard} is draining.")
     if wait:
         show_until_gone(connection, shard, lambda row: row is None or row["replicas"] == 0)
-        click.echo(f"Shard {shard} is drained: `holdfast shard remove {shard}` takes it out.")
+        click.echo(
+            f"Shard {shard} is drained. Take it out of its node's file and restart the node; then "
+            f"`holdfast shard remove {shard}` ends it."
+        )
 
 
 @shard.command()

@@ -17,6 +17,7 @@ IS_DUE = Statement(
              WHERE node_is_up(n) AND n.id < $1) < $2
        AND NOT EXISTS (SELECT 1 FROM backups b JOIN shards s ON s.id = b.shard_id
                         WHERE s.node_id = $1 AND b.taken_at > clock_timestamp() - $3::interval)
+       AND EXISTS (SELECT 1 FROM artifacts)
        AND NOT EXISTS (SELECT 1 FROM holds h WHERE h.reason = 'rebuild' AND h.released_at IS NULL) AS due,
            to_char(clock_timestamp() AT TIME ZONE 'UTC', 'YYYY-MM-DD"T"HH24-MI-SS-MS') AS now
     """,
@@ -35,7 +36,8 @@ RECORD = Statement(
 async def due_name(database: Database, node: NodeId, copies: int, period_seconds: float) -> str | None:
     """Return the name of the backup this node should write now, None where it should not.
 
-    Until a restored database has been looked at, its backups would push out those it was restored from.
+    A cluster without an artifact has nothing to lose yet. Until a restored database has been looked at, its backups
+    would push out those it was restored from.
     """
     row: Any = await database.fetchrow(IS_DUE, node, copies, timedelta(seconds=period_seconds))
     return f"holdfast-{row['now']}Z.backup" if row["due"] else None

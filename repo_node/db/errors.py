@@ -4,6 +4,7 @@
 
     CatalogueError
     ├── CatalogueUnavailable     nothing was done, or it does not matter whether it was: try again later
+    │   └── NoSchema             there are no tables: the database was emptied, or is another one
     ├── OutcomeUnknown           a write was sent and its answer never came: it may stand
     ├── SchemaTooOld             this database wants ``holdfast init-db`` first
     └── NotDurable               this Postgres may lose what it has acknowledged
@@ -18,6 +19,10 @@ class CatalogueError(Exception):
 
 class CatalogueUnavailable(CatalogueError):
     """Postgres did not answer, or refused the connection."""
+
+
+class NoSchema(CatalogueUnavailable):
+    """Postgres answered, and the database has not Holdfast's tables. That says nothing about any artifact."""
 
 
 class OutcomeUnknown(CatalogueError):

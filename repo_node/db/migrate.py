@@ -18,7 +18,7 @@ from typing import Any
 import asyncpg
 
 from repo_node.auth import passwords
-from repo_node.db.errors import SchemaTooOld
+from repo_node.db.errors import NoSchema, SchemaTooOld
 from repo_node.db.pool import Database, Statement
 
 LOCK_KEY = 0x486F6C64  # any number no other use of advisory locks takes
@@ -146,8 +146,11 @@ async def check_version(database: Database) -> int:
     """
     try:
         row = await database.fetchrow(VERSION)
-    except asyncpg.UndefinedTableError:
-        raise SchemaTooOld("the database has no Holdfast schema; run: holdfast init-db --dsn ...") from None
+    except NoSchema:
+        raise SchemaTooOld(
+            "the database has no Holdfast schema; run: holdfast init-db --dsn ... for a new cluster, or, if this "
+            "cluster's database was lost: holdfast restore"
+        ) from None
     version = int(row["version"]) if row else 0
     needed = version_needed()
     if version < needed:

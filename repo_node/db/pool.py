@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 import asyncpg
 
 from repo_node.config import DatabaseSection
-from repo_node.db.errors import CatalogueError, CatalogueUnavailable, OutcomeUnknown
+from repo_node.db.errors import CatalogueError, CatalogueUnavailable, NoSchema, OutcomeUnknown
 
 T = TypeVar("T")
 
@@ -154,6 +154,8 @@ class Database:
                 except BROKEN as error:
                     drop(connection)
                     raise unknown(f"{statement.name}: {describe(error)}") from error
+                except (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError) as error:
+                    raise NoSchema(f"{statement.name}: {describe(error)}") from error
                 except CatalogueError:
                     raise
                 except asyncio.CancelledError:

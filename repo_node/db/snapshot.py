@@ -124,13 +124,23 @@ async def read_table(
     return int(status.split()[-1])
 
 
+# Each node has a connection for its heartbeats that bears its name.
+NODES_CONNECTED = """
+    SELECT string_agg(application_name, ', ' ORDER BY application_name) FROM pg_stat_activity
+     WHERE datname = current_database() AND application_name LIKE 'holdfast %' AND pid <> pg_backend_pid()
+"""
+
+
 async def check_empty(connection: asyncpg.Connection, found: Sequence[Table]) -> None:
-    """Raise ``NotEmpty`` when the database holds more than a fresh one does."""
+    """Raise ``NotEmpty`` when the database holds more than a fresh one does, or nodes are connected to it."""
+    if (connected := await connection.fetchval(NODES_CONNECTED)) is not None:
+        raise NotEmpty(f"the database is in use: {connected} are connected; stop every node first")
     for table in found:
         if table.name not in SEEDED and await connection.fetchval(
             f"SELECT EXISTS (SELECT 1 FROM {quoted(table.name)})"
         ):
-            raise NotEmpty(f"the database is in use: there are rows in {table.name}; restore into an empty one")
+            hint = "restore into an empty one (DROP DATABASE, then CREATE DATABASE)"
+            raise NotEmpty(f"the database is in use: there are rows in {table.name}; {hint}")
 
 
 async def clear_seeds(connection: asyncpg.Connection, found: Sequence[Table]) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +48,15 @@ class Job(Protocol):
 
         May be cancelled anywhere: the process ends. What is half done then is taken up by a later step.
         """
+        ...
+
+
+@runtime_checkable
+class Promptable(Protocol):
+    """The optional ability of a job that waits for a period: to be due at once."""
+
+    def prompt(self) -> None:
+        """An operator asked for a run: the next step finds due what only a period holds back."""
         ...
 
 

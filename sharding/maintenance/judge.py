@@ -65,10 +65,11 @@ class Judge:
         return Step(done=done, moved_bytes=moved, idle=not more)
 
     async def _work_on(self, shard: Auditable) -> tuple[int, int, bool]:
+        is_first = shard.id not in self._position
         judged, moved_bytes, more = await self._judge_suspects(shard)
         set_aside = await self._set_aside(shard)
         removed = await self._expire(shard)
-        if set_aside or removed or shard.id not in self._position:
+        if set_aside or removed or is_first:
             aside = await shard.aside()
             self._observer.observe_aside(shard.id, aside.files, aside.bytes)
         self._position.setdefault(shard.id, FIRST)

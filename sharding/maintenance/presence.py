@@ -63,7 +63,7 @@ class Presence:
                 looked += await self._sample(shard)
             except ShardUnavailable as error:
                 # Its files may be anywhere: that is for others to judge.
-                log.info("presence: %s", error)
+                log.warning("presence: %s", error)
         return Step(done=looked, idle=not self._sweeps)
 
     async def _sample(self, shard: Auditable) -> int:

@@ -57,6 +57,12 @@ class OwnWalk:
         self._ring: tuple[Ring, str] | None = None
         self._incomplete: set[ShardId] = set()
         self._not_before: dict[ShardId, float] = {}
+        self._prompted: set[ShardId] = set()
+
+    def prompt(self) -> None:
+        """Let a pass over every own shard be due now."""
+        view = self._view()
+        self._prompted = {member.shard for member in view.ring.members if member.node == view.node}
 
     async def next_batch(self) -> tuple[ShardId, str, list[Held]] | None:
         """Return a shard of this node, the ring, and its next copies; None when no pass is due."""
@@ -64,9 +70,11 @@ class OwnWalk:
         ring = self._name_of(view.ring)
         for member in view.ring.members:
             is_own = member.node == view.node and member.shard in view.readable
-            if is_own and self._not_before.get(member.shard, now) <= now:
+            is_prompted = member.shard in self._prompted
+            if is_own and (is_prompted or self._not_before.get(member.shard, now) <= now):
+                period = 0.0 if is_prompted else self._period_seconds()
                 batch = await self._catalogue.next_batch(
-                    self._job, member.shard, ring, count=BATCH_COPIES, period_seconds=self._period_seconds()
+                    self._job, member.shard, ring, count=BATCH_COPIES, period_seconds=period
                 )
                 if batch is not None:
                     return member.shard, ring, batch
@@ -82,6 +90,7 @@ class OwnWalk:
         if last is not None:
             await self._catalogue.advance(self._job, shard, ring, last.generation)
             return
+        self._prompted.discard(shard)
         if shard in self._incomplete:
             ring = NO_RING
             self._incomplete.discard(shard)
@@ -127,6 +136,9 @@ class Rebalance:
         self._walk = OwnWalk(self.name, view, catalogue, period_seconds, again_seconds)
         self._copier = Copier(view, catalogue, janitor, Throttle(rate), mint)
         self._turn = asyncio.Semaphore(MOVES_AT_ONCE)
+
+    def prompt(self) -> None:
+        self._walk.prompt()
 
     async def step(self) -> Step:
         found = await self._walk.next_batch()
@@ -193,6 +205,9 @@ class Trim:
         self._catalogue = catalogue
         self._observer = observer
         self._walk = OwnWalk(self.name, view, catalogue, period_seconds, lambda: AGAIN_SECONDS)
+
+    def prompt(self) -> None:
+        self._walk.prompt()
 
     async def step(self) -> Step:
         found = await self._walk.next_batch()

@@ -11,7 +11,7 @@ import logging
 from collections.abc import Callable
 from contextlib import suppress
 
-from sharding.maintenance.job import Job, JobBook, JobObserver, JobState, Pace, Progress, Report, Step
+from sharding.maintenance.job import Job, JobBook, JobObserver, JobState, Pace, Progress, Promptable, Report, Step
 from sharding.tasks import stop
 
 __all__ = ["Job", "JobBook", "JobObserver", "JobState", "Pace", "Progress", "Report", "Runner", "Step"]
@@ -103,6 +103,8 @@ class Worker:
     async def _run_once(self, prompted: bool, asked: bool) -> None:
         """Take steps until one is idle or fails, or the job is disabled."""
         previous, self._run = self._run, Run(now())
+        if asked and isinstance(self._job, Promptable):
+            self._job.prompt()
         # A run that nobody asked for and that finds nothing to do is not worth a row's change.
         begun = prompted and await self._begin()
         while True:

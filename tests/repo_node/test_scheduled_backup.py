@@ -16,7 +16,7 @@ from sharding.errors import ShardFull
 from sharding.model import NodeId, ShardId
 from tests.repo_node.db.conftest import clean_dsn, connection, queries, scene, shared_dsn
 from tests.repo_node.db.scene import Scene, table
-from tests.repo_node.nodes import RunningCluster, wait_until
+from tests.repo_node.nodes import RunningCluster, new_path, wait_until
 from tests.sharding import disks
 from tests.sharding.local_shards import open_at
 
@@ -42,6 +42,7 @@ async def restore(dsn: str, path: Path) -> int:
 def test_node_keeps_the_last_backups_and_each_can_be_restored(one: RunningCluster, empty_dsn: str) -> None:
     from tests.postgres import run_apart
 
+    assert one.admin.put(new_path(), b"something to lose").status == 201
     with one.settings(backup_idle_seconds=0.1, backup_period_seconds=1, backups_kept=2):
         first = one.first.metric("holdfast_backups_total")
         wait_until(lambda: one.first.metric("holdfast_backups_total") >= first + 4)
@@ -54,7 +55,17 @@ def test_node_keeps_the_last_backups_and_each_can_be_restored(one: RunningCluste
     assert recorded == {path.name for path in backups_of(one.first.disks)}
 
 
+def test_a_backup_is_taken_when_somebody_asks_for_it(one: RunningCluster) -> None:
+    assert one.admin.put(new_path(), b"something to lose").status == 201
+    run = "/artifactory/api/holdfast/jobs/backup/run"
+    for _ in range(2):
+        before = one.first.metric("holdfast_backups_total")
+        assert one.admin.post_json(run, {"node": None}).status == 202
+        wait_until(lambda before=before: one.first.metric("holdfast_backups_total") == before + 1)  # type: ignore[misc]
+
+
 def test_as_many_nodes_keep_backups_as_a_blob_has_copies(three: RunningCluster) -> None:
+    assert three.admin.put(new_path(), b"something to lose").status == 201
     with three.settings(backup_idle_seconds=0.1, backup_period_seconds=1):
         wait_until(lambda: all(backups_of(node.disks) for node in three.nodes[:2]))
     assert backups_of(three.nodes[2].disks) == []
@@ -68,6 +79,8 @@ async def test_backup_is_due_once_in_a_period_on_the_first_living_nodes(
         names = {node: await backups.due_name(scene.database, NodeId(node), copies, DAY) for node in ("n1", "n2", "n3")}
         return [node for node, name in names.items() if name]
 
+    assert await due() == [], "there is nothing to lose yet"
+    await scene.upload("a")
     assert await due() == ["n1", "n2"]
     assert await due(3) == ["n1", "n2", "n3"]
     await backups.record(scene.database, ShardId(1), "one", 10, ["one"])

@@ -169,7 +169,7 @@ class MemoryCatalogue:
     ) -> list[Held] | None:
         await asyncio.sleep(0)
         cursor, known, resting = self.cursors.get((job, shard), (None, "", False))
-        if resting and known == ring:
+        if resting and known == ring and period_seconds > 0:
             return None
         held = [
             Held(rows.blob, one, self.stored(rows))

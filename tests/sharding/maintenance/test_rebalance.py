@@ -134,3 +134,16 @@ async def test_only_shards_of_this_node_are_walked() -> None:
     before = set(catalogue.shards(rows))
     await run_out(trim_of(catalogue))
     assert before - set(catalogue.shards(rows)) <= {ShardId(0)}
+
+
+@instant
+async def test_prompted_pass_does_not_wait_for_its_period_and_is_one_pass() -> None:
+    catalogue = MemoryCatalogue(single_node())
+    trim = trim_of(catalogue)
+    assert await run_out(trim) == 0
+    for number in range(20):
+        catalogue.add(bytes([number]) * 9, (0, 1, 2))
+    assert await run_out(trim) == 0, "the last pass was a moment ago"
+    trim.prompt()
+    assert await run_out(trim) == 20
+    assert await run_out(trim) == 0

@@ -248,3 +248,29 @@ async def test_two_jobs_do_not_wait_for_each_other() -> None:
     await asyncio.sleep(10)
     assert len(quick.taken) == 11 or len(quick.taken) == 10
     await runner.close()
+
+
+class Patient(Script):
+    """A job that a period holds back."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.prompted: list[int] = []
+
+    def prompt(self) -> None:
+        self.prompted.append(len(self.taken))
+
+
+@instant
+async def test_request_prompts_a_job_that_waits_for_a_period_and_a_wake_does_not() -> None:
+    job = Patient()
+
+    async def meanwhile(runner: Runner) -> None:
+        await asyncio.sleep(1)
+        runner.wake("script")
+        await asyncio.sleep(1)
+        runner.request("script")
+
+    await run_for(5, job, Book(), lambda: Pace(None, 1000), meanwhile)
+    assert len(job.taken) == 3
+    assert job.prompted == [2]
