@@ -79,7 +79,7 @@ def test_drain_waits_until_nothing_is_left(holdfast: Holdfast, node: FakeNode) -
     result = holdfast("shard", "drain", "3", "--wait")
     assert result.exit_code == 0, result.output
     assert "1,234 copies left" in result.stderr
-    assert "Shard 3 is drained: `holdfast shard remove 3` takes it out." in result.stdout
+    assert "Shard 3 is drained. Take it out of its node's file and restart the node" in result.stdout
 
 
 @pytest.mark.parametrize(
