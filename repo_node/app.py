@@ -181,6 +181,8 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
         await stack.enter_async_context(serving_internal(internal, config, internal_socket))
         async with connect(config) as connection:
             await membership.beat(connection)
+            # Uploads that come at once are to find this node's shards.
+            await nodes.announce(connection)
         stack.push_async_callback(membership.leave)
         beating = await stack.enter_async_context(task(membership.run()))
         await stack.enter_async_context(task(watch_lag(metrics)))

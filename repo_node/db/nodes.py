@@ -101,6 +101,8 @@ REPORT_SPACE = """
        SET capacity_bytes = excluded.capacity_bytes, free_bytes = excluded.free_bytes,
            writable = excluded.writable, reported_at = now()
 """
+# As the trigger on shards says it; what a first heartbeat reports has no trigger.
+ANNOUNCE = "SELECT pg_notify('holdfast', 'shards')"
 STOP = "UPDATE nodes SET stopped_at = now() WHERE id = $1 AND incarnation = $2"
 CLUSTER = "SELECT cluster_id, clock_timestamp() AS now FROM cluster"
 NODES = """
@@ -177,6 +179,11 @@ async def heartbeat(
             [spaces[shard][0].free_bytes for shard in shards],
             [spaces[shard][1] for shard in shards],
         )
+
+
+async def announce(connection: asyncpg.Connection) -> None:
+    """Have every node read the cluster anew now, not at its next heartbeat."""
+    await connection.execute(ANNOUNCE)
 
 
 async def stop(connection: asyncpg.Connection, node: NodeId, incarnation: UUID) -> None:

@@ -13,7 +13,16 @@ from repo_node.cluster import membership
 from repo_node.db.nodes import Fenced
 from repo_node.metrics import Metrics
 from repo_node.settings import LiveSettings
-from tests.repo_node.nodes import RunningCluster, RunningNode, configure, new_path, random_bytes, run_nodes, wait_until
+from tests.repo_node.nodes import (
+    RunningCluster,
+    RunningNode,
+    configure,
+    new_path,
+    query,
+    random_bytes,
+    run_nodes,
+    wait_until,
+)
 
 READINESS = "/artifactory/api/v1/system/readiness"
 REPOSITORIES = "/artifactory/api/repositories"
@@ -192,3 +201,14 @@ def test_the_databases_time_is_known_without_asking_and_never_too_late(one: Runn
         true = one.sql("SELECT clock_timestamp() AS now")[0]["now"]
         assert timedelta(0) < true - told < timedelta(seconds=5)
         time.sleep(0.05)
+
+
+def test_shards_of_a_node_that_comes_are_used_by_the_others_at_once(ready_dsn: str, directory: Path) -> None:
+    # Heartbeats so rare that none of them can be what tells.
+    rare = "INSERT INTO settings (key, value, updated_by) VALUES ('node_down_seconds', '600', 't'), ('heartbeat_seconds', '60', 't')"
+    query(ready_dsn, rare)
+    configs = [configure(ready_dsn, directory, name=f"node-{n}", zone=f"zone-{n}") for n in (1, 2)]
+    began = time.monotonic()
+    with run_nodes(configs) as cluster:
+        assert time.monotonic() - began < 15
+        assert all(len(node.node.view().writable) == 4 for node in cluster.nodes)
