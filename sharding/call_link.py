@@ -17,6 +17,7 @@ from sharding.calls import (
     Kind,
     Message,
     MessageReceiver,
+    pieces,
     request_message,
 )
 from sharding.model import Buffer
@@ -99,11 +100,8 @@ class CallLink(asyncio.BufferedProtocol):
             raise LinkBroken("the connection is closed")
         if self._unheard_since is None:
             self._unheard_since = self._loop.time()
-        if len(start) + len(data) <= SMALL_MESSAGE_BYTES:
-            self._transport.write(b"".join((start, data)))
-        else:
-            self._transport.write(start)
-            self._transport.write(data)
+        for piece in pieces(start, data):
+            self._transport.write(piece)
 
     def _give_up(self, number: int) -> None:
         if self._ended:

@@ -134,6 +134,13 @@ def request_message(number: int, call: Call) -> tuple[bytes, Buffer]:
     return HEAD.pack(number, kind, len(start) + len(data)) + start, data
 
 
+def pieces(start: bytes, data: Buffer) -> tuple[Buffer, ...]:
+    """Return a message as it is best written: a small one as one piece, a large one without a copy of its data."""
+    if len(start) + len(data) <= SMALL_MESSAGE_BYTES:
+        return (b"".join((start, data)),)
+    return start, data
+
+
 def pack(request: Request) -> tuple[Kind, bytes, Buffer]:
     """Return a request's kind, its fields and its data."""
     match request:

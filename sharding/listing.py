@@ -102,10 +102,6 @@ class ShardListing:
         self._list_fan_out(self._directories.pop())
         return True
 
-    @property
-    def directories_left(self) -> int:
-        return len(self._directories or ())
-
     def replicas(self) -> Iterator[FoundReplica]:
         """Yield the replicas by generation."""
         self._spool.flush()

@@ -14,13 +14,13 @@ from repo_node.logs import request_id
 from sharding import wire
 from sharding.calls import (
     HEAD,
-    SMALL_MESSAGE_BYTES,
     Call,
     CallError,
     Kind,
     Message,
     MessageReceiver,
     parse_request,
+    pieces,
 )
 from sharding.model import Buffer
 from sharding.tasks import stop
@@ -171,12 +171,8 @@ class CallConnection(asyncio.BufferedProtocol):
         await self._until_writable()
         if self._ended.is_set():
             return
-        head = HEAD.pack(number, kind, len(body))
-        if len(body) <= SMALL_MESSAGE_BYTES:
-            self._transport.write(b"".join((head, body)))
-        else:
-            self._transport.write(head)
-            self._transport.write(body)
+        for piece in pieces(HEAD.pack(number, kind, len(body)), body):
+            self._transport.write(piece)
         await self._until_writable()
 
     async def _until_writable(self) -> None:
