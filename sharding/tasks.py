@@ -17,6 +17,17 @@ async def stop(tasks: Collection[asyncio.Task[Any]]) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def wait(event: asyncio.Event, seconds: float) -> bool:
+    """Wait until ``event`` is set, for ``seconds`` at most; say whether it was."""
+    # Not ``asyncio.wait_for``: before Python 3.12 it loses a cancellation that comes just when its wait is over, and
+    # whoever stops the task then waits for ever.
+    try:
+        async with asyncio.timeout(seconds):
+            return await event.wait()
+    except TimeoutError:
+        return False
+
+
 async def run_all(work: Iterable[Awaitable[T]]) -> list[T]:
     """Run ``work`` at once and return the results in order; when one fails, raise its error once all have ended."""
     results: list[T] = []

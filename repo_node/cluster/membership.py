@@ -28,6 +28,7 @@ from repo_node.metrics import Metrics
 from repo_node.settings import LiveSettings, SettingError, lenient
 from sharding.model import NodeId, ShardId
 from sharding.shard import ShardSpace
+from sharding.tasks import wait
 
 log = logging.getLogger("holdfast.cluster")
 
@@ -134,8 +135,7 @@ class Membership:
         while True:
             self._wake.clear()
             await self.beat(connection)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), self._settings.now.heartbeat_seconds)
+            await wait(self._wake, self._settings.now.heartbeat_seconds)
 
     async def beat(self, connection: asyncpg.Connection) -> None:
         """Report this node, and read what changed in the cluster."""

@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
-from contextlib import suppress
 
 from sharding.maintenance.job import Job, JobBook, JobObserver, JobState, Pace, Progress, Promptable, Report, Step
-from sharding.tasks import stop
+from sharding.tasks import stop, wait
 
 __all__ = ["Job", "JobBook", "JobObserver", "JobState", "Pace", "Progress", "Report", "Runner", "Step"]
 
@@ -178,8 +177,7 @@ class Worker:
             if failed:
                 await asyncio.sleep(slice_seconds)
             else:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(self.wake.wait(), slice_seconds)
+                await wait(self.wake, slice_seconds)
 
     async def _begin(self) -> bool:
         try:

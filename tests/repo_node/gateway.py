@@ -120,7 +120,7 @@ def in_thread(context: AbstractAsyncContextManager[T]) -> Iterator[T]:
             if not entered.done():
                 entered.set_exception(error)
 
-    thread = threading.Thread(target=work, name="gateway")
+    thread = threading.Thread(target=work, name="gateway", daemon=True)
     thread.start()
     try:
         yield entered.result(WAIT_SECONDS)

@@ -235,7 +235,8 @@ def run_nodes(
                 return
             raise
 
-    thread = threading.Thread(target=work, name="nodes")
+    # A daemon, so that nodes which do not stop fail a test and don't keep the whole run from ending.
+    thread = threading.Thread(target=work, name="nodes", daemon=True)
     thread.start()
     try:
         nodes = started.result(START_SECONDS)
@@ -244,7 +245,15 @@ def run_nodes(
         if started.done() and started.exception() is None:
             started.result()[0].loop.call_soon_threadsafe(stop.set)
         thread.join(START_SECONDS)
-        assert not thread.is_alive(), "the nodes did not stop"
+        assert not thread.is_alive(), f"the nodes did not stop; what still runs: {tasks_of(started)}"
+
+
+def tasks_of(started: Future[list[RunningNode]]) -> list[str]:
+    """Return what each task of the nodes' loop waits for."""
+    if not started.done() or started.exception() is not None:
+        return []
+    loop = started.result()[0].loop
+    return [f"{task.get_name()}: {task.get_stack(limit=4)}" for task in asyncio.all_tasks(loop)]
 
 
 def random_bytes(count: int) -> bytes:

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from sharding.tasks import hedged, run_all, stop
+from sharding.tasks import hedged, run_all, stop, wait
 from tests.sharding.memory import instant
 
 
@@ -29,6 +29,41 @@ async def after(seconds: float, result: str | Exception | None, log: list[str] |
 
 def now() -> float:
     return asyncio.get_running_loop().time()
+
+
+# ------------------------------------------------------------------ wait
+
+
+@instant
+async def test_wait_says_whether_the_event_was_set_in_time() -> None:
+    event = asyncio.Event()
+    asyncio.get_running_loop().call_later(3, event.set)
+    assert not await wait(event, 2)
+    assert now() == pytest.approx(2)
+    assert await wait(event, 2)
+    assert now() == pytest.approx(3)
+
+
+@pytest.mark.parametrize("ticks", range(6))
+@pytest.mark.parametrize("first", ["event", "cancellation"])
+async def test_cancellation_is_not_lost_when_it_meets_the_end_of_a_wait(ticks: int, first: str) -> None:
+    event = asyncio.Event()
+
+    async def work() -> None:
+        while True:
+            await wait(event, 1000)
+            event.clear()
+
+    worker = asyncio.create_task(work())
+    await asyncio.sleep(0.001)
+    acts = [event.set, worker.cancel]
+    for act in acts if first == "event" else reversed(acts):
+        act()
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+    done, _ = await asyncio.wait((worker,), timeout=5)
+    worker.cancel()
+    assert done, "it went on"
 
 
 # ------------------------------------------------------------------ stop

@@ -225,7 +225,7 @@ def run_fake_node() -> Iterator[FakeNode]:
         node.closing.set()
         await runner.cleanup()
 
-    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),))
+    thread = threading.Thread(target=loop.run_until_complete, args=(serve(),), daemon=True)
     thread.start()
     assert started.wait(10)
     try:
