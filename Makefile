@@ -1,9 +1,10 @@
 # make up     a three-node cluster on this machine, until Ctrl-C
-# make test   every test
+# make test   every test, in WORKERS processes (3)
 # make lint   what a reviewer's machine checks
 # make bench  the benchmarks, with their tables, JSON and plots in benchmarks/results/
 
 PYTHON ?= python3
+WORKERS ?= 3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 INSTALLED_BENCH := .venv/.installed-bench
@@ -14,7 +15,7 @@ up: install
 	@$(BIN)/holdfast up
 
 test: install
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 lint: install
 	@$(BIN)/ruff check .

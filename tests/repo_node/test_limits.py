@@ -252,7 +252,15 @@ def test_more_connections_than_allowed_are_closed_at_once(strict: RunningCluster
         assert cuts(strict, "connections_max") == before + 1
         held[0].close()
         wait_until(lambda: connections(strict) < CONNECTIONS_MAX)
-        assert strict.admin.get("/artifactory/api/system/ping").status == 200
+        # Its limits are tight: a client that this machine holds up is cut before it has spoken.
+        wait_until(lambda: is_served(strict))
+
+
+def is_served(cluster: RunningCluster) -> bool:
+    try:
+        return cluster.admin.get("/artifactory/api/system/ping").status == 200
+    except ConnectionError:
+        return False
 
 
 def test_many_idle_and_slow_connections_do_not_hurt_others(one: RunningCluster) -> None:
