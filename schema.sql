@@ -385,15 +385,22 @@ RETURNS boolean LANGUAGE sql STABLE AS $$
         (SELECT (value #>> '{}')::double precision FROM settings WHERE key = 'node_down_seconds'), 10))
 $$;
 
+-- A blob's live replicas, wherever they are. OFFSET keeps the planner from joining inside: as long as a new table has no
+-- statistics, it would read a shard's whole index to find the few rows of one blob.
+CREATE FUNCTION live_replicas(p_blob bigint)
+RETURNS TABLE (shard_id smallint, generation uuid)
+LANGUAGE sql STABLE AS $$
+    SELECT r.shard_id, r.generation FROM replicas r WHERE r.blob_id = p_blob AND r.state = 'live' OFFSET 0
+$$;
+
 -- Which replicas count: live, on a shard that serves reads, on a node heard of lately.
 CREATE FUNCTION good_replicas(p_blob bigint)
 RETURNS TABLE (shard_id smallint, generation uuid, zone text)
 LANGUAGE sql STABLE AS $$
     SELECT r.shard_id, r.generation, n.zone
-      FROM replicas r
+      FROM live_replicas(p_blob) r
       JOIN shards s ON s.id = r.shard_id AND s.state NOT IN ('offline', 'lost')
       JOIN nodes n ON n.id = s.node_id AND node_is_up(n)
-     WHERE r.blob_id = p_blob AND r.state = 'live'
 $$;
 
 -- Which replicas make up a blob's N: live, on a shard that stays. A node that is merely down keeps its copies, so
@@ -402,10 +409,9 @@ CREATE FUNCTION homes(p_blob bigint)
 RETURNS TABLE (shard_id smallint, generation uuid, zone text, up boolean)
 LANGUAGE sql STABLE AS $$
     SELECT r.shard_id, r.generation, n.zone, s.state <> 'offline' AND node_is_up(n)
-      FROM replicas r
+      FROM live_replicas(p_blob) r
       JOIN shards s ON s.id = r.shard_id AND s.state IN ('active', 'read_only', 'offline')
       JOIN nodes n ON n.id = s.node_id
-     WHERE r.blob_id = p_blob AND r.state = 'live'
 $$;
 
 -- Zones with a member of the ring.
@@ -1113,66 +1119,15 @@ BEGIN
 END
 $$;
 
--- End the repair of one blob: give it those of the new copies it still lacks, and take it off the queue when it
--- is whole. Lock, count anew in the next statement, act. adopted are the copies that are the blob's now (also
--- those of an earlier call whose answer was lost); the others were not needed and their writer removes them.
+-- End the repairs of a batch: give each blob those of the new copies (p_of, p_shards, p_generations) it still lacks,
+-- and take it off the queue when it is whole. Lock, count anew in the next statement, act; blobs are taken together,
+-- their copies one round after the other, so that each sees those before it. adopted are the copies that are the
+-- blob's now (also those of an earlier call whose answer was lost); the others were not needed and their writer
+-- removes them.
 --
 -- Outcomes: 'gone' (no such blob), 'whole', 'waiting' (all copies are there, but some cannot be read now: only time
--- or a verdict helps), 'short' (copies are missing). A row that is not removed is due again after p_retry_seconds,
--- or now where somebody asked anew since the claim.
-CREATE FUNCTION settle_repair(
-    p_blob bigint, p_claim uuid, p_renewed timestamptz, p_shards smallint[], p_generations uuid[],
-    p_retry_seconds double precision, p_note text,
-    OUT adopted uuid[], OUT outcome text
-)
-LANGUAGE plpgsql AS $$
-#variable_conflict use_column
-DECLARE
-    v_wanted smallint;
-    v_size   bigint;
-    v_sha256 bytea;
-    v_zones  bigint;
-    v_good   bigint;
-    v_spread bigint;
-    v_copy   record;
-BEGIN
-    adopted := '{}';
-    SELECT b.redundancy, b.size, b.sha256 INTO v_wanted, v_size, v_sha256
-      FROM blobs b WHERE b.id = p_blob FOR NO KEY UPDATE;
-    IF NOT FOUND THEN
-        outcome := 'gone';
-        RETURN;
-    END IF;
-    v_zones := least(v_wanted, ring_zones());
-    FOR v_copy IN SELECT u.shard_id, u.generation FROM unnest(p_shards, p_generations) AS u (shard_id, generation) LOOP
-        IF adopt_replica(p_blob, v_wanted, v_zones, v_copy.shard_id, v_copy.generation) THEN
-            adopted := adopted || v_copy.generation;
-        END IF;
-    END LOOP;
-
-    SELECT count(DISTINCT h.shard_id), count(DISTINCT h.zone) INTO v_good, v_spread FROM homes(p_blob) h WHERE h.up;
-    IF v_size = 0 OR (v_good >= v_wanted AND v_spread >= v_zones) THEN
-        outcome := 'whole';
-        PERFORM remove_later(r.shard_id, r.generation, v_sha256, 'rebalance')
-           FROM replicas r JOIN shards s ON s.id = r.shard_id AND s.state = 'draining'
-          WHERE r.blob_id = p_blob AND r.state = 'live' AND NOT deletions_held();
-        DELETE FROM repair_queue q WHERE q.blob_id = p_blob AND q.renewed_at = p_renewed;
-    ELSIF is_whole(p_blob, v_wanted, v_zones) THEN
-        outcome := 'waiting';
-    ELSE
-        outcome := 'short';
-    END IF;
-    UPDATE repair_queue q
-       SET claim = NULL, urgency = repair_urgency(p_blob), outcome = concat_ws(': ', settle_repair.outcome, p_note),
-           attempts = CASE WHEN cardinality(settle_repair.adopted) > 0 THEN 0 ELSE q.attempts + 1 END,
-           due_at = CASE WHEN q.renewed_at = p_renewed THEN clock_timestamp() + make_interval(secs => p_retry_seconds)
-                         ELSE clock_timestamp() END
-     WHERE q.blob_id = p_blob AND q.claim = p_claim;
-END
-$$;
-
--- End the repairs of several blobs, in the order of their digests: one commit for a batch. The new copies are given
--- as one list, each with its blob.
+-- or a verdict helps), 'short' (copies are missing). A row that is not removed is due again after its
+-- p_retry_seconds, or now where somebody asked anew since the claim.
 CREATE FUNCTION settle_repairs(
     p_claim uuid, p_blobs bigint[], p_renewed timestamptz[], p_retry_seconds double precision[], p_notes text[],
     p_of bigint[], p_shards smallint[], p_generations uuid[]
@@ -1181,64 +1136,88 @@ RETURNS TABLE (blob_id bigint, adopted uuid[], outcome text)
 LANGUAGE plpgsql AS $$
 #variable_conflict use_column
 DECLARE
-    v_one         record;
-    v_shards      smallint[];
-    v_generations uuid[];
-    v_end         record;
+    v_zones    bigint;
+    v_outcomes text[];
+    v_round    integer := 0;
+    v_more     boolean;
 BEGIN
-    FOR v_one IN
-        SELECT u.blob, u.renewed, u.retry, u.note
-          FROM unnest(p_blobs, p_renewed, p_retry_seconds, p_notes) AS u (blob, renewed, retry, note)
-          LEFT JOIN blobs b ON b.id = u.blob ORDER BY b.sha256
+    PERFORM 1 FROM blobs b WHERE b.id = ANY (p_blobs) ORDER BY b.sha256 FOR NO KEY UPDATE;
+    v_zones := ring_zones();
     LOOP
-        SELECT coalesce(array_agg(c.shard_id ORDER BY c.n), '{}'), coalesce(array_agg(c.generation ORDER BY c.n), '{}')
-          INTO v_shards, v_generations
-          FROM unnest(p_of, p_shards, p_generations) WITH ORDINALITY AS c (blob, shard_id, generation, n)
-         WHERE c.blob = v_one.blob;
-        SELECT s.adopted, s.outcome INTO v_end
-          FROM settle_repair(v_one.blob, p_claim, v_one.renewed, v_shards, v_generations, v_one.retry, v_one.note) s;
-        blob_id := v_one.blob;
-        adopted := v_end.adopted;
-        outcome := v_end.outcome;
-        RETURN NEXT;
+        v_round := v_round + 1;
+        SELECT count(*) >= v_round INTO v_more
+          FROM unnest(p_of) AS c (blob) GROUP BY c.blob ORDER BY 1 DESC LIMIT 1;
+        EXIT WHEN v_more IS NOT TRUE;
+        PERFORM adopt_replicas(v_round, v_zones, p_of, p_shards, p_generations);
     END LOOP;
+
+    SELECT array_agg(CASE
+               WHEN b.id IS NULL THEN 'gone'
+               WHEN b.size = 0 OR (h.good >= b.redundancy AND h.good_zones >= least(b.redundancy, v_zones)) THEN 'whole'
+               WHEN h.copies >= b.redundancy AND h.zones >= least(b.redundancy, v_zones) THEN 'waiting'
+               ELSE 'short'
+           END ORDER BY u.n)
+      INTO v_outcomes
+      FROM unnest(p_blobs) WITH ORDINALITY AS u (blob, n)
+      LEFT JOIN blobs b ON b.id = u.blob
+     CROSS JOIN LATERAL (
+           SELECT count(DISTINCT h.shard_id) AS copies, count(DISTINCT h.zone) AS zones,
+                  count(DISTINCT h.shard_id) FILTER (WHERE h.up) AS good,
+                  count(DISTINCT h.zone) FILTER (WHERE h.up) AS good_zones
+             FROM homes(u.blob) h) AS h;
+    PERFORM remove_later(r.shard_id, r.generation, b.sha256, 'rebalance')
+       FROM unnest(p_blobs, v_outcomes) AS u (blob, outcome)
+       JOIN blobs b ON b.id = u.blob
+       JOIN replicas r ON r.blob_id = u.blob AND r.state = 'live'
+       JOIN shards s ON s.id = r.shard_id AND s.state = 'draining'
+      WHERE u.outcome = 'whole' AND NOT deletions_held();
+    DELETE FROM repair_queue q
+     USING unnest(p_blobs, p_renewed, v_outcomes) AS u (blob, renewed, outcome)
+     WHERE q.blob_id = ANY (p_blobs) AND q.blob_id = u.blob AND q.renewed_at = u.renewed AND u.outcome = 'whole';
+    UPDATE repair_queue q
+       SET claim = NULL, urgency = repair_urgency(q.blob_id), outcome = concat_ws(': ', u.outcome, u.note),
+           attempts = CASE WHEN EXISTS (
+                               SELECT 1 FROM unnest(p_of, p_shards, p_generations) AS c (blob, shard_id, generation)
+                                 JOIN replicas r ON r.shard_id = c.shard_id AND r.generation = c.generation
+                                WHERE c.blob = q.blob_id AND r.blob_id = c.blob)
+                           THEN 0 ELSE q.attempts + 1 END,
+           due_at = CASE WHEN q.renewed_at = u.renewed THEN clock_timestamp() + make_interval(secs => u.retry)
+                         ELSE clock_timestamp() END
+      FROM unnest(p_blobs, p_renewed, p_retry_seconds, p_notes, v_outcomes) AS u (blob, renewed, retry, note, outcome)
+     WHERE q.blob_id = ANY (p_blobs) AND q.blob_id = u.blob AND q.claim = p_claim;
+    RETURN QUERY
+        SELECT u.blob, coalesce(a.generations, '{}'), u.outcome
+          FROM unnest(p_blobs, v_outcomes) AS u (blob, outcome)
+          LEFT JOIN (
+               SELECT c.blob, array_agg(c.generation) AS generations
+                 FROM unnest(p_of, p_shards, p_generations) AS c (blob, shard_id, generation)
+                 JOIN replicas r ON r.shard_id = c.shard_id AND r.generation = c.generation AND r.blob_id = c.blob
+                GROUP BY c.blob) AS a ON a.blob = u.blob;
 END
 $$;
 
--- Insert one new copy if the blob still lacks it: on a shard of its own that takes writes, and either a copy too
--- few or a zone too few. The caller has locked the blob's row.
-CREATE FUNCTION adopt_replica(
-    p_blob bigint, p_redundancy smallint, p_zones bigint, p_shard smallint, p_generation uuid
+-- Insert of each blob its new copy number p_round, if the blob still lacks it: on a shard of its own that takes
+-- writes, and either a copy too few or a zone too few. The caller has locked the blobs' rows.
+CREATE FUNCTION adopt_replicas(
+    p_round integer, p_zones bigint, p_of bigint[], p_shards smallint[], p_generations uuid[]
 )
-RETURNS boolean LANGUAGE plpgsql AS $$
-DECLARE
-    v_zone   text;
-    v_copies bigint;
-    v_spread bigint;
-    v_here   boolean;
-    v_new    boolean;
-BEGIN
-    PERFORM 1 FROM replicas r
-      WHERE r.shard_id = p_shard AND r.generation = p_generation AND r.blob_id = p_blob;
-    IF FOUND THEN
-        RETURN true;
-    END IF;
-    SELECT n.zone INTO v_zone FROM shards s JOIN nodes n ON n.id = s.node_id
-      WHERE s.id = p_shard AND s.state = 'active';
-    IF NOT FOUND THEN
-        RETURN false;
-    END IF;
-    SELECT count(DISTINCT h.shard_id), count(DISTINCT h.zone), coalesce(bool_or(h.shard_id = p_shard), false),
-           NOT coalesce(bool_or(h.zone = v_zone), false)
-      INTO v_copies, v_spread, v_here, v_new FROM homes(p_blob) h;
-    IF v_here OR NOT (v_copies < p_redundancy OR (v_new AND v_spread < p_zones)) THEN
-        RETURN false;
-    END IF;
+RETURNS void LANGUAGE sql AS $$
     -- A condemned generation is there already: reconcile took the file while we were slow.
-    INSERT INTO replicas (shard_id, generation, blob_id) VALUES (p_shard, p_generation, p_blob)
-    ON CONFLICT (shard_id, generation) DO NOTHING;
-    RETURN FOUND;
-END
+    INSERT INTO replicas (shard_id, generation, blob_id)
+    SELECT c.shard_id, c.generation, c.blob
+      FROM (SELECT u.blob, u.shard_id, u.generation, row_number() OVER (PARTITION BY u.blob ORDER BY u.n) AS round
+              FROM unnest(p_of, p_shards, p_generations) WITH ORDINALITY AS u (blob, shard_id, generation, n)) AS c
+      JOIN blobs b ON b.id = c.blob
+      JOIN shards s ON s.id = c.shard_id AND s.state = 'active'
+      JOIN nodes n ON n.id = s.node_id
+     CROSS JOIN LATERAL (
+           SELECT count(DISTINCT h.shard_id) AS copies, count(DISTINCT h.zone) AS zones,
+                  coalesce(bool_or(h.shard_id = c.shard_id), false) AS is_here,
+                  coalesce(bool_or(h.zone = n.zone), false) AS knows_zone
+             FROM homes(c.blob) h) AS h
+     WHERE c.round = p_round AND NOT h.is_here
+       AND (h.copies < b.redundancy OR (NOT h.knows_zone AND h.zones < least(b.redundancy, p_zones)))
+    ON CONFLICT (shard_id, generation) DO NOTHING
 $$;
 
 -- Drop one live replica that the blob can do without: by the copies that can be read now, N in their zones must be
