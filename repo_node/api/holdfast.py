@@ -83,6 +83,7 @@ async def status(request: web.Request) -> web.StreamResponse:
                 "bytes": counted.bytes,
                 "missing_copies": counted.missing_copies,
                 "short": counted.short_blobs,
+                "unreferenced": counted.unreferenced_blobs,
             },
             "repair_queue": counted.repair_queue,
             "primary": None if primary is None or primary.expired else primary.holder,

@@ -43,6 +43,7 @@ def status(connection: ConnectionOptions, as_json: bool, watch: bool, interval: 
     """Show nodes, zones, shards, blobs and missing copies.
 
     A blob is short while fewer good copies of it exist than its redundancy asks for; the cluster repairs that.
+    Nothing is missing of blobs that nothing refers to any more: they wait for garbage collection.
 
     \b
     Examples:
@@ -97,7 +98,9 @@ def view_of(answer: dict[str, Any], *, is_wide: bool) -> Group:
 def summary_lines(answer: dict[str, Any]) -> Iterator[Text]:
     blobs = answer["blobs"]
     yield Text(f"Cluster {printable(str(answer.get('cluster_id', 'without an id')))}", style="bold")
-    yield Text(f"{say_count(blobs['count'], 'blob')}, {say_bytes(blobs['bytes'])}")
+    garbage = blobs.get("unreferenced", 0)
+    waiting = f"; nothing refers to {garbage:,} of them any more, garbage collection takes them" if garbage else ""
+    yield Text(f"{say_count(blobs['count'], 'blob')}, {say_bytes(blobs['bytes'])}{waiting}")
     missing, short, queued = blobs["missing_copies"], blobs.get("short", 0), answer.get("repair_queue", 0)
     if missing == 0 and short == 0:
         yield Text("No copy is missing." + (f" {queued:,} in the repair queue." if queued else ""), style="green")

@@ -70,7 +70,7 @@ def test_status_shows_nodes_shards_and_counts(three: RunningCluster) -> None:
         }  # fmt: skip
         assert (shard["state"], shard["up"], shard["writable"]) == ("active", True, True)
         assert shard["capacity_bytes"] > shard["free_bytes"] > 0
-    assert set(document["blobs"]) == {"count", "bytes", "missing_copies", "short"}
+    assert set(document["blobs"]) == {"count", "bytes", "missing_copies", "short", "unreferenced"}
     assert document["blobs"]["count"] > 0
     assert sum(shard["replicas"] for shard in document["shards"]) >= 2
 
