@@ -94,19 +94,21 @@ async def say(client: Client, method: str, url_path: str) -> str:
 @trash.command("restore")
 @click.argument("path", metavar="REPOSITORY/PATH")
 @click.option("--to", metavar="REPOSITORY/PATH", help="Where to. [default: where it was]")
+@click.option("--replace", is_flag=True, help="Of a folder, also bring back what has something in its place.")
 @connection_options
-def restore(connection: ConnectionOptions, path: str, to: str | None) -> None:
-    """Bring back an artifact, or everything below a folder, as it was when it was last thrown away.
+def restore(connection: ConnectionOptions, path: str, to: str | None, replace: bool) -> None:
+    """Bring back an artifact as it was when it was last thrown away, or everything that was deleted from a folder.
 
-    An artifact that is in its place now goes to the trash itself. Of a folder, only what is missing comes back.
+    An artifact that is in its place now goes to the trash itself. Of a folder, each path gets the version that was
+    deleted last, and only where nothing is now; an overwritten version comes back by its own path.
 
     \b
     Examples:
       holdfast trash restore generic-local/app/1.0/app.tgz
       holdfast trash restore generic-local/app --to generic-local/app-restored
     """
-    query = "" if to is None else "?" + urlencode({"to": to})
-    target = f"{TRASH_PATH}/restore/{quote(path.strip('/'))}{query}"
+    query = urlencode({**({} if to is None else {"to": to}), "replace": int(replace)})
+    target = f"{TRASH_PATH}/restore/{quote(path.strip('/'))}?{query}"
     click.echo(printable(run_call(connection, lambda client: say(client, "POST", target))))
 
 
