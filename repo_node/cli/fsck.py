@@ -61,7 +61,8 @@ def fsck(connection: ConnectionOptions, shard: int | None, dry_run: bool, repair
     Files that are missing are queued for repair, files of the wrong size are read again and judged, files that the
     database does not know and left-over temporary files go to the shard's quarantine once they have been seen for
     longer than an upload may take. Foreign files and links are only told, unless --repair says to set them aside too.
-    Nothing is deleted. The cluster does the same by itself once in reconcile_period_seconds.
+    Nothing is deleted but what was set aside quarantine_seconds ago. The cluster does the same by itself once in
+    reconcile_period_seconds.
 
     Ctrl-C ends the waiting, not the check. Exit status 1 when a shard could not be checked.
 
