@@ -20,6 +20,19 @@ GRACE_SECONDS_MIN = 0 if os.environ.get("HOLDFAST_TEST_WITHOUT_GRACE") else 60
 
 QUARANTINE_SECONDS_MIN = 3600
 
+RISKS: Mapping[str, tuple[float, str]] = {
+    "redundancy": (2, "the only copy of a blob is lost with its disk"),
+    "write_quorum": (2, "an upload that was just acknowledged is lost with one disk"),
+    "lost_after_seconds": (30, "a node that restarts has its shards declared lost and copied"),
+    "gc_grace_seconds": (3600, "content is removed that a client is about to use again"),
+    "removal_delay_seconds": (
+        3600,
+        "after a failover or a restore that goes back in time, files are gone that it needs",
+    ),
+    "backups_kept": (1, "a lost database cannot be restored from the shards"),
+}
+"""Below which value a setting that may be so low risks what."""
+
 
 class SettingError(ValueError):
     """A setting has an unknown name or a value it cannot take; the message says what would be right."""
@@ -163,6 +176,14 @@ def parse(key: str, text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         raise SettingError(f"{key}: {text[:40]!r} is not a number or null") from None
+
+
+def risk_of(key: str, value: Any) -> str | None:
+    """Return in a sentence what a value that may be set risks; None for a prudent one."""
+    prudent, what = RISKS.get(key, (None, ""))
+    if prudent is None or not isinstance(value, int | float) or value >= prudent:
+        return None
+    return f"with {key} below {prudent:g}, {what}"
 
 
 def combine(values: Mapping[str, Any]) -> Settings:
