@@ -17,7 +17,7 @@ from rich.text import Text
 
 from repo_node.cli.calls import CALL_RETRY, check_answer, run_call
 from repo_node.cli.connection import ConnectionOptions, connection_options, find_endpoint
-from repo_node.cli.tables import new_console, new_table
+from repo_node.cli.tables import new_console, new_table, show
 from repo_node.cli.wording import printable, say_bytes, say_count, say_seconds
 from repo_node.client.errors import ClientError
 from repo_node.client.rest import Client, Endpoint
@@ -60,7 +60,8 @@ def status(connection: ConnectionOptions, as_json: bool, watch: bool, interval: 
         click.echo(json.dumps(answer, indent=2))
     else:
         console = new_console()
-        console.print(view_of(answer, is_wide=console.width >= WIDE_COLUMNS))
+        is_wide = console.width >= WIDE_COLUMNS
+        (show if is_wide else console.print)(view_of(answer, is_wide=is_wide))
 
 
 async def watch_status(endpoint: Endpoint, as_json: bool, interval_seconds: float) -> None:
@@ -105,7 +106,7 @@ def summary_lines(answer: dict[str, Any]) -> Iterator[Text]:
     if missing == 0 and short == 0:
         yield Text("No copy is missing." + (f" {queued:,} in the repair queue." if queued else ""), style="green")
     else:
-        what = say_count(missing, "copy").replace("copys", "copies")
+        what = say_count(missing, "copy", "copies")
         yield Text(f"Missing: {what}, of {say_count(short, 'blob')}; {queued:,} in the repair queue.", style="yellow")
     down = [printable(str(node["id"])) for node in answer["nodes"] if not node["up"]]
     if down:
@@ -171,7 +172,7 @@ def shards_table(shards: list[dict[str, Any]], *, is_wide: bool) -> Table:
     table.add_column("Capacity", justify="right", no_wrap=True)
     table.add_column("Weight", justify="right", no_wrap=True)
     if is_wide:
-        table.add_column("Path", overflow="fold")
+        table.add_column("Path", no_wrap=True)
     for shard in shards:
         table.add_row(
             str(shard["id"]),

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from repo_node.cli.calls import run_call
 from repo_node.cli.connection import ConnectionOptions, connection_options
-from repo_node.cli.tables import new_console, new_table
+from repo_node.cli.tables import new_table, show
 from repo_node.cli.wording import printable, say_bytes
 from repo_node.client.rest import Client
 
@@ -50,7 +50,7 @@ def list_trash(connection: ConnectionOptions, path: str | None, limit: int, as_j
     if as_json:
         click.echo(json.dumps({"items": items}, indent=2))
     elif items:
-        new_console().print(table_of(items))
+        show(table_of(items))
     else:
         click.echo("The trash is empty there.")
 
@@ -69,7 +69,7 @@ async def read_trash(client: Client, path: str | None, limit: int) -> list[dict[
 
 def table_of(items: list[dict[str, Any]]) -> Table:
     table = new_table("Trash")
-    table.add_column("Path", overflow="fold", ratio=1)
+    table.add_column("Path", no_wrap=True)
     table.add_column("Size", justify="right", no_wrap=True)
     table.add_column("Why", no_wrap=True)
     table.add_column("When", no_wrap=True)
