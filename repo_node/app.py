@@ -34,7 +34,7 @@ from repo_node.auth.authenticator import Authenticator
 from repo_node.cluster.epochs import ShardEpochs
 from repo_node.cluster.leadership import Leadership
 from repo_node.cluster.membership import Membership, connect
-from repo_node.cluster.own_shards import OwnShard, open_own_shards
+from repo_node.cluster.own_shards import OwnShard, open_own_shards, refuse_foreign
 from repo_node.cluster.topology import Topology
 from repo_node.config import NodeConfig
 from repo_node.db import migrate, nodes
@@ -210,6 +210,8 @@ async def join(
         await migrate.check_version(database)
         await check_durability(database)
         cluster = await nodes.read_cluster(connection)
+        # Before it registers: a node of another cluster leaves no trace of itself in this one.
+        await asyncio.to_thread(refuse_foreign, [shard.path for shard in config.shards], cluster.cluster_id)
         node = NodeId(config.node.id)
         await nodes.register(
             connection,

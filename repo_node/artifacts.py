@@ -243,10 +243,10 @@ class Artifacts:
         repository = await self._repositories.get(at.repository)
         return await rows.children(self._database, repository.id, at.path)
 
-    async def make_folder(self, at: ArtifactPath, principal: str) -> Item:
+    async def make_folder(self, at: ArtifactPath, *, principal: str, request_id: str) -> Item:
         """Make a folder and its ancestors; one that exists is no error. Raises ``PathConflict``, ``NotFound``."""
         repository = await self._repositories.get(at.repository)
-        await rows.make_folder(self._database, repository.id, at.path, principal)
+        await rows.make_folder(self._database, repository.id, at.path, principal=principal, request_id=request_id)
         return await self.get(at)
 
     async def delete(self, at: ArtifactPath, *, principal: str, request_id: str) -> None:

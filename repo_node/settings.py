@@ -18,6 +18,21 @@ from sharding.tally import WritePolicy
 GRACE_SECONDS_MIN = 0 if os.environ.get("HOLDFAST_TEST_WITHOUT_GRACE") else 60
 """A grace much shorter than a client's pause between two steps of one job deletes what is about to be wanted."""
 
+QUARANTINE_SECONDS_MIN = 3600
+
+RISKS: Mapping[str, tuple[float, str]] = {
+    "redundancy": (2, "the only copy of a blob is lost with its disk"),
+    "write_quorum": (2, "an upload that was just acknowledged is lost with one disk"),
+    "lost_after_seconds": (30, "a node that restarts has its shards declared lost and copied"),
+    "gc_grace_seconds": (3600, "content is removed that a client is about to use again"),
+    "removal_delay_seconds": (
+        3600,
+        "after a failover or a restore that goes back in time, files are gone that it needs",
+    ),
+    "backups_kept": (1, "a lost database cannot be restored from the shards"),
+}
+"""Below which value a setting that may be so low risks what."""
+
 
 class SettingError(ValueError):
     """A setting has an unknown name or a value it cannot take; the message says what would be right."""
@@ -75,7 +90,7 @@ class Settings(BaseModel):
         3600, ge=0, le=604_800, description="after which a bad last copy is read again, in case it is right now"
     )
     quarantine_seconds: float = Field(
-        30 * 86_400, ge=3600, le=10 * 366 * 86_400, description="how long a shard's quarantine keeps a bad replica"
+        30 * 86_400, ge=0, le=10 * 366 * 86_400, description="how long a shard's quarantine keeps a file; 0: for ever"
     )
     scrub_period_seconds: float = Field(
         14 * 86_400, ge=1, le=10 * 366 * 86_400, description="in which every replica's block digests are checked"
@@ -142,6 +157,8 @@ class Settings(BaseModel):
             raise ValueError("node_down_seconds must be at least twice heartbeat_seconds")
         if self.lease_seconds < 3 * self.lease_renew_seconds:
             raise ValueError("lease_seconds must be at least three times lease_renew_seconds")
+        if 0 < self.quarantine_seconds < QUARANTINE_SECONDS_MIN:
+            raise ValueError(f"quarantine_seconds must be 0 (for ever) or at least {QUARANTINE_SECONDS_MIN}")
         return self
 
     def write_policy(self, redundancy: int | None = None) -> WritePolicy:
@@ -159,6 +176,14 @@ def parse(key: str, text: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         raise SettingError(f"{key}: {text[:40]!r} is not a number or null") from None
+
+
+def risk_of(key: str, value: Any) -> str | None:
+    """Return in a sentence what a value that may be set risks; None for a prudent one."""
+    prudent, what = RISKS.get(key, (None, ""))
+    if prudent is None or not isinstance(value, int | float) or value >= prudent:
+        return None
+    return f"with {key} below {prudent:g}, {what}"
 
 
 def combine(values: Mapping[str, Any]) -> Settings:

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from repo_node.db import repositories
 from repo_node.db import trash as rows
+from repo_node.db.blobs import PathConflict
 from repo_node.db.lease import Lease
 from repo_node.db.pool import Database
-from repo_node.db.trash import Position, Restored, Trashed
+from repo_node.db.trash import DELETED, Position, Restored, Trashed
 from repo_node.errors import NotFound
 from repo_node.metrics.deletion import DeletionMetrics
 from repo_node.paths import ArtifactPath
@@ -44,11 +45,14 @@ class Trash:
         """Return what lay at exactly this path, the last thrown away first."""
         return await rows.at_path(self._database, at.repository, at.folder, at.name, PAGE) if at.name else []
 
-    async def restore(self, at: ArtifactPath, to: ArtifactPath, *, principal: str, request_id: str) -> Restoration:
-        """Bring back the last that was thrown away at a path, or of everything below a folder, to ``to``.
+    async def restore(
+        self, at: ArtifactPath, to: ArtifactPath, *, replace: bool, principal: str, request_id: str
+    ) -> Restoration:
+        """Bring back to ``to`` what was thrown away last at a path, or all that was deleted from a folder.
 
-        What is in the place of a single artifact goes to the trash; what is in the place of one of a folder's
-        stays, and that one is skipped. Raises ``NotFound``, ``PathConflict``.
+        What is in the place of a single artifact goes to the trash. Of a folder, each path gets the version that was
+        deleted last; one that was only overwritten comes back by its own path alone. What is in its place stays, and
+        that one is skipped, unless ``replace``. Raises ``NotFound``, ``PathConflict``.
         """
         target = await repositories.find(self._database, to.repository)
         if target is None:
@@ -58,14 +62,18 @@ class Trash:
             if await self._restore(version, target.id, to.folder, to.name or at.name, True, by):
                 return Restoration(1, 0)
         restored = skipped = 0
-        async for newest in self._newest(at):
+        async for newest in self._newest_deleted(at):
             folder = "/".join(filter(None, (to.path, newest.folder[len(at.path) :].strip("/"))))
-            if await self._restore(newest, target.id, folder, newest.name, False, by):
-                restored += 1
-            else:
-                skipped += 1
+            try:
+                done = await self._restore(newest, target.id, folder, newest.name, replace, by)
+            except PathConflict:
+                done = False  # a folder is in its place, or an artifact in that of its folder
+            restored, skipped = restored + done, skipped + (not done)
         if not restored and not skipped:
-            raise NotFound(f"The trash holds nothing of {at.repository}/{at.path}.")
+            raise NotFound(
+                f"The trash holds nothing that was deleted from {at.repository}/{at.path}; "
+                "an overwritten version comes back by its own path."
+            )
         return Restoration(restored, skipped)
 
     async def _restore(
@@ -74,10 +82,12 @@ class Trash:
         outcome = await rows.restore(self._database, one.id, repository_id, folder, name, replace=replace, **by)
         return outcome is Restored.RESTORED
 
-    async def _newest(self, at: ArtifactPath) -> AsyncIterator[Trashed]:
-        """Yield, of everything below a folder, what was thrown away last at each path."""
+    async def _newest_deleted(self, at: ArtifactPath) -> AsyncIterator[Trashed]:
+        """Yield, of everything below a folder, what was deleted last at each path."""
         last: Trashed | None = None
         async for one in self._below(at):
+            if one.reason != DELETED:
+                continue
             if last is not None and last.path != one.path:
                 yield last
             last = one

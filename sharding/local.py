@@ -25,7 +25,7 @@ from sharding.model import BLOCK_BYTES, BLOCK_DIGEST_BYTES, BlobName, Buffer, Ge
 from sharding.quarantine import Quarantine
 from sharding.reread import Rereader
 from sharding.self_test import check_disk
-from sharding.shard import Aside, Part, ShardSpace, StagedBlob
+from sharding.shard import Aside, AsideEntry, Part, ShardSpace, StagedBlob
 from sharding.staging import StagedFile
 
 P = ParamSpec("P")
@@ -96,6 +96,12 @@ class LocalShard:
 
     async def aside(self) -> Aside:
         return await self.run(self._quarantine.contents)
+
+    async def aside_entries(self) -> list[AsideEntry]:
+        return await self.run(self._quarantine.entries)
+
+    async def discard_aside_entry(self, entry: AsideEntry) -> bool:
+        return await self.run(self._quarantine.discard_entry, entry)
 
     async def discard_aside(self, names: Iterable[BlobName]) -> None:
         await self.run(self._quarantine.discard, names)

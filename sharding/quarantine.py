@@ -5,6 +5,7 @@ Things get there by a rename within the shard, durably. Moving twice what was mo
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 import threading
@@ -18,7 +19,7 @@ from sharding.identifiers import uuid7
 from sharding.identity import IDENTITY_FILE, OPEN_DIRECTORY, ShardIdentityError, inspect
 from sharding.listing import open_below
 from sharding.model import BlobName
-from sharding.shard import Aside
+from sharding.shard import Aside, AsideEntry
 
 DIRECTORY = "quarantine"
 NAME_BYTES_MAX = 200
@@ -79,6 +80,33 @@ class Quarantine:
         with translated(self._files.shard, LOOKING, f"reading {DIRECTORY}/"):
             sizes = [os.lstat(name, dir_fd=self._open()).st_size for name in os.listdir(self._open())]
         return Aside(len(sizes), sum(sizes))
+
+    def entries(self) -> list[AsideEntry]:
+        """See ``Auditable.aside_entries``."""
+        with translated(self._files.shard, LOOKING, f"reading {DIRECTORY}/"):
+            if not exists(DIRECTORY, self._files.claim.directory):
+                return []
+            with os.scandir(self._open()) as found:
+                return [AsideEntry(os.fsencode(one.name), one.inode()) for one in found]
+
+    def discard_entry(self, entry: AsideEntry) -> bool:
+        """See ``Auditable.discard_aside_entry``."""
+        with translated(self._files.shard, WRITING, f"removing {entry.name!r} from {DIRECTORY}/"):
+            directory = self._open()
+            try:
+                found = os.lstat(entry.name, dir_fd=directory)
+                if found.st_ino != entry.inode:
+                    return False
+                if stat.S_ISDIR(found.st_mode):
+                    os.rmdir(entry.name, dir_fd=directory)
+                else:
+                    os.unlink(entry.name, dir_fd=directory)
+            except OSError as error:
+                if error.errno in (errno.ENOENT, errno.ENOTEMPTY, errno.EEXIST):
+                    return False
+                raise
+            os.fsync(directory)
+        return True
 
     def discard(self, blobs: Iterable[BlobName]) -> None:
         """See ``Auditable.discard_aside``."""

@@ -156,6 +156,14 @@ class Aside:
     bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class AsideEntry:
+    """One name in a shard's quarantine."""
+
+    name: bytes
+    inode: int
+
+
 class Auditable(Protocol):
     """The optional ability of a shard to judge its own replicas; only an owner has it, and only its node uses it."""
 
@@ -193,6 +201,18 @@ class Auditable(Protocol):
 
     async def aside(self) -> Aside:
         """Return what lies in the quarantine."""
+        ...
+
+    async def aside_entries(self) -> list[AsideEntry]:
+        """Return what lies in the quarantine, one by one."""
+        ...
+
+    async def discard_aside_entry(self, entry: AsideEntry) -> bool:
+        """Remove what is in the quarantine for good, durably, whatever it is.
+
+        False, and nothing is done, when it is not there, is another by now, or is a directory that is not empty:
+        nobody has seen what is in that.
+        """
         ...
 
     async def discard_aside(self, names: Iterable[BlobName]) -> None:

@@ -82,7 +82,8 @@ def original_checksums(declared: DeclaredDigests, computed: dict[str, str]) -> d
 async def make_folder(request: web.Request, at: ArtifactPath) -> web.StreamResponse:
     async for _ in read_body(request):
         raise RequestError("A folder has no body; leave out the trailing slash to deploy a file.")
-    item = await request.app[SERVICES].artifacts.make_folder(at, principal_of(request).name)
+    by = {"principal": principal_of(request).name, "request_id": request[REQUEST_ID]}
+    item = await request.app[SERVICES].artifacts.make_folder(at, **by)
     document = folder_document(base_url(request), at, item, [])
     return json_response(document, status=201, headers={"Location": document["uri"]})
 

@@ -15,7 +15,7 @@ from repo_node.auth.permissions import SCOPES, Permission
 from repo_node.db import principals, totals
 from repo_node.db import settings as rows
 from repo_node.errors import NotFound, RequestError
-from repo_node.settings import SettingError, Settings, lenient
+from repo_node.settings import SettingError, Settings, lenient, risk_of
 from repo_node.web.body import read_json
 from repo_node.web.context import REQUEST_ID, SERVICES, TARGET, principal_of
 from repo_node.web.routes import Routes
@@ -38,6 +38,7 @@ def add_routes(routes: Routes) -> None:
     routes.add("GET", f"{BASE}/settings", list_settings, Permission.ADMIN)
     routes.add("GET", f"{BASE}/settings/{{key}}", get_setting, Permission.ADMIN)
     routes.add("PUT", f"{BASE}/settings/{{key}}", set_setting, Permission.ADMIN)
+    routes.add("DELETE", f"{BASE}/settings/{{key}}", reset_setting, Permission.ADMIN)
     routes.add("GET", f"{BASE}/tokens", list_tokens, Permission.ADMIN)
     routes.add("POST", f"{BASE}/tokens", create_token, Permission.ADMIN)
     routes.add("DELETE", f"{BASE}/tokens/{{id}}", revoke_token, Permission.ADMIN)
@@ -83,6 +84,7 @@ async def status(request: web.Request) -> web.StreamResponse:
                 "bytes": counted.bytes,
                 "missing_copies": counted.missing_copies,
                 "short": counted.short_blobs,
+                "unreferenced": counted.unreferenced_blobs,
             },
             "repair_queue": counted.repair_queue,
             "primary": None if primary is None or primary.expired else primary.holder,
@@ -97,12 +99,14 @@ async def stored_settings(request: web.Request) -> dict[str, Any]:
 
 def setting_document(key: str, stored: Mapping[str, Any]) -> dict[str, Any]:
     field = Settings.model_fields[key]
+    value = stored.get(key, field.default)
     return {
         "key": key,
-        "value": stored.get(key, field.default),
+        "value": value,
         "default": field.default,
         "is_set": key in stored,
         "description": field.description,
+        "warning": risk_of(key, value),
     }
 
 
@@ -136,6 +140,14 @@ async def set_setting(request: web.Request) -> web.StreamResponse:
         request_id=request[REQUEST_ID],
         check=lenient,  # a newer release may have set what this one does not know
     )
+    return json_response(setting_document(key, await stored_settings(request)))
+
+
+async def reset_setting(request: web.Request) -> web.StreamResponse:
+    """Give a setting its default back; answer with it as it is now."""
+    key = setting_key(request)
+    by = {"principal": principal_of(request).name, "request_id": request[REQUEST_ID]}
+    await rows.reset(request.app[NODE].database, key, check=lenient, **by)
     return json_response(setting_document(key, await stored_settings(request)))
 
 

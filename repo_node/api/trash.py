@@ -74,15 +74,18 @@ def position_of(request: web.Request) -> Position:
 
 
 async def restore(request: web.Request) -> web.StreamResponse:
-    """Bring an artifact or a folder back, to where it was or to ``to``."""
+    """Bring an artifact or a folder back, to where it was or to ``to``; with ``replace=1`` whatever is there now."""
     at = artifact_at(request, skip=4)
     to = path_of(request, "to") if "to" in request.query else at
+    replace = request.query.get("replace", "0")
+    if replace not in ("0", "1"):
+        raise RequestError("replace must be 0 or 1.")
     done = await request.app[SERVICES].trash.restore(
-        at, to, principal=principal_of(request).name, request_id=request[REQUEST_ID]
+        at, to, replace=replace == "1", principal=principal_of(request).name, request_id=request[REQUEST_ID]
     )
-    text = f"Restored {done.restored} artifacts from {at.repository}/{at.path}."
+    text = f"Restored {artifacts(done.restored)} from {at.repository}/{at.path}."
     if done.skipped:
-        text += f" {done.skipped} were skipped, because something is in their place."
+        text += f" {artifacts(done.skipped)} not restored, because something is in the place: see ?replace=1."
     return web.Response(text=text + "\n", status=202 if done.restored else 409)
 
 
@@ -90,14 +93,18 @@ async def empty(request: web.Request) -> web.StreamResponse:
     gone = await request.app[SERVICES].trash.empty(
         None, principal=principal_of(request).name, request_id=request[REQUEST_ID]
     )
-    return web.Response(text=f"{gone} artifacts left the trash.\n")
+    return web.Response(text=f"{artifacts(gone)} left the trash.\n")
 
 
 async def clean(request: web.Request) -> web.StreamResponse:
     gone = await request.app[SERVICES].trash.empty(
         artifact_at(request, skip=4), principal=principal_of(request).name, request_id=request[REQUEST_ID]
     )
-    return web.Response(text=f"{gone} artifacts left the trash.\n")
+    return web.Response(text=f"{artifacts(gone)} left the trash.\n")
+
+
+def artifacts(count: int) -> str:
+    return "1 artifact" if count == 1 else f"{count} artifacts"
 
 
 def path_of(request: web.Request, parameter: str) -> ArtifactPath:

@@ -8,9 +8,9 @@ from typing import Any
 
 import click
 
-from repo_node.cli.connection import ConnectionOptions, find_endpoint
+from repo_node.cli.connection import ConnectionOptions, find_endpoint, start_command
 from repo_node.cli.wording import printable
-from repo_node.client.errors import BadAnswer, ClientError
+from repo_node.client.errors import BadAnswer, ClientError, Unreachable
 from repo_node.client.rest import Client, Endpoint
 from repo_node.client.retry import RetryPolicy
 
@@ -31,7 +31,15 @@ def run_call(given: ConnectionOptions, call: Callable[[Client], Awaitable[Any]],
     try:
         return asyncio.run(run())
     except ClientError as error:
-        raise click.ClickException(printable(str(error))) from None
+        raise failure_of(error, given, endpoint) from None
+
+
+def failure_of(error: ClientError, given: ConnectionOptions, endpoint: Endpoint) -> click.ClickException:
+    """Return what ends a command with status 1, and how to start a cluster of this machine that nobody answers for."""
+    text = printable(str(error))
+    if isinstance(error, Unreachable) and not error.may_be_done and (command := start_command(given, endpoint.url)):
+        text += f"\nIf the cluster does not run, start it with: {printable(command)}"
+    return click.ClickException(text)
 
 
 def check_answer(endpoint: Endpoint, answer: Any, keys: Iterable[str]) -> Any:

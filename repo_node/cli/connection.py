@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -91,7 +92,7 @@ def find_endpoint(given: ConnectionOptions, environment: Mapping[str, str] | Non
     # Whoever can write to this directory must not be able to call secrets of the environment elsewhere.
     if credentials is None and (not found_here or is_loopback(url)):
         credentials = find_environment_credentials(environment)
-    if credentials is None and belongs_here(url):
+    if credentials is None and belongs_to(DEFAULT_DATA, url):
         credentials = admin_credentials(DEFAULT_DATA)
     if credentials is None:
         raise click.UsageError(NO_CREDENTIALS.format(url=url))
@@ -185,11 +186,18 @@ def admin_credentials(data: Path) -> Credentials:
     return basic("admin", read_secret(str(path)), f"user admin with the password in {path}")
 
 
-def belongs_here(url: str) -> bool:
-    """Return whether ``url`` is one of the cluster in ./holdfast-data: no other server may see its password."""
-    if not (DEFAULT_DATA / "cluster.json").exists():
+def start_command(given: ConnectionOptions, url: str) -> str | None:
+    """Return how the cluster at ``url`` is started, when it is one that `holdfast up` made here."""
+    if given.data is not None and belongs_to(given.data, url):
+        return f"holdfast up --data {shlex.quote(str(given.data))}"
+    return "holdfast up" if belongs_to(DEFAULT_DATA, url) else None
+
+
+def belongs_to(data: Path, url: str) -> bool:
+    """Return whether ``url`` is one of the cluster in a data directory: no other server may see its password."""
+    if not (data / "cluster.json").exists():
         return False
-    cluster = read_cluster(DEFAULT_DATA)
+    cluster = read_cluster(data)
     known = [cluster.get("front_url"), *(node.get("url") for node in cluster.get("nodes", []))]
     return origin(url) in [origin(str(other)) for other in known]
 

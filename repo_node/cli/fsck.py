@@ -10,9 +10,9 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from repo_node.cli.calls import CALL_RETRY, check_answer, say_wait
+from repo_node.cli.calls import CALL_RETRY, check_answer, failure_of, say_wait
 from repo_node.cli.connection import ConnectionOptions, connection_options, find_endpoint
-from repo_node.cli.tables import new_console, new_table
+from repo_node.cli.tables import new_table, show
 from repo_node.cli.wording import printable, say_count
 from repo_node.client.errors import ClientError
 from repo_node.client.rest import Client, Endpoint
@@ -61,7 +61,8 @@ def fsck(connection: ConnectionOptions, shard: int | None, dry_run: bool, repair
     Files that are missing are queued for repair, files of the wrong size are read again and judged, files that the
     database does not know and left-over temporary files go to the shard's quarantine once they have been seen for
     longer than an upload may take. Foreign files and links are only told, unless --repair says to set them aside too.
-    Nothing is deleted. The cluster does the same by itself once in reconcile_period_seconds.
+    Nothing is deleted but what was set aside quarantine_seconds ago. The cluster does the same by itself once in
+    reconcile_period_seconds.
 
     Ctrl-C ends the waiting, not the check. Exit status 1 when a shard could not be checked.
 
@@ -83,11 +84,11 @@ def show_checks(connection: ConnectionOptions, order: Row, *, as_json: bool, dry
     try:
         answer, unreached = asyncio.run(wait_for_checks(endpoint, order))
     except ClientError as error:
-        raise click.ClickException(printable(str(error))) from None
+        raise failure_of(error, connection, endpoint) from None
     if as_json:
         click.echo(json.dumps({"checks": answer, "unreached": unreached}, indent=2))
     else:
-        new_console().print(table_of(answer, dry_run=dry_run))
+        show(table_of(answer, dry_run=dry_run))
         click.echo("\n".join(summary_lines(answer, unreached, dry_run=dry_run)))
     if unreached or any(row["error"] or row["finished_at"] is None for row in answer):
         raise click.exceptions.Exit(1)

@@ -10,7 +10,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from repo_node.cli.calls import run_call
+from repo_node.cli.calls import failure_of, run_call
 from repo_node.cli.connection import ConnectionOptions, connection_options, find_endpoint
 from repo_node.cli.jobs import wait_for_runs
 from repo_node.cli.tables import new_console, new_table
@@ -50,10 +50,11 @@ def gc(ctx: click.Context, connection: ConnectionOptions, dry_run: bool, as_json
     refuse_while_held(state)
     if state["primary"] is None:
         raise click.ClickException("no node is the primary just now; one is elected within seconds: try again")
+    endpoint = find_endpoint(connection)
     try:
-        ended = asyncio.run(wait_for_runs(find_endpoint(connection), "gc", None))
+        ended = asyncio.run(wait_for_runs(endpoint, "gc", None))
     except ClientError as error:
-        raise click.ClickException(printable(str(error))) from None
+        raise failure_of(error, connection, endpoint) from None
     if as_json:
         click.echo(json.dumps({"jobs": ended}, indent=2))
     else:

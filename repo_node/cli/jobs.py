@@ -14,7 +14,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from repo_node.cli.calls import CALL_RETRY, check_answer, run_call, say_wait
+from repo_node.cli.calls import CALL_RETRY, check_answer, failure_of, run_call, say_wait
 from repo_node.cli.connection import ConnectionOptions, connection_options, find_endpoint
 from repo_node.cli.tables import new_console, new_table
 from repo_node.cli.wording import printable, say_bytes, say_seconds
@@ -68,7 +68,7 @@ def run_once(connection: ConnectionOptions, job: str, node: str | None, as_json:
     try:
         ended = asyncio.run(wait_for_runs(endpoint, job, node))
     except ClientError as error:
-        raise click.ClickException(printable(str(error))) from None
+        raise failure_of(error, connection, endpoint) from None
     if as_json:
         click.echo(json.dumps({"jobs": ended}, indent=2))
     else:

@@ -29,26 +29,32 @@ def settings() -> None:
     Examples:
       holdfast settings list
       holdfast settings set redundancy 3
+      holdfast settings reset redundancy
     """
 
 
 @settings.command("list")
+@click.option("--changed", is_flag=True, help="Only those that somebody has set.")
 @AS_JSON
 @connection_options
-def list_settings(connection: ConnectionOptions, as_json: bool) -> None:
+def list_settings(connection: ConnectionOptions, changed: bool, as_json: bool) -> None:
     """List every setting with its value and its meaning.
 
     A value that somebody has set is marked with a star and followed by its default; the others are defaults.
 
     \b
-    Example:
+    Examples:
+      holdfast settings list --changed
       holdfast settings list --json
     """
     answer = run_call(connection, lambda client: client.call("GET", "/api/holdfast/settings"), "settings")
+    shown = [row for row in answer["settings"] if row["is_set"] or not changed]
     if as_json:
-        click.echo(json.dumps(answer, indent=2))
+        click.echo(json.dumps(answer | {"settings": shown}, indent=2))
+    elif shown:
+        new_console().print(table_of(shown))
     else:
-        new_console().print(table_of(answer["settings"]))
+        click.echo("Every setting has its default.")
 
 
 @settings.command("get")
@@ -75,6 +81,8 @@ def get_setting(connection: ConnectionOptions, key: str, as_json: bool) -> None:
 def set_setting(connection: ConnectionOptions, key: str, value: str, as_json: bool) -> None:
     """Change one setting on every node. VALUE is a number, true, false, null or a "quoted text".
 
+    A value that may be set, but puts content at risk, is told on standard error.
+
     \b
     Examples:
       holdfast settings set redundancy 3
@@ -86,12 +94,36 @@ def set_setting(connection: ConnectionOptions, key: str, value: str, as_json: bo
         click.echo(json.dumps(answer, indent=2))
     else:
         click.echo(f"{key} is {json.dumps(answer['value'])} now, on every node within a second.")
+    if warning := answer.get("warning"):
+        click.echo(printable(f"Warning: {warning}."), err=True)
+
+
+@settings.command("reset")
+@click.argument("key", metavar="NAME")
+@AS_JSON
+@connection_options
+def reset_setting(connection: ConnectionOptions, key: str, as_json: bool) -> None:
+    """Give one setting its default back, on every node.
+
+    \b
+    Example:
+      holdfast settings reset redundancy
+    """
+    answer = run_call(connection, lambda client: client.call("DELETE", url_path_of(key)), "value")
+    if as_json:
+        click.echo(json.dumps(answer, indent=2))
+    else:
+        click.echo(
+            f"{printable(key)} is {json.dumps(answer['value'])} now, as by default, on every node within a second."
+        )
 
 
 def parse_value(key: str, text: str) -> Any:
     """Return the JSON scalar that ``text`` is. Raises ``click.UsageError``."""
     from repo_node.settings import SettingError, parse
 
+    if text == "default":
+        raise click.UsageError(f"to give {printable(key)} its default back: holdfast settings reset {printable(key)}")
     try:
         value = parse(key, text)
     except SettingError as error:
@@ -111,10 +143,11 @@ def table_of(rows: list[dict[str, Any]]) -> Table:
     table.add_column("Value", justify="right", no_wrap=True)
     table.add_column("Meaning", ratio=1)
     for row in rows:
-        value, default = json.dumps(row["value"]), json.dumps(row["default"])
+        value, default, warning = json.dumps(row["value"]), json.dumps(row["default"]), row.get("warning")
+        remarks = (f" (default {default})" if row["is_set"] else "") + (f"; {warning}" if warning else "")
         table.add_row(
             Text(printable(str(row["key"]))),
             Text(printable(f"{value} *" if row["is_set"] else value)),
-            Text(printable(str(row["description"]) + (f" (default {default})" if row["is_set"] else ""))),
+            Text(printable(str(row["description"]) + remarks)),
         )
     return table

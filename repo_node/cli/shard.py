@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from repo_node.cli.calls import CALL_RETRY, check_answer, run_call, say_wait
+from repo_node.cli.calls import CALL_RETRY, check_answer, failure_of, run_call, say_wait
 from repo_node.cli.connection import ConnectionOptions, connection_options, find_endpoint
 from repo_node.cli.node import FILE, load_config
 from repo_node.cli.shard_table import Row, table_of
@@ -210,10 +210,11 @@ def change(connection: ConnectionOptions, shard: int, action: str) -> str:
 
 def show_until_gone(connection: ConnectionOptions, shard: int, is_over: Any) -> Row | None:
     """Show how many copies are left on a shard until ``is_over``; return its row then, None when it is gone."""
+    endpoint = find_endpoint(connection)
     try:
-        return asyncio.run(watch(find_endpoint(connection), shard, is_over))
+        return asyncio.run(watch(endpoint, shard, is_over))
     except ClientError as error:
-        raise click.ClickException(printable(str(error))) from None
+        raise failure_of(error, connection, endpoint) from None
 
 
 async def watch(endpoint: Endpoint, shard: int, is_over: Any) -> Row | None:
@@ -227,5 +228,5 @@ async def watch(endpoint: Endpoint, shard: int, is_over: Any) -> Row | None:
             quiet_seconds += POLL_SECONDS
             if row is not None and quiet_seconds >= LINE_SECONDS:
                 quiet_seconds = 0.0
-                console.print(f"shard {shard}: {row['replicas']:,} copies left")
+                console.print(f"shard {shard}: {say_count(row['replicas'], 'copy', 'copies')} left")
             await asyncio.sleep(POLL_SECONDS)

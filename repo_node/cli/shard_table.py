@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from repo_node.cli.tables import new_table
-from repo_node.cli.wording import printable, say_bytes, say_seconds
+from repo_node.cli.wording import printable, say_bytes, say_count, say_seconds
 
 Row = dict[str, Any]
 
@@ -43,7 +43,7 @@ def remark(row: Row) -> str:
         parts.append(f"silent for {say_seconds(row['silent_seconds'])}")
     walk = row["walk"]
     if walk is not None and walk["kind"] == "forget":
-        parts.append(f"leaving; {walk['kept_back']:,} copies still needed")
+        parts.append(f"leaving; {say_count(walk['kept_back'], 'copy', 'copies')} still needed")
     elif walk is not None and walk["kind"] == "return":
         parts.append("coming back")
     return "; ".join(parts)

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from repo_node.cli.calls import CALL_RETRY, check_answer, run_call
 from repo_node.cli.connection import ConnectionOptions, connection_options, find_endpoint
-from repo_node.cli.tables import new_console, new_table
+from repo_node.cli.tables import new_console, new_table, show
 from repo_node.cli.wording import printable, say_bytes, say_count, say_seconds
 from repo_node.client.errors import ClientError
 from repo_node.client.rest import Client, Endpoint
@@ -43,6 +43,7 @@ def status(connection: ConnectionOptions, as_json: bool, watch: bool, interval: 
     """Show nodes, zones, shards, blobs and missing copies.
 
     A blob is short while fewer good copies of it exist than its redundancy asks for; the cluster repairs that.
+    Nothing is missing of blobs that nothing refers to any more: they wait for garbage collection.
 
     \b
     Examples:
@@ -59,7 +60,8 @@ def status(connection: ConnectionOptions, as_json: bool, watch: bool, interval: 
         click.echo(json.dumps(answer, indent=2))
     else:
         console = new_console()
-        console.print(view_of(answer, is_wide=console.width >= WIDE_COLUMNS))
+        is_wide = console.width >= WIDE_COLUMNS
+        (show if is_wide else console.print)(view_of(answer, is_wide=is_wide))
 
 
 async def watch_status(endpoint: Endpoint, as_json: bool, interval_seconds: float) -> None:
@@ -97,12 +99,14 @@ def view_of(answer: dict[str, Any], *, is_wide: bool) -> Group:
 def summary_lines(answer: dict[str, Any]) -> Iterator[Text]:
     blobs = answer["blobs"]
     yield Text(f"Cluster {printable(str(answer.get('cluster_id', 'without an id')))}", style="bold")
-    yield Text(f"{say_count(blobs['count'], 'blob')}, {say_bytes(blobs['bytes'])}")
+    garbage = blobs.get("unreferenced", 0)
+    waiting = f"; nothing refers to {garbage:,} of them any more, garbage collection takes them" if garbage else ""
+    yield Text(f"{say_count(blobs['count'], 'blob')}, {say_bytes(blobs['bytes'])}{waiting}")
     missing, short, queued = blobs["missing_copies"], blobs.get("short", 0), answer.get("repair_queue", 0)
     if missing == 0 and short == 0:
         yield Text("No copy is missing." + (f" {queued:,} in the repair queue." if queued else ""), style="green")
     else:
-        what = say_count(missing, "copy").replace("copys", "copies")
+        what = say_count(missing, "copy", "copies")
         yield Text(f"Missing: {what}, of {say_count(short, 'blob')}; {queued:,} in the repair queue.", style="yellow")
     down = [printable(str(node["id"])) for node in answer["nodes"] if not node["up"]]
     if down:
@@ -168,7 +172,7 @@ def shards_table(shards: list[dict[str, Any]], *, is_wide: bool) -> Table:
     table.add_column("Capacity", justify="right", no_wrap=True)
     table.add_column("Weight", justify="right", no_wrap=True)
     if is_wide:
-        table.add_column("Path", overflow="fold")
+        table.add_column("Path", no_wrap=True)
     for shard in shards:
         table.add_row(
             str(shard["id"]),

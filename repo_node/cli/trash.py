@@ -12,7 +12,7 @@ from rich.text import Text
 
 from repo_node.cli.calls import run_call
 from repo_node.cli.connection import ConnectionOptions, connection_options
-from repo_node.cli.tables import new_console, new_table
+from repo_node.cli.tables import new_table, show
 from repo_node.cli.wording import printable, say_bytes
 from repo_node.client.rest import Client
 
@@ -50,7 +50,7 @@ def list_trash(connection: ConnectionOptions, path: str | None, limit: int, as_j
     if as_json:
         click.echo(json.dumps({"items": items}, indent=2))
     elif items:
-        new_console().print(table_of(items))
+        show(table_of(items))
     else:
         click.echo("The trash is empty there.")
 
@@ -69,7 +69,7 @@ async def read_trash(client: Client, path: str | None, limit: int) -> list[dict[
 
 def table_of(items: list[dict[str, Any]]) -> Table:
     table = new_table("Trash")
-    table.add_column("Path", overflow="fold", ratio=1)
+    table.add_column("Path", no_wrap=True)
     table.add_column("Size", justify="right", no_wrap=True)
     table.add_column("Why", no_wrap=True)
     table.add_column("When", no_wrap=True)
@@ -94,19 +94,21 @@ async def say(client: Client, method: str, url_path: str) -> str:
 @trash.command("restore")
 @click.argument("path", metavar="REPOSITORY/PATH")
 @click.option("--to", metavar="REPOSITORY/PATH", help="Where to. [default: where it was]")
+@click.option("--replace", is_flag=True, help="Of a folder, also bring back what has something in its place.")
 @connection_options
-def restore(connection: ConnectionOptions, path: str, to: str | None) -> None:
-    """Bring back an artifact, or everything below a folder, as it was when it was last thrown away.
+def restore(connection: ConnectionOptions, path: str, to: str | None, replace: bool) -> None:
+    """Bring back an artifact as it was when it was last thrown away, or everything that was deleted from a folder.
 
-    An artifact that is in its place now goes to the trash itself. Of a folder, only what is missing comes back.
+    An artifact that is in its place now goes to the trash itself. Of a folder, each path gets the version that was
+    deleted last, and only where nothing is now; an overwritten version comes back by its own path.
 
     \b
     Examples:
       holdfast trash restore generic-local/app/1.0/app.tgz
       holdfast trash restore generic-local/app --to generic-local/app-restored
     """
-    query = "" if to is None else "?" + urlencode({"to": to})
-    target = f"{TRASH_PATH}/restore/{quote(path.strip('/'))}{query}"
+    query = urlencode({**({} if to is None else {"to": to}), "replace": int(replace)})
+    target = f"{TRASH_PATH}/restore/{quote(path.strip('/'))}?{query}"
     click.echo(printable(run_call(connection, lambda client: say(client, "POST", target))))
 
 

@@ -33,9 +33,9 @@ def say_seconds(seconds: float) -> str:
     return f"{whole // 86_400} d {whole % 86_400 // 3600} h"
 
 
-def say_count(count: int, noun: str) -> str:
-    """Return ``1 file``, ``2 files``, ``12,345 files``."""
-    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+def say_count(count: int, noun: str, plural: str | None = None) -> str:
+    """Return ``1 file``, ``2 files``, ``12,345 files``; ``plural`` is that of a noun that takes no s."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {plural or noun + 's'}"
 
 
 def printable(text: str) -> str:

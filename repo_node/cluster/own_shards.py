@@ -7,7 +7,7 @@ mount point, a foreign or a cloned disk is refused, never filled.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from uuid import UUID
@@ -100,8 +100,20 @@ async def open_own_shards(
     return opened
 
 
+def refuse_foreign(paths: Iterable[Path], cluster_id: UUID) -> None:
+    """Raise ``ShardIdentityError`` when one of ``paths`` is a shard of another cluster; write nothing. Blocks."""
+    for path in paths:
+        found = identity.inspect(path)
+        if found is not None and found.cluster_id != cluster_id:
+            raise ShardIdentityError(
+                f"{path} belongs to the cluster {found.cluster_id}, this one is {cluster_id}: is it the right disk, "
+                "and the right database? A lost database is brought back by holdfast restore, not by init-db"
+            )
+
+
 def identify(path: Path, cluster_id: UUID, known: Mapping[str, UUID]) -> ShardIdentity:
     """Return which shard ``path`` is, making a new one only where none was known before; blocks."""
+    refuse_foreign((path,), cluster_id)
     found = identity.inspect(path)
     expected = known.get(str(path))
     if found is None:
@@ -111,10 +123,6 @@ def identify(path: Path, cluster_id: UUID, known: Mapping[str, UUID]) -> ShardId
                 "Nothing was written. Mount it, or take the shard out of the configuration"
             )
         return identity.create(path, cluster_id, uuid7())
-    if found.cluster_id != cluster_id:
-        raise ShardIdentityError(
-            f"{path} belongs to the cluster {found.cluster_id}, this one is {cluster_id}: is the right disk mounted?"
-        )
     if expected not in (None, found.shard_uid):
         raise ShardIdentityError(
             f"{path} held shard {expected} and holds {found.shard_uid} now: is the right disk mounted?"

@@ -93,7 +93,24 @@ CHILDREN = Statement(
      WHERE a.repo_id = $1 AND a.folder = $2 AND a.name > $3 ORDER BY a.name LIMIT $4
     """,
 )
-MAKE_FOLDER = Statement("folder_make", "SELECT ensure_folder($1, $2, $3) AS made")
+# What was there when the statement began is told by its snapshot, which does not see what the function makes.
+MAKE_FOLDER = Statement(
+    "folder_make",
+    r"""
+    WITH known AS (
+        SELECT 1 FROM artifacts a
+         WHERE a.repo_id = $1 AND a.folder = coalesce(substring($2 FROM '^(.*)/[^/]*$'), '')
+           AND a.name = substring($2 FROM '[^/]*$') AND a.blob_id IS NULL
+    ), made AS MATERIALIZED (
+        SELECT ensure_folder($1, $2, $3) AS made
+    ), noted AS (
+        INSERT INTO events (kind, repository, path, principal, request_id)
+        SELECT 'folder', r.key, $2, $3, $4 FROM repositories r, made m
+         WHERE r.id = $1 AND $2 <> '' AND m.made AND NOT EXISTS (SELECT 1 FROM known)
+    )
+    SELECT m.made FROM made m
+    """,
+)
 DELETE = Statement("item_delete", "SELECT gone, done FROM delete_step($1, $2, $3, $6, $4, $5)")
 
 CHILDREN_PAGE = 5_000
@@ -150,10 +167,10 @@ async def children(database: Database, repository_id: int, folder: str) -> list[
         after = rows[-1]["name"]
 
 
-async def make_folder(database: Database, repository_id: int, path: str, principal: str) -> None:
+async def make_folder(database: Database, repository_id: int, path: str, *, principal: str, request_id: str) -> None:
     """Make a folder and its ancestors; one that exists is no error. Raises ``PathConflict``."""
     try:
-        row: Any = await database.write(MAKE_FOLDER, repository_id, path, principal)
+        row: Any = await database.write(MAKE_FOLDER, repository_id, path, principal, request_id)
     except asyncpg.ForeignKeyViolationError as error:
         raise CatalogueUnavailable("the repository was deleted at this moment") from error
     if not row["made"]:

@@ -39,12 +39,15 @@ NOTE_MOVED = Statement(
     "quarantine_moved",
     "UPDATE quarantine SET moved_at = now() WHERE shard_id = $1 AND generation = ANY ($2::uuid[]) AND moved_at IS NULL",
 )
+# A bad copy is better than none: it stays while its blob has no good one.
 EXPIRED = Statement(
     "quarantine_expired",
     """
-    SELECT sha256, generation FROM quarantine
-     WHERE shard_id = $1 AND moved_at < now() - $2::interval AND NOT (SELECT strays_are_held())
-     ORDER BY moved_at LIMIT $3
+    SELECT q.sha256, q.generation FROM quarantine q
+     WHERE q.shard_id = $1 AND q.moved_at < now() - $2::interval AND NOT (SELECT strays_are_held())
+       AND NOT EXISTS (SELECT 1 FROM blobs b
+                        WHERE b.sha256 = q.sha256 AND NOT EXISTS (SELECT 1 FROM good_replicas(b.id)))
+     ORDER BY q.moved_at LIMIT $3
     """,
 )
 FORGET = Statement(

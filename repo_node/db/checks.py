@@ -11,6 +11,7 @@ import asyncpg
 
 from repo_node.db.pool import Database, Statement
 from repo_node.db.presence import PresenceRows
+from repo_node.db.repair_queue import HOPELESS
 from sharding.identifiers import mint_uid
 from sharding.listing import FoundReplica
 from sharding.maintenance.reconcile_catalogue import CheckOrder
@@ -101,6 +102,13 @@ ASIDE_AGAIN = Statement(
     ON CONFLICT (shard_id, generation) DO UPDATE SET moved_at = NULL
     """,
 )
+ASIDE_KNOWN = Statement(
+    "quarantine_known", "SELECT generation FROM quarantine WHERE shard_id = $1 AND generation = ANY ($2::uuid[])"
+)
+LEFTOVERS_MAY_GO = Statement(
+    "quarantine_may_go",
+    "SELECT NOT strays_are_held() AND NOT EXISTS (SELECT 1 FROM repair_queue WHERE urgency = $1) AS may_go",
+)
 
 
 class CheckRows(PresenceRows):
@@ -172,6 +180,14 @@ class CheckRows(PresenceRows):
 
     async def aside_again(self, shard: ShardId, file: FoundReplica) -> None:
         await self.database.write(ASIDE_AGAIN, shard, file.name.generation, file.name.sha256)
+
+    async def aside_known(self, shard: ShardId, generations: Sequence[Generation]) -> set[Generation]:
+        rows = await self.database.fetch(ASIDE_KNOWN, shard, generations)
+        return {Generation(row["generation"]) for row in rows}
+
+    async def leftovers_may_go(self) -> bool:
+        row: Any = await self.database.fetchrow(LEFTOVERS_MAY_GO, HOPELESS)
+        return bool(row["may_go"])
 
 
 def signed(inode: int) -> int:

@@ -20,6 +20,9 @@ REFERENCED = """
     ((SELECT 1 FROM artifacts a WHERE a.blob_id = c.blob_id LIMIT 1) IS NOT NULL
      OR (SELECT 1 FROM trash t WHERE t.blob_id = c.blob_id LIMIT 1) IS NOT NULL)
 """
+# Whether a blob, left joined with gc_candidates c, waits for gc. Looked up for the candidates alone: what nobody has
+# released counts as in use until gc's feed finds it.
+UNREFERENCED = f"(c.blob_id IS NOT NULL AND NOT {REFERENCED})"
 # Pages are cut by id alone, so that each is read in bounded time however few of it are due.
 COUNT = Statement(
     "gc_count",

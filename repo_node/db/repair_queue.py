@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 import asyncpg
 
+from repo_node.db.garbage import UNREFERENCED
 from repo_node.db.pool import Database, Statement
 from sharding.maintenance.catalogue import Claim, Repaired, RepairOutcome, Settled, StoredBlob, StoredReplica
 from sharding.model import Generation, ShardId
@@ -53,15 +54,11 @@ HASTEN = Statement(
 )
 BACKLOG = Statement(
     "repair_backlog",
-    """
-    SELECT urgency, count(*) AS blobs, sum(size)::bigint AS bytes,
-           extract(epoch FROM clock_timestamp() - min(queued_at))::double precision AS oldest_seconds
-      FROM repair_queue GROUP BY urgency
+    f"""
+    SELECT q.urgency, {UNREFERENCED} AS unreferenced, count(*) AS blobs, sum(q.size)::bigint AS bytes,
+           extract(epoch FROM clock_timestamp() - min(q.queued_at))::double precision AS oldest_seconds
+      FROM repair_queue q LEFT JOIN gc_candidates c ON c.blob_id = q.blob_id GROUP BY 1, 2
     """,
-)
-ENQUEUE = Statement(
-    "repair_enqueue",
-    "SELECT enqueue_repair(b.id, $2) FROM blobs b WHERE b.id = ANY ($1::bigint[]) ORDER BY b.sha256",
 )
 
 HOPELESS = 99
@@ -70,9 +67,10 @@ HOPELESS = 99
 
 @dataclass(frozen=True, slots=True)
 class Backlog:
-    """The queued blobs that have ``good`` good copies."""
+    """The queued blobs that have ``good`` good copies, apart from those that nothing refers to any more."""
 
     good: int
+    unreferenced: bool
     blobs: int
     bytes: int
     oldest_seconds: float
@@ -160,17 +158,14 @@ async def hasten(database: Database, count: int) -> int:
 
 
 async def backlog(database: Database) -> list[Backlog]:
-    """Return the queue by number of good copies."""
+    """Return the queue by number of good copies, and by whether anything refers to the blobs."""
     return [
-        Backlog(0 if row["urgency"] == HOPELESS else row["urgency"], row["blobs"], row["bytes"], row["oldest_seconds"])
+        Backlog(
+            good=0 if row["urgency"] == HOPELESS else row["urgency"],
+            unreferenced=row["unreferenced"],
+            blobs=row["blobs"],
+            bytes=row["bytes"],
+            oldest_seconds=row["oldest_seconds"],
+        )
         for row in await database.fetch(BACKLOG)
     ]
-
-
-async def enqueue(database: Database, blobs: Iterable[int], reason: str) -> None:
-    """Ask for the repair of ``blobs``; at most some hundreds at once."""
-
-    async def work(connection: asyncpg.Connection) -> None:
-        await connection.fetch(ENQUEUE.sql, list(blobs), reason)
-
-    await database.transact(ENQUEUE, work)

@@ -18,6 +18,20 @@ WRITE = Statement(
     ON CONFLICT (key) DO UPDATE SET value = excluded.value, updated_at = now(), updated_by = excluded.updated_by
     """,
 )
+# The trigger that tells the census of a changed redundancy does not see a row go.
+RESET = Statement(
+    "settings_reset",
+    """
+    WITH gone AS (
+        DELETE FROM settings WHERE key = $1 RETURNING key
+    ), counted AS (
+        UPDATE census SET asked = asked + 1, due_at = least(due_at, clock_timestamp())
+         WHERE EXISTS (SELECT 1 FROM gone WHERE key = 'redundancy')
+    )
+    INSERT INTO events (kind, principal, request_id, detail)
+    SELECT 'setting', $2, $3, jsonb_build_object('key', g.key, 'reset', true) FROM gone g
+    """,
+)
 LOCK = "LOCK TABLE settings IN SHARE ROW EXCLUSIVE MODE"
 RECORD = """
     INSERT INTO events (kind, principal, request_id, detail)
@@ -53,3 +67,16 @@ async def write(
         await connection.execute(RECORD, principal, request_id, key, text)
 
     await database.transact(WRITE, work)
+
+
+async def reset(
+    database: Database, key: str, *, principal: str, request_id: str, check: Callable[[dict[str, Any]], object]
+) -> None:
+    """Give one setting its default back; ``check`` sees all the others together before, as in ``write``."""
+
+    async def work(connection: asyncpg.Connection) -> None:
+        await connection.execute(LOCK)
+        check({name: value for name, value in decode(await connection.fetch(READ.sql)).items() if name != key})
+        await connection.execute(RESET.sql, key, principal, request_id)
+
+    await database.transact(RESET, work)

@@ -6,16 +6,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from repo_node.db.garbage import UNREFERENCED
 from repo_node.db.pool import Database, Statement
 from sharding.model import ShardId
 
 
 @dataclass(frozen=True, slots=True)
 class Totals:
-    """``missing_copies`` are the good replicas wanted and not there; ``short_blobs`` the blobs that lack any."""
+    """``missing_copies`` are the good replicas wanted and not there; ``short_blobs`` the blobs that lack any.
+
+    ``unreferenced_blobs`` wait for garbage collection: nothing is missing of them, and they count in ``blobs`` alone.
+    """
 
     blobs: int
     bytes: int
+    unreferenced_blobs: int
     missing_copies: int
     short_blobs: int
     repair_queue: int
@@ -24,7 +29,7 @@ class Totals:
 
 BLOBS = Statement(
     "totals_blobs",
-    """
+    f"""
     WITH good_shards AS (
         SELECT s.id FROM shards s JOIN nodes n ON n.id = s.node_id
          WHERE s.state NOT IN ('offline', 'lost') AND node_is_up(n)
@@ -32,13 +37,17 @@ BLOBS = Statement(
         SELECT r.blob_id, count(DISTINCT r.shard_id) AS copies
           FROM replicas r JOIN good_shards g ON g.id = r.shard_id
          WHERE r.state = 'live' GROUP BY r.blob_id
+    ), counted AS (
+        SELECT b.size, {UNREFERENCED} AS unreferenced,
+               CASE WHEN b.size > 0 THEN greatest(b.redundancy - coalesce(g.copies, 0), 0) ELSE 0 END AS missing
+          FROM blobs b LEFT JOIN good g ON g.blob_id = b.id LEFT JOIN gc_candidates c ON c.blob_id = b.id
     )
-    SELECT count(*) AS blobs, coalesce(sum(b.size), 0)::bigint AS bytes,
-           coalesce(sum(greatest(b.redundancy - coalesce(g.copies, 0), 0)) FILTER (WHERE b.size > 0), 0)::bigint
-               AS missing_copies,
-           count(*) FILTER (WHERE b.size > 0 AND coalesce(g.copies, 0) < b.redundancy) AS short_blobs,
+    SELECT count(*) AS blobs, coalesce(sum(size), 0)::bigint AS bytes,
+           count(*) FILTER (WHERE unreferenced) AS unreferenced_blobs,
+           coalesce(sum(missing) FILTER (WHERE NOT unreferenced), 0)::bigint AS missing_copies,
+           count(*) FILTER (WHERE missing > 0 AND NOT unreferenced) AS short_blobs,
            (SELECT count(*) FROM repair_queue) AS repair_queue
-      FROM blobs b LEFT JOIN good g ON g.blob_id = b.id
+      FROM counted
     """,
 )
 REPLICAS = Statement(
@@ -54,6 +63,7 @@ async def read(database: Database) -> Totals:
     return Totals(
         row["blobs"],
         row["bytes"],
+        row["unreferenced_blobs"],
         row["missing_copies"],
         row["short_blobs"],
         row["repair_queue"],

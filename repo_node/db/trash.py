@@ -52,6 +52,9 @@ class Restored(StrEnum):
     GONE = "gone"
 
 
+DELETED = "deleted"
+"""The reason of what was deleted; the other is ``overwritten``."""
+
 BEYOND_ALL = chr(0x10FFFF) * 100
 """Above every folder: no segment of a path is long enough to be above it."""
 

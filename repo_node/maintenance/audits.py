@@ -65,11 +65,17 @@ def reconcile_limits(now: Settings) -> ReconcileLimits:
         retry_seconds=now.reconcile_retry_seconds,
         settle_seconds=now.upload_seconds_max + now.reconcile_margin_seconds,
         rest_ratio=now.reconcile_rest_ratio,
+        quarantine_seconds=quarantine_seconds(now),
     )
 
 
-def quarantine_seconds(now: Settings) -> float:
-    """Return how long the quarantine keeps a file: no shorter than a late commit could still refer to it."""
+def quarantine_seconds(now: Settings) -> float | None:
+    """Return how long the quarantine keeps a file: no shorter than a late commit could still refer to it.
+
+    None is for ever.
+    """
+    if not now.quarantine_seconds:
+        return None
     return max(now.quarantine_seconds, now.upload_seconds_max + now.reconcile_margin_seconds)
 
 

@@ -33,7 +33,12 @@ class AuditMetrics:
         self.quarantine_bytes = Gauge(
             "holdfast_quarantine_bytes", "Bytes in the shard's quarantine", ["shard"], registry=registry
         )
-
+        self.quarantine_discarded = Counter(
+            "holdfast_quarantine_discarded_total",
+            "Files that left the shard's quarantine for good",
+            ["shard"],
+            registry=registry,
+        )
         self.backups = Counter(
             "holdfast_backups_total", "Backups of the database written to this node's shards", registry=registry
         )
@@ -51,6 +56,9 @@ class AuditMetrics:
     def observe_aside(self, shard: int, files: int, count_bytes: int) -> None:
         self.quarantine_files.labels(shard).set(files)
         self.quarantine_bytes.labels(shard).set(count_bytes)
+
+    def observe_discarded(self, shard: int, files: int = 1) -> None:
+        self.quarantine_discarded.labels(shard).inc(files)
 
     def observe_backup(self, count_bytes: int) -> None:
         self.backups.inc()

@@ -83,7 +83,7 @@ class HealingMetrics:
         """The whole cluster's, as this node last read it: take the maximum over the nodes."""
         self.backlog_blobs = Gauge(
             "holdfast_repair_backlog_blobs",
-            "Blobs of the cluster that wait for a repair, by their good copies",
+            "Blobs in use that wait for a repair in the cluster, by their good copies",
             ["good"],
             registry=registry,
         )
@@ -92,6 +92,11 @@ class HealingMetrics:
         )
         self.backlog_age_seconds = Gauge(
             "holdfast_repair_backlog_age_seconds", "For how long the oldest of them has waited", registry=registry
+        )
+        self.backlog_unreferenced_blobs = Gauge(
+            "holdfast_repair_backlog_unreferenced_blobs",
+            "Blobs that wait for a repair though nothing refers to them: garbage collection takes them after its grace",
+            registry=registry,
         )
 
     def observe_step(self, job: str, seconds: float, step: Step) -> None:
@@ -119,8 +124,10 @@ class HealingMetrics:
 
     def show_backlog(self, parts: Sequence[Backlog]) -> None:
         """Show the repair queue as it is now."""
+        in_use = [part for part in parts if not part.unreferenced]
         for good in GOOD:
-            own = [part for part in parts if good == ("3+" if part.good > 2 else str(part.good))]
+            own = [part for part in in_use if good == ("3+" if part.good > 2 else str(part.good))]
             self.backlog_blobs.labels(good).set(sum(part.blobs for part in own))
             self.backlog_bytes.labels(good).set(sum(part.bytes for part in own))
-        self.backlog_age_seconds.set(max((part.oldest_seconds for part in parts), default=0))
+        self.backlog_age_seconds.set(max((part.oldest_seconds for part in in_use), default=0))
+        self.backlog_unreferenced_blobs.set(sum(part.blobs for part in parts if part.unreferenced))

@@ -91,7 +91,7 @@ class QuarantineCatalogue(Protocol):
     async def note_moved(self, shard: ShardId, generations: Sequence[Generation]) -> None: ...
 
     async def expired(self, shard: ShardId, quarantine_seconds: float, count: int) -> list[BlobName]:
-        """Return replicas moved longer ago than that, by the database's clock."""
+        """Return replicas moved longer ago than that, by the database's clock, whose blobs do without them."""
         ...
 
     async def forget(self, shard: ShardId, generations: Sequence[Generation]) -> None:
@@ -207,3 +207,7 @@ class AuditObserver(Protocol):
     def observe_reread(self, shard: ShardId, count_bytes: int) -> None: ...
 
     def observe_aside(self, shard: ShardId, files: int, count_bytes: int) -> None: ...
+
+    def observe_discarded(self, shard: ShardId, files: int = 1) -> None:
+        """``files`` have left the quarantine for good."""
+        ...

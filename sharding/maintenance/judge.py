@@ -37,7 +37,7 @@ class Judge:
         judgement: Judgement,
         observer: AuditObserver,
         *,
-        quarantine_seconds: Callable[[], float],
+        quarantine_seconds: Callable[[], float | None],
         again_seconds: Callable[[], float],
     ) -> None:
         self._shards = shards
@@ -126,9 +126,12 @@ class Judge:
         return len(moved)
 
     async def _expire(self, shard: Auditable) -> int:
-        names = await self._catalogue.expired(shard.id, self._quarantine_seconds(), BATCH)
+        keep_seconds = self._quarantine_seconds()
+        names = [] if keep_seconds is None else await self._catalogue.expired(shard.id, keep_seconds, BATCH)
         if names:
             await shard.discard_aside(names)
             await self._catalogue.forget(shard.id, [name.generation for name in names])
-            log.info("shard %s: %d replicas left the quarantine for good", shard.id, len(names))
+            self._observer.observe_discarded(shard.id, len(names))
+        for name in names:
+            log.info("shard %s: quarantine/%s left the quarantine for good", shard.id, name)
         return len(names)

@@ -2,7 +2,8 @@
 
 What it may do by itself: let rows go whose files are absent, doubt files of the wrong size, condemn
 files that no row knows, and set aside left-over temps. What somebody else may have put there it reports,
-and sets aside only when told to. Nothing is touched before it has been seen long enough ago.
+and sets aside only when told to. Nothing is touched before it has been seen long enough ago. What no row
+knows of a quarantine leaves it at the end of a check.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass
 from sharding.errors import ShardError
 from sharding.maintenance.audit_catalogue import AuditObserver
 from sharding.maintenance.job import Progress, Step
+from sharding.maintenance.leftovers import Leftovers
 from sharding.maintenance.reconcile_catalogue import ReconcileCatalogue
 from sharding.maintenance.shard_check import ShardCheck
 from sharding.model import ShardId
@@ -28,12 +30,14 @@ REST_SECONDS_MAX = 10.0
 @dataclass(frozen=True, slots=True)
 class ReconcileLimits:
     """``settle_seconds``: how long something must have been seen before it is touched. ``rest_ratio``: how long to
-    rest after each step, in lengths of that step."""
+    rest after each step, in lengths of that step. ``quarantine_seconds``: how long a quarantine keeps what no row
+    knows; None for ever."""
 
     period_seconds: float
     retry_seconds: float
     settle_seconds: float
     rest_ratio: float
+    quarantine_seconds: float | None = None
 
 
 class Reconcile:
@@ -75,7 +79,8 @@ class Reconcile:
         if order is None or order.shard not in self._shards:
             return None
         shard = self._shards[order.shard]
-        return ShardCheck(order, shard, self._catalogue, self._observer, limits.settle_seconds)
+        leftovers = Leftovers(shard, self._catalogue, self._observer, limits.quarantine_seconds)
+        return ShardCheck(order, shard, self._catalogue, leftovers, limits.settle_seconds)
 
     async def _go_on(self, check: ShardCheck) -> Step:
         try:

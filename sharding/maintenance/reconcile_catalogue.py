@@ -144,3 +144,14 @@ class ReconcileCatalogue(PresenceCatalogue, Protocol):
     async def aside_again(self, shard: ShardId, file: FoundReplica) -> None:
         """Have a file moved to quarantine that is condemned already."""
         ...
+
+    async def aside_known(self, shard: ShardId, generations: Sequence[Generation]) -> set[Generation]:
+        """Return those of the generations that rows expect in quarantine, and take out of it by themselves."""
+        ...
+
+    async def leftovers_may_go(self) -> bool:
+        """Say whether what no row knows may leave a quarantine: not while deletions are held, nor while some blob
+
+        has no good copy left, which may lie there under any name.
+        """
+        ...

@@ -91,7 +91,7 @@ class Repair:
         self._copier = Copier(view, catalogue, janitor, Throttle(self.rate), mint)
         self._writable = view().writable
         self._done = 0
-        self._backlog: tuple[float, int] = (float("-inf"), 0)
+        self._total, self._counted_at = 0, float("-inf")
 
     def rate(self) -> float | None:
         """Return the bytes a second that may be written now: more for each further copy the worst blob lacks."""
@@ -102,9 +102,7 @@ class Repair:
         await self._notice_new_room()
         claims = await self._catalogue.claim(BATCH_BLOBS, BATCH_BYTES)
         if not claims:
-            self._done = 0
-            await self._progress()
-            return Step(idle=True)
+            return Step(idle=True, progress=await self._end_run())
         keeping = asyncio.create_task(self._keep(claims))
         try:
             repaired, moved = await self._copy_all(claims)
@@ -113,16 +111,21 @@ class Repair:
             await stop((keeping,))
         self._done += done
         # Where nothing at all came of it, the rest of the queue fares alike: no reason to rush through it.
-        return Step(done, moved, idle=done == 0 and moved == 0, progress=await self._progress())
+        is_over = done == 0 and moved == 0
+        return Step(done, moved, idle=is_over, progress=await (self._end_run() if is_over else self._progress()))
 
     async def _progress(self) -> Progress:
-        at, count = self._backlog
         now = asyncio.get_running_loop().time()
-        if now - at > BACKLOG_SECONDS:
-            count = await self._catalogue.backlog()
-            self._backlog = (now, self._done + count)
-            return Progress(self._done, self._done + count)
-        return Progress(self._done, max(count, self._done))
+        if now - self._counted_at > BACKLOG_SECONDS:
+            self._total = self._done + await self._catalogue.backlog()
+            self._counted_at = now
+        return Progress(self._done, max(self._total, self._done))
+
+    async def _end_run(self) -> Progress | None:
+        """Return what the run has done. What waits still, or was done by others meanwhile, is none of its total."""
+        await self._progress()
+        done, self._done, self._total = self._done, 0, max(self._total - self._done, 0)
+        return Progress(done, done) if done else None
 
     async def _notice_new_room(self) -> None:
         """Let what waited for a shard try again as soon as one has come."""

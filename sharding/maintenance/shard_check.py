@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 from sharding.files import fan_out_of
 from sharding.listing import FoundReplica, OddEntry, Oddity
-from sharding.maintenance.audit_catalogue import AuditObserver
 from sharding.maintenance.comparison import Comparison, Page, Row
 from sharding.maintenance.found import digest_whole
+from sharding.maintenance.leftovers import Leftovers
 from sharding.maintenance.presence import DROP_BATCH, look, really_absent
 from sharding.maintenance.reconcile_catalogue import CheckOrder, CheckReport, Finding, ReconcileCatalogue
 from sharding.model import BlobName
@@ -29,7 +29,7 @@ class ShardCheck:
         order: CheckOrder,
         shard: Auditable,
         catalogue: ReconcileCatalogue,
-        observer: AuditObserver,
+        leftovers: Leftovers,
         settle_seconds: float,
     ) -> None:
         self.order = order
@@ -38,7 +38,7 @@ class ShardCheck:
         self.done_in_step = 0
         self._shard = shard
         self._catalogue = catalogue
-        self._observer = observer
+        self._leftovers = leftovers
         self._settle_seconds = settle_seconds
         self._comparison = Comparison(shard, catalogue)
         self._is_listed = False
@@ -53,7 +53,7 @@ class ShardCheck:
         return self._comparison.files_listed if self._is_listed else None
 
     async def step(self) -> bool:
-        """List a few directories, compare a page, or look at a batch of oddities; False at the end.
+        """List a few directories, compare a page, look at a batch of oddities or left-overs; False at the end.
 
         Raises ``ShardUnavailable``.
         """
@@ -74,6 +74,8 @@ class ShardCheck:
         if batch := self._comparison.oddities[self._odd_done : self._odd_done + BATCH]:
             await self._look_at_oddities(batch)
             self._odd_done += len(batch)
+            return True
+        if not self.order.dry_run and await self._leftovers.step():
             return True
         await self._finish()
         return False

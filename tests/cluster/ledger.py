@@ -21,9 +21,10 @@ GONE = (aiohttp.ClientError, TimeoutError, OSError)
 
 @dataclass
 class Ledger:
-    """Every acknowledged upload by path with its sha256, and what went wrong otherwise."""
+    """Every acknowledged upload by path with its sha256, what was deleted since, and what went wrong otherwise."""
 
     acknowledged: dict[str, str] = field(default_factory=dict)
+    deleted: set[str] = field(default_factory=set)
     failures: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
     reads: int = 0
@@ -63,10 +64,32 @@ class LedgerClient:
                 self._note(f"put {response.status}", response.status == 201)
                 return response.status == 201
 
+        self.ledger.deleted.discard(path)
         if await self._try(attempt, "put"):
             self.ledger.acknowledged[path] = digest
             return True
         return False
+
+    async def delete(self, path: str) -> bool:
+        """Delete an artifact; True when that was acknowledged, at once or at the retry."""
+
+        async def attempt(session: aiohttp.ClientSession, url: str) -> bool:
+            async with session.delete(f"{url}/artifactory/{path}") as response:
+                await response.read()
+                self._note(f"delete {response.status}", response.status == 204)
+                return response.status == 204
+
+        del self.ledger.acknowledged[path]
+        if await self._try(attempt, "delete"):
+            self.ledger.deleted.add(path)
+            return True
+        return False
+
+    async def is_absent(self, path: str) -> bool:
+        """Say whether a node answers that there is nothing at ``path``."""
+        assert self._session is not None
+        async with self._session.get(f"{self._random.choice(self.urls)}/artifactory/{path}") as response:
+            return response.status == 404
 
     async def get(self, path: str) -> bool:
         """Download an acknowledged artifact and compare; True when it came, right, at once or at the retry."""
@@ -120,7 +143,7 @@ class LedgerClient:
         await asyncio.gather(*(work(number) for number in range(workers)))
 
     async def verify(self) -> None:
-        """Read every acknowledged artifact; what cannot be read, or is wrong, is listed in the ledger."""
+        """Read everything acknowledged; what cannot be read, is wrong, or came back, is listed in the ledger."""
         limit = asyncio.Semaphore(16)
 
         async def check(path: str) -> None:
@@ -128,7 +151,12 @@ class LedgerClient:
                 if not await self.get(path):
                     self.ledger.wrong.append(f"{path}: lost")
 
-        await asyncio.gather(*map(check, list(self.ledger.acknowledged)))
+        async def check_absent(path: str) -> None:
+            async with limit:
+                if not await self.is_absent(path):
+                    self.ledger.wrong.append(f"{path}: came back")
+
+        await asyncio.gather(*map(check, list(self.ledger.acknowledged)), *map(check_absent, list(self.ledger.deleted)))
 
 
 async def under_load(client: LedgerClient, during: Callable[[], Awaitable[None]], *, workers: int = 8) -> None:

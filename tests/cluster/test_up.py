@@ -110,7 +110,7 @@ def test_status_settings_and_transfers_work_on_a_cluster_of_up(up: UpCluster, tm
     copies = list((tmp_path / "back").rglob("large"))
     assert [copy.read_bytes() for copy in copies] == [(source / "large").read_bytes()]
     status = json.loads(up.holdfast("status", "--json", *data).stdout)
-    assert status["blobs"] == {"count": 2, "bytes": 5_000_000, "missing_copies": 0, "short": 0}
+    assert status["blobs"] == {"count": 2, "bytes": 5_000_000, "missing_copies": 0, "short": 0, "unreferenced": 0}
     assert len(status["shards"]) == 2
     up.holdfast("settings", "set", "redundancy", "2", *data)
     wait_until(lambda: "2" in up.holdfast("settings", "get", "redundancy", *data).stdout, "the setting", 5)

@@ -38,6 +38,7 @@ OTHERS = {
     "holdfast_removal_backlog_files",
     "holdfast_gc_candidates",
     "holdfast_repair_backlog_blobs",
+    "holdfast_repair_backlog_unreferenced_blobs",
 }
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repo_node.settings import LiveSettings, SettingError, Settings, combine, lenient, parse
+from repo_node.settings import RISKS, LiveSettings, SettingError, Settings, combine, lenient, parse, risk_of
 from sharding.tally import WritePolicy
 
 FIELDS = Settings.model_fields
@@ -214,6 +214,22 @@ def test_gc_without_grace_is_refused_outside_of_tests() -> None:
     for seconds in (0, 59):
         with pytest.raises(SettingError, match="gc_grace_seconds"):
             combine({"gc_grace_seconds": seconds})
+
+
+def test_every_risk_is_of_a_setting_whose_default_is_prudent_and_that_may_be_lower() -> None:
+    for name, (prudent, _) in RISKS.items():
+        assert bounds(name)[0] < prudent
+        assert risk_of(name, DEFAULTS[name]) is None
+        assert name in str(risk_of(name, prudent / 2))
+        assert risk_of(name, prudent) is None
+    assert risk_of("trash_days", 0) is None
+
+
+@pytest.mark.parametrize("seconds", [1.0, 3599.0])
+def test_quarantine_is_kept_for_ever_or_for_an_hour_at_least(seconds: float) -> None:
+    with pytest.raises(SettingError, match="quarantine_seconds must be 0"):
+        combine({"quarantine_seconds": seconds})
+    assert combine({"quarantine_seconds": 0}).quarantine_seconds == 0
 
 
 def test_lease_outlives_two_renewals_that_failed() -> None:

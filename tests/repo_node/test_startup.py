@@ -222,6 +222,7 @@ def test_a_disk_of_another_cluster_is_refused(
     config, _ = stopped
     other = with_shards(configure(module_dsn, directory, name="stranger"), *shard_paths(config))
     refuse(other, ShardIdentityError, "belongs to the cluster")
+    assert not query(module_dsn, "SELECT 1 FROM nodes WHERE id = 'stranger'"), "and it has not registered there"
 
 
 def test_a_directory_with_other_things_in_it_is_refused(module_dsn: str, directory: Path) -> None:

@@ -70,7 +70,7 @@ def test_status_shows_nodes_shards_and_counts(three: RunningCluster) -> None:
         }  # fmt: skip
         assert (shard["state"], shard["up"], shard["writable"]) == ("active", True, True)
         assert shard["capacity_bytes"] > shard["free_bytes"] > 0
-    assert set(document["blobs"]) == {"count", "bytes", "missing_copies", "short"}
+    assert set(document["blobs"]) == {"count", "bytes", "missing_copies", "short", "unreferenced"}
     assert document["blobs"]["count"] > 0
     assert sum(shard["replicas"] for shard in document["shards"]) >= 2
 
@@ -81,7 +81,7 @@ def test_status_shows_nodes_shards_and_counts(three: RunningCluster) -> None:
 def test_settings_are_listed_with_their_defaults(one: RunningCluster) -> None:
     found = {setting["key"]: setting for setting in one.admin.get(f"{HOLDFAST}/settings").json()["settings"]}
     assert list(found) == sorted(Settings.model_fields)
-    assert set(found["redundancy"]) == {"key", "value", "default", "is_set", "description"}
+    assert set(found["redundancy"]) == {"key", "value", "default", "is_set", "description", "warning"}
     assert found["ranges_max"] == one.admin.get(f"{HOLDFAST}/settings/ranges_max").json()
     assert all(setting["description"] for setting in found.values())
 
@@ -117,6 +117,16 @@ def test_a_bad_value_is_400_with_a_sentence_and_changes_nothing(
     status, message = errors_of(one.admin.put_json(f"{HOLDFAST}/settings/{key}", {"value": value}))
     assert status == 400 and part in message
     assert one.admin.get(f"{HOLDFAST}/settings/{key}").json() == before
+
+
+def test_a_risky_value_is_taken_with_a_warning_and_reset(one: RunningCluster) -> None:
+    answer = one.admin.put_json(f"{HOLDFAST}/settings/removal_delay_seconds", {"value": 0}).json()
+    assert answer["value"] == 0 and "removal_delay_seconds below 3600" in answer["warning"]
+    answer = one.admin.delete(f"{HOLDFAST}/settings/removal_delay_seconds").json()
+    assert (answer["value"], answer["is_set"], answer["warning"]) == (86_400, False, None)
+    assert one.admin.delete(f"{HOLDFAST}/settings/removal_delay_seconds").status == 200, "again, to the same effect"
+    assert one.admin.delete(f"{HOLDFAST}/settings/nonsense").status == 404
+    assert one.with_token("read", "write", "delete").delete(f"{HOLDFAST}/settings/ranges_max").status == 403
 
 
 def test_an_unknown_setting_is_404(one: RunningCluster) -> None:

@@ -64,16 +64,52 @@ def test_folder_is_restored_elsewhere_and_what_is_there_stays(cluster: RunningCl
     admin.request("DELETE", f"{REPOSITORY}/three")
     admin.put(f"{REPOSITORY}/back/b", b"mine")
     answer = admin.request("POST", f"{TRASH}/restore/generic-local/three?to=generic-local/back")
-    assert answer.status == 202 and b"Restored 2" in answer.body and b"1 were skipped" in answer.body
+    assert answer.status == 202 and b"Restored 2" in answer.body and b"1 artifact not restored" in answer.body
     assert [admin.get(f"{REPOSITORY}/back/{name}").body for name in ("a", "b", "sub/c")] == [b"a", b"mine", b"sub/c"]
     assert listed(cluster, "generic-local/three") == ["three/b"]
-    assert admin.request("DELETE", f"{TRASH}/clean/generic-local/three").body == b"1 artifacts left the trash.\n"
+    assert admin.request("DELETE", f"{TRASH}/clean/generic-local/three").body == b"1 artifact left the trash.\n"
     assert listed(cluster, "generic-local/three") == []
+
+
+def test_folder_gets_back_what_was_deleted_last_and_nothing_that_was_overwritten(cluster: RunningCluster) -> None:
+    admin = cluster.admin
+    for body in (b"old", b"overwritten", b"deleted with the folder"):
+        admin.put(f"{REPOSITORY}/four/twice", body)
+    admin.put(f"{REPOSITORY}/four/once", b"deleted before")
+    admin.request("DELETE", f"{REPOSITORY}/four/once")
+    admin.request("DELETE", f"{REPOSITORY}/four")
+    restore = f"{TRASH}/restore/generic-local/four"
+    assert b"Restored 2" in admin.request("POST", f"{restore}?to=generic-local/four-2").body
+    assert admin.get(f"{REPOSITORY}/four-2/twice").body == b"deleted with the folder"
+    assert admin.get(f"{REPOSITORY}/four-2/once").body == b"deleted before"
+    again = admin.request("POST", restore)
+    assert again.status == 404 and b"by its own path" in again.body, "the overwritten ones stay"
+    assert admin.request("POST", f"{restore}/twice").status == 202
+    assert admin.get(f"{REPOSITORY}/four/twice").body == b"overwritten"
+
+
+def test_folder_replaces_what_is_in_its_place_only_when_asked(cluster: RunningCluster) -> None:
+    admin = cluster.admin
+    for name in ("a", "b", "c/d"):
+        admin.put(f"{REPOSITORY}/five/{name}", b"before " + name.encode())
+    admin.request("DELETE", f"{REPOSITORY}/five")
+    admin.put(f"{REPOSITORY}/five/a", b"after")
+    admin.put(f"{REPOSITORY}/five/c", b"an artifact where a folder was")
+    restore = f"{TRASH}/restore/generic-local/five"
+    answer = admin.request("POST", restore)
+    assert answer.status == 202 and b"Restored 1 artifact from" in answer.body and b"2 artifacts not" in answer.body
+    assert admin.get(f"{REPOSITORY}/five/a").body == b"after"
+    assert b"Restored 1 artifact from" in admin.request("POST", f"{restore}?replace=1").body
+    assert admin.get(f"{REPOSITORY}/five/a").body == b"before a"
+    assert admin.get(f"{REPOSITORY}/five/c").body == b"an artifact where a folder was"
+    assert admin.request("POST", f"{TRASH}/restore/generic-local/five/a").status == 202
+    assert admin.get(f"{REPOSITORY}/five/a").body == b"after", "what was replaced is in the trash"
 
 
 @pytest.mark.parametrize(
     ("path", "status"),
     [
+        ("restore/generic-local/a?replace=maybe", 400),
         ("restore/generic-local/never-there", 404),
         ("restore/no-such-repository/a", 404),
         ("restore/generic-local/a?to=no-such-repository/a", 404),

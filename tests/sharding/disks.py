@@ -20,7 +20,8 @@ FIEMAP_SYNC = 1
 FIEMAP_HEAD = struct.Struct("QQIIII")
 FIEMAP_EXTENT = struct.Struct("QQQ32x")
 EXTENTS_MAX = 16
-BLKIO = Path("/sys/fs/cgroup/blkio")
+CGROUPS = Path("/sys/fs/cgroup")
+BLKIO = CGROUPS / "blkio"
 
 
 @contextmanager
@@ -127,20 +128,44 @@ def forget_cached(path: Path) -> None:
 @contextmanager
 def throttled(path: Path, process: int, bytes_per_second: int) -> Iterator[None]:
     """Let ``process`` read and write what is at ``path`` no faster than this, or skip the test."""
-    if not os.access(BLKIO, os.W_OK):
-        skip(f"no disk can be slowed down here: {BLKIO} cannot be written")
-    device, group = path.stat().st_dev, BLKIO / f"holdfast-test-{process}"
+    parent, limits = throttle_of(path.stat().st_dev, bytes_per_second)
+    home = Path(f"/proc/{process}/cgroup").read_text()
+    group = parent / f"holdfast-test-{process}"
     group.mkdir()
     try:
-        for verb in ("read", "write"):
-            limit = f"{os.major(device)}:{os.minor(device)} {bytes_per_second}"
-            (group / f"blkio.throttle.{verb}_bps_device").write_text(limit)
+        for file, text in limits:
+            (group / file).write_text(text)
         (group / "cgroup.procs").write_text(str(process))
         yield
     finally:
         for one in (group / "cgroup.procs").read_text().split():
-            (BLKIO / "cgroup.procs").write_text(one)
+            (home_in(parent, home) / "cgroup.procs").write_text(one)
         group.rmdir()
+
+
+def throttle_of(device: int, bytes_per_second: int) -> tuple[Path, list[tuple[str, str]]]:
+    """Return below which control group a device can be slowed down, and what says so in which files of a new one."""
+    name = f"{os.major(device)}:{os.minor(device)}"
+    if os.access(BLKIO, os.W_OK):
+        return BLKIO, [
+            (f"blkio.throttle.{verb}_bps_device", f"{name} {bytes_per_second}") for verb in ("read", "write")
+        ]
+    try:
+        # The second version of control groups has one tree, whose root hands its controllers down when told to.
+        (CGROUPS / "cgroup.subtree_control").write_text("+io")
+    except OSError as error:
+        skip(f"no disk can be slowed down here: neither {BLKIO} nor io.max below {CGROUPS} can be used ({error})")
+    return CGROUPS, [("io.max", f"{name} rbps={bytes_per_second} wbps={bytes_per_second}")]
+
+
+def home_in(parent: Path, groups: str) -> Path:
+    """Return the group below ``parent`` that a process was in, by the text of its ``/proc/<pid>/cgroup``."""
+    wanted = "blkio" if parent == BLKIO else ""
+    for line in groups.splitlines():
+        _, controllers, path = line.split(":", 2)
+        if wanted in controllers.split(","):
+            return parent / path.lstrip("/")
+    return parent
 
 
 def fill_up(ballast: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,28 @@ async def test_second_move_finds_it_there(shard: LocalShard) -> None:
 
 async def test_move_of_what_is_nowhere_says_so(shard: LocalShard) -> None:
     assert not await shard.set_aside(make_name(b"data"))
+
+
+async def test_entry_is_discarded_unless_it_is_another_by_now_or_a_directory_with_something_in_it(
+    shard: LocalShard, root: Path
+) -> None:
+    assert await shard.aside_entries() == [] and not (root / "quarantine").exists()
+    for name, make in (("file", Path.touch), ("link", lambda path: path.symlink_to("/etc")), ("empty", Path.mkdir)):
+        make(root / name)
+        await shard.set_aside_entry(name.encode(), (root / name).lstat().st_ino)
+    (root / "full").mkdir()
+    (root / "full" / "file").touch()
+    await shard.set_aside_entry(b"full", (root / "full").stat().st_ino)
+    entries = {entry.name.rpartition(b".")[2]: entry for entry in await shard.aside_entries()}
+    assert not await shard.discard_aside_entry(replace(entries[b"file"], inode=1))
+    assert {name: await shard.discard_aside_entry(entry) for name, entry in entries.items()} == {
+        b"file": True,
+        b"link": True,
+        b"empty": True,
+        b"full": False,
+    }
+    assert await shard.aside_entries() == [entries[b"full"]]
+    assert not await shard.discard_aside_entry(entries[b"file"]), "it is gone"
 
 
 async def test_discarded_replicas_are_gone_for_good(shard: LocalShard) -> None:

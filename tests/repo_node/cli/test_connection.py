@@ -190,6 +190,19 @@ def test_an_unreachable_cluster_ends_with_status_1(nowhere: Holdfast, tmp_path: 
     result = nowhere("status")
     assert result.exit_code == 1
     assert "Error: http://127.0.0.1:1 cannot be reached: Connection refused" in result.stderr
+    assert "holdfast up" not in result.stderr, "that cluster is not one of this machine"
+
+
+@pytest.mark.parametrize("command", [("status",), ("fsck",), ("run-once", "repair")])
+def test_an_unreachable_cluster_of_this_machine_ends_with_how_to_start_it(
+    nowhere: Holdfast, tmp_path: Path, command: tuple[str, ...]
+) -> None:
+    make_data(tmp_path / "holdfast-data", "http://127.0.0.1:1")
+    result = nowhere(*command)
+    assert result.exit_code == 1
+    assert "If the cluster does not run, start it with: holdfast up\n" in result.stderr
+    make_data(tmp_path / "else where", "http://127.0.0.1:2")
+    assert "holdfast up --data 'else where'\n" in nowhere(*command, "--data", "else where").stderr
 
 
 def test_a_redirect_is_named_and_not_followed(nowhere: Holdfast, node: FakeNode) -> None:

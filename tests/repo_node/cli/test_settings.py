@@ -39,6 +39,27 @@ def test_settings_get_of_an_unknown_name_ends_with_status_1(holdfast: Holdfast, 
     assert "there is no /api/holdfast/settings/odd%2Fname%20%3F (status 404" in result.stderr
 
 
+def test_settings_list_shows_only_what_was_changed(holdfast: Holdfast, node: FakeNode) -> None:
+    node.json_answers["GET", PATH] = (200, {"settings": [REDUNDANCY, QUORUM]})
+    shown = holdfast("settings", "list", "--changed").stdout
+    assert "redundancy" in shown and "write_quorum" not in shown
+    node.json_answers["GET", PATH] = (200, {"settings": [QUORUM]})
+    assert holdfast("settings", "list", "--changed").stdout == "Every setting has its default.\n"
+
+
+def test_settings_reset_says_what_holds_now(holdfast: Holdfast, node: FakeNode) -> None:
+    node.json_answers["DELETE", f"{PATH}/redundancy"] = (200, REDUNDANCY | {"value": 2, "is_set": False})
+    result = holdfast("settings", "reset", "redundancy")
+    assert result.stdout == "redundancy is 2 now, as by default, on every node within a second.\n"
+
+
+def test_settings_set_warns_of_a_risk_on_standard_error(holdfast: Holdfast, node: FakeNode) -> None:
+    node.json_answers["PUT", f"{PATH}/redundancy"] = (200, REDUNDANCY | {"value": 1, "warning": "that is one copy"})
+    result = holdfast("settings", "set", "redundancy", "1")
+    assert result.exit_code == 0
+    assert result.stderr == "Warning: that is one copy.\n" and "Warning" not in result.stdout
+
+
 @pytest.mark.parametrize(("text", "value"), [("3", 3), ("null", None), ("1.5", 1.5), ("true", True)])
 def test_settings_set_sends_a_json_scalar(holdfast: Holdfast, node: FakeNode, text: str, value: object) -> None:
     node.json_answers["PUT", f"{PATH}/redundancy"] = (200, REDUNDANCY | {"value": value})
@@ -59,6 +80,7 @@ def test_settings_set_takes_a_negative_value_for_a_value(holdfast: Holdfast, nod
     ("key", "value", "words"),
     [
         ("redundancy", "three", "redundancy"),
+        ("redundancy", "default", "holdfast settings reset redundancy"),
         ("redundancy", "[3]", "not a single value"),
         ("redundancy", "{}", "not a single value"),
         ("read_hedge_seconds", "NaN", "not a single value"),

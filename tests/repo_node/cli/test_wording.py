@@ -49,6 +49,7 @@ def test_durations_are_said_in_two_units(seconds: float, words: str) -> None:
 
 def test_counts_are_said_with_their_noun() -> None:
     assert [say_count(count, "file") for count in (0, 1, 12345)] == ["0 files", "1 file", "12,345 files"]
+    assert [say_count(count, "copy", "copies") for count in (1, 2)] == ["1 copy", "2 copies"]
 
 
 @given(st.text(st.characters()))

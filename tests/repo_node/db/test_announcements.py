@@ -73,7 +73,9 @@ async def test_claim_of_a_shard_is_announced(
     scene: Scene, connection: asyncpg.Connection, announcements: Announcements
 ) -> None:
     row = await only_row(
-        connection, "SELECT s.uid, n.incarnation FROM shards s JOIN nodes n ON n.id = s.node_id LIMIT 1"
+        connection,
+        "SELECT s.uid, n.incarnation FROM shards s JOIN nodes n ON n.id = s.node_id"
+        " WHERE n.id = 'n1' AND s.path = '/disk1'",
     )
     await nodes.claim_shard(
         connection, uid=row["uid"], node=NodeId("n1"), path="/disk1", weight=1, incarnation=row["incarnation"]
@@ -93,7 +95,7 @@ async def test_daily_work_announces_nothing(
     _, [first, *_] = await scene.upload("f/a", b"one")
     await scene.upload("f/b", b"one")
     await scene.upload("f/a", b"two")
-    await artifacts.make_folder(scene.database, scene.repository, "g/h", "x")
+    await artifacts.make_folder(scene.database, scene.repository, "g/h", principal="x", request_id="r")
     await blobs.mark_suspect(scene.database, first.shard, first.generation)
     await artifacts.delete(scene.database, scene.repository, "", "f", principal="x", request_id="r")
     await artifacts.resolve(scene.database, REPOSITORY, "f", "a")

@@ -32,6 +32,7 @@ from tests.repo_node.db.scene import (
 
 CANDIDATES = "SELECT b.sha256 FROM gc_candidates c JOIN blobs b ON b.id = c.blob_id ORDER BY b.id"
 PAUSE_BEFORE = "IF v_blob IS NOT NULL THEN"
+MADE = "SELECT kind, repository, path, principal, request_id FROM events"
 DELETES = "SELECT path, sha256, detail, principal, request_id FROM events WHERE kind = 'delete' ORDER BY id"
 
 
@@ -43,7 +44,7 @@ async def delete(scene: Scene, path: str) -> int:
 
 
 async def make_folder(scene: Scene, path: str) -> None:
-    await artifacts.make_folder(scene.database, scene.repository, path, "bob")
+    await artifacts.make_folder(scene.database, scene.repository, path, principal="bob", request_id="r")
 
 
 async def children(scene: Scene, folder: str) -> list[Child]:
@@ -149,11 +150,13 @@ async def test_make_folder_makes_ancestors_and_is_no_error_twice(scene: Scene, c
     await make_folder(scene, "a/b")
     assert await paths(connection) == ["a", "a/b", "a/b/c"]
     assert await table(connection, "SELECT DISTINCT created_by, modified_by FROM artifacts") == [("bob", "bob")]
+    assert await table(connection, MADE) == [("folder", REPOSITORY, "a/b/c", "bob", "r")], "one event for what was made"
 
 
 async def test_make_folder_of_the_root_does_nothing(scene: Scene, connection: asyncpg.Connection) -> None:
     await make_folder(scene, "")
     assert await paths(connection) == []
+    assert await table(connection, MADE) == []
 
 
 @pytest.mark.parametrize("path", ["a/file", "a/file/below", "a/file/far/below"])
@@ -164,11 +167,12 @@ async def test_make_folder_refuses_a_path_through_an_artifact(
     with pytest.raises(PathConflict):
         await make_folder(scene, path)
     assert await paths(connection) == ["a", "a/file"]
+    assert ("folder",) not in await table(connection, "SELECT kind FROM events")
 
 
 async def test_make_folder_in_a_repository_that_is_gone_may_be_retried(scene: Scene) -> None:
     with pytest.raises(CatalogueUnavailable):
-        await artifacts.make_folder(scene.database, 4711, "a", "bob")
+        await artifacts.make_folder(scene.database, 4711, "a", principal="bob", request_id="r")
 
 
 # ---------------------------------------------------------------- delete
@@ -307,7 +311,7 @@ async def test_folder_made_while_its_parent_is_deleted_never_lacks_one(
 ) -> None:
     await make_folder(scene, "f")
     calls: list[Any] = [
-        lambda c: c.fetchval(artifacts.MAKE_FOLDER.sql, scene.repository, "f/g/h", "bob"),
+        lambda c: c.fetchval(artifacts.MAKE_FOLDER.sql, scene.repository, "f/g/h", "bob", "r"),
         lambda c: c.fetchval(artifacts.DELETE.sql, scene.repository, "", "f", "bob", "r", 100),
     ]
     first, second = reversed(calls) if deletion_first else calls

@@ -183,13 +183,16 @@ async def test_digests_are_corrected_once(scene: Scene, rows: AuditRows, connect
 async def test_quarantine_is_forgotten_after_its_time_by_the_databases_clock(
     scene: Scene, rows: AuditRows, connection: asyncpg.Connection
 ) -> None:
-    one, _ = await stored(scene, 1, 3)
+    one, other = await stored(scene, 1, 3)
     await rows.condemn(one.shard, one.generation, Fault.UNREADABLE)
     assert await rows.expired(one.shard, 0.0, 10) == [], "it has not been moved"
     await rows.note_moved(one.shard, [one.generation])
     assert await rows.unmoved(one.shard, 10) == []
     assert await rows.expired(one.shard, 3600.0, 10) == []
     await connection.execute("UPDATE quarantine SET moved_at = moved_at - interval '2 hours'")
+    await make_suspect(scene, other)
+    assert await rows.expired(one.shard, 3600.0, 10) == [], "it may be the best copy there is"
+    await rows.reinstate(other.shard, other.generation)
     [name] = await rows.expired(one.shard, 3600.0, 10)
     await rows.forget(one.shard, [name.generation])
     assert await table(connection, "SELECT 1 FROM replicas WHERE state = 'condemned'") == []

@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 
 from repo_node.db import check_orders
+from repo_node.db.blobs import mark_suspect
 from repo_node.db.checks import CheckRows
 from repo_node.db.errors import CatalogueUnavailable
 from sharding.listing import FoundReplica
@@ -254,6 +255,25 @@ async def test_strays_stay_and_the_quarantine_keeps_while_deletions_are_held(
     await connection.execute(hold)
     assert await rows.condemn_strays(ONE, [(after, 5)]) == [after.name.generation]
     assert await rows.expired(ONE, 60, 10) == [before.name]
+
+
+async def test_leftovers_of_a_quarantine_stay_while_some_blob_has_no_good_copy(
+    scene: Scene, rows: CheckRows, connection: asyncpg.Connection
+) -> None:
+    known, unknown = stray(), stray()
+    await rows.condemn_strays(ONE, [(known, 5)])
+    generations = [known.name.generation, unknown.name.generation]
+    assert await rows.aside_known(ONE, generations) == {known.name.generation}
+    assert await rows.aside_known(ShardId(2), generations) == set()
+    assert await rows.leftovers_may_go()
+    hold = await hold_deletions(connection)
+    assert not await rows.leftovers_may_go()
+    await connection.execute(hold)
+    _, [one, other] = await scene.upload("a", shards=(1, 3))
+    await mark_suspect(scene.database, one.shard, one.generation)
+    assert await rows.leftovers_may_go(), "another good copy is left"
+    await mark_suspect(scene.database, other.shard, other.generation)
+    assert not await rows.leftovers_may_go()
 
 
 async def hold_deletions(connection: asyncpg.Connection) -> str:

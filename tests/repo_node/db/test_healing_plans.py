@@ -22,7 +22,6 @@ __all__ = ["filled_dsn", "large"]
 STEPS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "claim": (repair_queue.CLAIM.sql, (uuid4(), 60.0, 64, 1 << 30)),
     "replicas": (repair_queue.REPLICAS.sql, (list(range(1, 60)),)),
-    "enqueue": (repair_queue.ENQUEUE.sql, (list(range(1, 60)), "census")),
     "batch of a walk": (moves.BATCH.sql, (1, moves.START, 20)),
     "next batch of a walk": (moves.BATCH.sql, (1, uuid4(), 20)),
     "census": ("SELECT * FROM take_census(100, 3::smallint, 100)", ()),

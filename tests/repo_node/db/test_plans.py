@@ -175,7 +175,7 @@ async def test_delete_uses_indexes_alone(large: asyncpg.Connection, folder: str,
 
 
 async def test_made_folder_uses_indexes_alone(large: asyncpg.Connection) -> None:
-    assert await large.fetchval(artifacts.MAKE_FOLDER.sql, 1, "d7/new/folder", "x")
+    assert await large.fetchval(artifacts.MAKE_FOLDER.sql, 1, "d7/new/folder", "x", "r")
     assert await whole_scans(large) == []
 
 

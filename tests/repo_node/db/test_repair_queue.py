@@ -90,6 +90,19 @@ async def test_fewest_good_copies_come_first_and_those_without_any_last(
     summary = await repair_queue.backlog(scene.database)
     assert sorted((part.good, part.blobs, part.bytes) for part in summary) == [(0, 1, 4), (1, 1, 3), (2, 1, 12)]
     assert all(0 <= part.oldest_seconds < 10 for part in summary)
+    assert not any(part.unreferenced for part in summary)
+
+
+async def test_backlog_sets_apart_what_nothing_refers_to(scene: Scene, connection: asyncpg.Connection) -> None:
+    await scene.upload("deleted", b"1")
+    await scene.upload("kept", b"22")
+    await scene.upload("again", b"333")
+    await connection.execute("SELECT suspect_replica(shard_id, generation) FROM replicas")
+    for name in ("deleted", "again"):
+        await connection.execute("SELECT delete_item($1, '', $2, 'x', 'r')", scene.repository, name)
+    await scene.upload("again", b"333")
+    found = {(part.unreferenced, part.good): part.bytes for part in await repair_queue.backlog(scene.database)}
+    assert found == {(True, 0): 1, (False, 0): 2, (False, 2): 3}
 
 
 async def test_claim_is_nobody_elses_until_it_expires(scene: Scene, connection: asyncpg.Connection) -> None:

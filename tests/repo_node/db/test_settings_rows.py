@@ -47,6 +47,29 @@ async def test_setting_written_again_replaces_the_first_and_leaves_two_events(
     ]
 
 
+async def test_reset_setting_has_its_default_again_and_leaves_an_event(
+    scene: Scene, connection: asyncpg.Connection
+) -> None:
+    by: dict[str, Any] = {"principal": "bob", "request_id": "r", "check": typed.combine}
+    for key in ("redundancy", "trash_days"):
+        await write(scene, key, 3)
+        asked = await connection.fetchval("SELECT asked FROM census")
+        for _ in range(2):
+            await settings.reset(scene.database, key, **by)
+        assert await connection.fetchval("SELECT asked FROM census") - asked == (key == "redundancy")
+    assert await settings.read(scene.database) == {}
+    events = await table(connection, "SELECT detail FROM events WHERE detail ? 'reset' ORDER BY id")
+    assert [json.loads(row[0])["key"] for row in events] == ["redundancy", "trash_days"]
+
+
+async def test_reset_that_the_other_settings_contradict_is_refused(scene: Scene) -> None:
+    await write(scene, "redundancy", 3)
+    await write(scene, "write_quorum", 3)
+    with pytest.raises(SettingError, match="write_quorum"):
+        await settings.reset(scene.database, "redundancy", principal="bob", request_id="r", check=typed.combine)
+    assert (await settings.read(scene.database))["redundancy"] == 3
+
+
 @pytest.mark.parametrize(("key", "value"), [("redundancy", 0), ("no_such", 1), ("node_down_seconds", True)])
 async def test_bad_setting_is_refused_and_writes_nothing(
     scene: Scene, connection: asyncpg.Connection, queries: Queries, key: str, value: Any

@@ -128,7 +128,9 @@ class Client:
         repository = await self.repository()
         if repository is not None and repository == self._scene.repository:
             try:
-                await artifacts.make_folder(self._scene.database, repository, self.path(), "x")
+                await artifacts.make_folder(
+                    self._scene.database, repository, self.path(), principal="x", request_id="r"
+                )
             except PathConflict:
                 self._ledger.deploys["folder conflict"] += 1
 

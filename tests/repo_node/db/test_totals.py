@@ -12,7 +12,7 @@ from tests.repo_node.db.scene import Scene, copies
 
 
 async def test_empty_store_counts_nothing(scene: Scene) -> None:
-    assert await totals.read(scene.database) == Totals(0, 0, 0, 0, 0, {})
+    assert await totals.read(scene.database) == Totals(0, 0, 0, 0, 0, 0, {})
 
 
 async def test_totals_count_blobs_bytes_and_what_is_missing(scene: Scene) -> None:
@@ -24,6 +24,7 @@ async def test_totals_count_blobs_bytes_and_what_is_missing(scene: Scene) -> Non
     assert await totals.read(scene.database) == Totals(
         blobs=4,
         bytes=12,
+        unreferenced_blobs=0,
         missing_copies=3,
         short_blobs=2,
         repair_queue=1,
@@ -52,3 +53,19 @@ async def test_suspect_copy_is_missing_and_queued(scene: Scene) -> None:
     found = await totals.read(scene.database)
     assert (found.missing_copies, found.short_blobs, found.repair_queue) == (1, 1, 1)
     assert found.replicas == {1: 1, 3: 1}
+
+
+async def test_nothing_is_missing_of_a_blob_that_nothing_refers_to(
+    scene: Scene, connection: asyncpg.Connection
+) -> None:
+    for path, data in (("deleted", b"1"), ("used elsewhere", b"2"), ("trashed", b"3")):
+        await scene.upload(path, data, shards=(1, 3))
+    await scene.upload("used", b"2")
+    await connection.execute("SELECT suspect_replica(shard_id, generation) FROM replicas")
+    for name in ("deleted", "used elsewhere"):
+        await connection.execute("SELECT delete_item($1, '', $2, 'x', 'r')", scene.repository, name)
+    await connection.execute("UPDATE repositories SET trash = true")
+    await connection.execute("SELECT delete_item($1, '', 'trashed', 'x', 'r')", scene.repository)
+    found = await totals.read(scene.database)
+    assert (found.blobs, found.unreferenced_blobs) == (3, 1)
+    assert (found.missing_copies, found.short_blobs, found.repair_queue) == (4, 2, 3)

@@ -200,6 +200,7 @@ class Observed:
     verdicts: list[str] = field(default_factory=list)
     reread_bytes: int = 0
     aside: tuple[int, int] = (0, 0)
+    discarded: int = 0
     scrub_ages: dict[str, float] = field(default_factory=dict)
 
     def observe_verdict(self, shard: ShardId, verdict: str, count: int = 1) -> None:
@@ -210,6 +211,9 @@ class Observed:
 
     def observe_aside(self, shard: ShardId, files: int, count_bytes: int) -> None:
         self.aside = files, count_bytes
+
+    def observe_discarded(self, shard: ShardId, files: int = 1) -> None:
+        self.discarded += files
 
     def observe_scrub_age(self, shard: ShardId, kind: str, seconds: float) -> None:
         self.scrub_ages[kind] = seconds

@@ -30,7 +30,7 @@ class Bench:
     root: Path
     rows: AuditRows = field(default_factory=lambda: AuditRows(SHARD))
     seen: Observed = field(default_factory=Observed)
-    quarantine_seconds: float = 1000.0
+    quarantine_seconds: float | None = 1000.0
     again_seconds: float = 3600.0
 
     def __post_init__(self) -> None:
@@ -225,8 +225,12 @@ async def test_quarantine_is_emptied_of_what_is_old(bench: Bench) -> None:
     name = await bench.suspect()
     flip(bench.file(name))
     await bench.run()
+    bench.quarantine_seconds = None
+    await bench.run()
+    assert bench.seen.discarded == 0, "it is kept for ever"
     bench.quarantine_seconds = 0.0
     await bench.run()
+    assert bench.seen.discarded == 1
     assert list((bench.root / "quarantine").iterdir()) == []
     assert bench.rows.rows == {} and bench.rows.moved == {}
     assert bench.seen.aside == (0, 0)

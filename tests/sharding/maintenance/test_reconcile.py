@@ -23,6 +23,7 @@ from tests.sharding.maintenance.audit_rows import AuditRows, Observed, Row
 from tests.sharding.shard_contract import make_name, replica_file
 
 SETTLE = 1000.0
+QUARANTINE = 5000.0
 
 
 @dataclass
@@ -36,6 +37,7 @@ class CheckRows(AuditRows):
     progress: list[tuple[int, int | None]] = field(default_factory=list)
     began: float = 0.0
     strays_held: bool = False
+    hopeless: bool = False
     adopted: list[BlobDigests] = field(default_factory=list)
 
     async def next_check(self, shards: Sequence[ShardId]) -> CheckOrder | None:
@@ -86,6 +88,12 @@ class CheckRows(AuditRows):
             self.to_move[name.generation] = name
         return [name.generation for name in condemned]
 
+    async def aside_known(self, shard: ShardId, generations: Sequence[Generation]) -> set[Generation]:
+        return {one for one in generations if one in self.moved or one in self.to_move}
+
+    async def leftovers_may_go(self) -> bool:
+        return not self.strays_held and not self.hopeless
+
     async def aside_again(self, shard: ShardId, file: FoundReplica) -> None:
         self.to_move[file.name.generation] = file.name
         self.rows[file.name.generation].state = "condemned"
@@ -96,10 +104,14 @@ class Bench:
     shard: LocalShard
     root: Path
     rows: CheckRows = field(default_factory=lambda: CheckRows(SHARD))
+    seen: Observed = field(default_factory=Observed)
+    quarantine_seconds: float | None = QUARANTINE
 
     def __post_init__(self) -> None:
-        limits = ReconcileLimits(1e6, 1e3, SETTLE, 0.0)
-        self.reconcile = Reconcile({SHARD: self.shard}, self.rows, Observed(), lambda: limits)
+        self.reconcile = Reconcile({SHARD: self.shard}, self.rows, self.seen, self.limits)
+
+    def limits(self) -> ReconcileLimits:
+        return ReconcileLimits(1e6, 1e3, SETTLE, 0.0, self.quarantine_seconds)
 
     async def keep(self, data: bytes, *, with_row: bool = True) -> BlobName:
         name = make_name(data)
@@ -356,3 +368,43 @@ async def test_rebuild_enters_files_that_are_what_their_names_say(bench: Bench) 
     data = replica_file(bench.root, lost).read_bytes()
     assert digest_small(data) in bench.rows.adopted
     assert await bench.check(rebuild=True) == {"stray": found(1, 0)}
+
+
+# ---------------------------------------------------------------- what no row knows of a quarantine
+
+
+async def test_leftovers_leave_the_quarantine_once_they_have_been_seen_there_long_enough(bench: Bench) -> None:
+    names = await spoil(bench)
+    await bench.check(repair=True)
+    bench.rows.now += SETTLE
+    await bench.check(repair=True)
+    await bench.set_aside()
+    await bench.check(repair=True)
+    before = sorted((bench.root / "quarantine").iterdir())
+    assert len(before) > 5
+    bench.rows.now += QUARANTINE - 1
+    await bench.check()
+    await bench.check(dry_run=True)
+    assert sorted((bench.root / "quarantine").iterdir()) == before and bench.seen.discarded == 0
+    bench.rows.now += 1
+    await bench.check()
+    # The row of the stray says when that goes, which is the judge's affair.
+    assert [path.name for path in (bench.root / "quarantine").iterdir()] == [str(names["stray"])]
+    assert bench.seen.discarded == len(before) - 1
+    assert await bench.check() == {}
+
+
+@pytest.mark.parametrize("why", ["for ever", "held", "hopeless", "dry run"])
+async def test_leftovers_stay(bench: Bench, why: str) -> None:
+    """A replica that no row knows, as after a restore of the database."""
+    name = await bench.keep(b"bytes", with_row=False)
+    await bench.shard.set_aside(name)
+    bench.quarantine_seconds = None if why == "for ever" else QUARANTINE
+    bench.rows.strays_held, bench.rows.hopeless = why == "held", why == "hopeless"
+    await bench.check()
+    bench.rows.now += 2 * QUARANTINE
+    await bench.check(dry_run=why == "dry run")
+    assert (bench.root / "quarantine" / str(name)).exists() and bench.seen.discarded == 0
+    bench.quarantine_seconds, bench.rows.strays_held, bench.rows.hopeless = QUARANTINE, False, False
+    await bench.check()
+    assert not (bench.root / "quarantine" / str(name)).exists() and bench.seen.discarded == 1

@@ -11,6 +11,7 @@ import pytest
 from sharding.guarded import Operation
 from sharding.janitor import Janitor
 from sharding.maintenance.catalogue import NotSettled, RepairOutcome, Settled, StoredBlob
+from sharding.maintenance.job import Progress
 from sharding.maintenance.placement import homes, missing_homes
 from sharding.maintenance.repair import Repair, RepairLimits
 from sharding.model import BlobName, Generation, ShardId
@@ -303,9 +304,25 @@ async def test_progress_tells_the_backlog() -> None:
     step = await repair.step()
     assert step.done == 64 and step.progress is not None
     assert (step.progress.done, step.progress.total) == (64, 100)
-    await repair.step()
+    for number in list(catalogue.queue)[:6]:
+        del catalogue.queue[number]  # another node has repaired it
+    assert (await repair.step()).done == 30
+    step = await repair.step()
+    assert step.idle and step.progress == Progress(94, 94), "a run that is over has nothing left of its total"
+    assert (await repair.step()).progress is None
     await janitor.close()
     assert not catalogue.queue
+
+
+@instant
+async def test_run_that_gets_nowhere_ends_without_a_total() -> None:
+    catalogue = MemoryCatalogue(Cluster("a1 b2"))
+    for number in range(10):
+        catalogue.enqueue(catalogue.add(bytes([number]), ()))
+    repair, janitor = repair_of(catalogue)
+    step = await repair.step()
+    await janitor.close()
+    assert step.idle and step.progress is None and len(catalogue.queue) == 10
 
 
 @instant
