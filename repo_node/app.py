@@ -42,6 +42,7 @@ from repo_node.db.durability import check_durability
 from repo_node.db.errors import CatalogueUnavailable, NotDurable, SchemaTooOld
 from repo_node.db.nodes import Fenced, NameTaken
 from repo_node.db.pool import Database, open_database
+from repo_node.db.servers import Servers
 from repo_node.logs import request_id
 from repo_node.maintenance import maintenance
 from repo_node.metrics import Metrics
@@ -158,6 +159,7 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
         repositories = Repositories(database, lambda: membership.is_fresh)
         membership = Membership(
             config,
+            database.servers,
             incarnation,
             own,
             settings,
@@ -169,7 +171,7 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
         name = NodeId(config.node.id)
         owned = {shard: one.shard for shard, one in own.items()}
         epochs = ShardEpochs(name, lambda: owned, lambda: membership.rows, topology.peer_at)
-        leadership = Leadership(name, lambda: connect(config, "lease"), epochs, settings, metrics)
+        leadership = Leadership(name, lambda: connect(database.servers, config, "lease"), epochs, settings, metrics)
         internal = internal_app(
             shards=local_shards(own),
             node_id=name,
@@ -179,7 +181,7 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
             more_routes=EpochHandlers(epochs).routes(),
         )
         await stack.enter_async_context(serving_internal(internal, config, internal_socket))
-        async with connect(config) as connection:
+        async with connect(database.servers, config) as connection:
             await membership.beat(connection)
             # Uploads that come at once are to find this node's shards.
             await nodes.announce(connection)
@@ -206,7 +208,7 @@ async def join(
     stack: AsyncExitStack, config: NodeConfig, incarnation: UUID, database: Database
 ) -> tuple[UUID, dict[ShardId, OwnShard]]:
     """Wait for Postgres, check that it can be trusted, register, and open the node's shards."""
-    async with reached(config) as connection:
+    async with reached(config, database.servers) as connection:
         await migrate.check_version(database)
         await check_durability(database)
         cluster = await nodes.read_cluster(connection)
@@ -227,13 +229,13 @@ async def join(
 
 
 @asynccontextmanager
-async def reached(config: NodeConfig) -> AsyncIterator[asyncpg.Connection]:
+async def reached(config: NodeConfig, servers: Servers) -> AsyncIterator[asyncpg.Connection]:
     """Connect to Postgres, trying for ``database.start_timeout_seconds``. Raises ``CatalogueUnavailable``."""
     deadline = asyncio.get_running_loop().time() + config.database.start_timeout_seconds
     async with AsyncExitStack() as stack:
         while True:
             try:
-                connection = await stack.enter_async_context(connect(config))
+                connection = await stack.enter_async_context(connect(servers, config))
                 break
             except CatalogueUnavailable as error:
                 if asyncio.get_running_loop().time() > deadline:

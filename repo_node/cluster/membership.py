@@ -23,7 +23,7 @@ from repo_node.db import nodes
 from repo_node.db import settings as setting_rows
 from repo_node.db.errors import CatalogueUnavailable
 from repo_node.db.nodes import ClusterRows, Fenced
-from repo_node.db.pool import BROKEN, describe, drop
+from repo_node.db.servers import BROKEN, Servers, describe, drop
 from repo_node.metrics import Metrics
 from repo_node.settings import LiveSettings, SettingError, lenient
 from sharding.model import NodeId, ShardId
@@ -38,21 +38,15 @@ SPACE_TIMEOUT_SECONDS = 2.0
 
 
 @asynccontextmanager
-async def connect(config: NodeConfig, purpose: str = "") -> AsyncIterator[asyncpg.Connection]:
+async def connect(servers: Servers, config: NodeConfig, purpose: str = "") -> AsyncIterator[asyncpg.Connection]:
     """Open a connection of one's own, outside the pool; ``purpose`` tells it apart in Postgres' views.
 
     Raises ``CatalogueUnavailable``.
     """
-    database = config.database
-    try:
-        connection = await asyncpg.connect(
-            database.dsn,
-            timeout=database.connect_timeout_seconds,
-            command_timeout=database.statement_timeout_seconds,
-            server_settings={"application_name": f"holdfast {config.node.id} {purpose}".rstrip()},
-        )
-    except (*BROKEN, asyncpg.PostgresError) as error:
-        raise CatalogueUnavailable(f"no connection to Postgres: {describe(error)}") from error
+    connection = await servers.connect(
+        command_timeout=config.database.statement_timeout_seconds,
+        server_settings={"application_name": f"holdfast {config.node.id} {purpose}".rstrip()},
+    )
     try:
         yield connection
     finally:
@@ -65,6 +59,7 @@ class Membership:
     def __init__(
         self,
         config: NodeConfig,
+        servers: Servers,
         incarnation: UUID,
         own: Mapping[ShardId, OwnShard],
         settings: LiveSettings,
@@ -75,6 +70,7 @@ class Membership:
         on_repositories: Callable[[], None],
     ) -> None:
         self._config = config
+        self._servers = servers
         self._node = NodeId(config.node.id)
         self._incarnation = incarnation
         self._own = own
@@ -114,11 +110,12 @@ class Membership:
         """Beat until cancelled, reconnecting as often as it takes. Raises ``Fenced``."""
         while True:
             try:
-                async with connect(self._config) as connection:
+                async with connect(self._servers, self._config) as connection:
                     await self._run_on(connection)
             except Fenced:
                 raise
             except (CatalogueUnavailable, *BROKEN, asyncpg.PostgresError) as error:
+                self._servers.doubt(error)
                 self._metrics.heartbeat_failures.inc()
                 log.warning("no heartbeat", extra={"facts": {"cause": describe(error)}})
             finally:
@@ -192,5 +189,5 @@ class Membership:
     async def leave(self) -> None:
         """Tell the cluster that this node stops; best effort."""
         with suppress(CatalogueUnavailable, *BROKEN, asyncpg.PostgresError):
-            async with connect(self._config) as connection:
+            async with connect(self._servers, self._config) as connection:
                 await nodes.stop(connection, self._node, self._incarnation)

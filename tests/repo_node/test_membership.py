@@ -11,6 +11,7 @@ import pytest
 
 from repo_node.cluster import membership
 from repo_node.db.nodes import Fenced
+from repo_node.db.servers import Servers
 from repo_node.metrics import Metrics
 from repo_node.settings import LiveSettings
 from tests.repo_node.nodes import (
@@ -177,6 +178,7 @@ async def test_what_was_proved_before_announcements_arrive_is_forgotten(
 
     member = membership.Membership(
         configure("postgresql://nowhere", directory),
+        Servers("postgresql://nowhere", timeout_seconds=1),
         uuid4(),
         {},
         LiveSettings(),
