@@ -47,6 +47,7 @@ from repo_node.logs import request_id
 from repo_node.maintenance import maintenance
 from repo_node.metrics import Metrics
 from repo_node.node import Node
+from repo_node.recent import RecentItems
 from repo_node.repositories import Repositories
 from repo_node.settings import LiveSettings, SettingError
 from repo_node.trash import Trash
@@ -152,11 +153,10 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
             lambda: topology.view,
             lambda: StoreLimits(settings.now.commit_wait_seconds, settings.now.read_hedge_seconds),
         )
-        authenticator = Authenticator(
-            database, lambda: membership.is_fresh, lambda: settings.now.password_cache_seconds
-        )
+        authenticator = Authenticator(database, lambda: membership.is_fresh, settings)
         stack.callback(authenticator.close)
-        repositories = Repositories(database, lambda: membership.is_fresh)
+        recent = RecentItems(settings)
+        repositories = Repositories(database, lambda: membership.is_fresh, recent)
         membership = Membership(
             config,
             database.servers,
@@ -189,7 +189,16 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
         beating = await stack.enter_async_context(task(membership.run()))
         await stack.enter_async_context(task(watch_lag(metrics)))
         stack.push_async_callback(store.close)
-        artifacts = Artifacts(database, store, repositories, settings, metrics, database_time=membership.database_time)
+        artifacts = Artifacts(
+            database,
+            store,
+            repositories,
+            settings,
+            metrics,
+            recent,
+            fresh=lambda: membership.is_fresh,
+            database_time=membership.database_time,
+        )
         stack.push_async_callback(artifacts.close)
         await stack.enter_async_context(task(leadership.run()))
         stack.push_async_callback(leadership.leave)
@@ -197,7 +206,7 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
             maintenance(name, database, store, membership, settings, metrics, leadership, owned)
         )
         node = Node(metrics, database, membership, topology, leadership)
-        admission, trash = Admission(lambda: settings.now.requests_per_user_max), Trash(database)
+        admission, trash = Admission(lambda: settings.now.requests_per_user_max), Trash(database, recent)
         services = Services(artifacts, repositories, trash, authenticator, settings, admission, metrics, config.http)
         await stack.enter_async_context(serving_public(public_app(services, node), config, node))
         await stack.enter_async_context(serving_metrics(metrics_app(node), config, node))

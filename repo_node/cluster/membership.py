@@ -179,8 +179,8 @@ class Membership:
         self._wake.set()
 
     def _distrust(self) -> None:
+        """Stop being fresh. What is remembered is forgotten when it can be read anew, not before."""
         self._beat_at = float("-inf")
-        self._forget()
 
     def _forget(self) -> None:
         self._on_principals()
