@@ -21,6 +21,7 @@ from repo_node.cluster.own_shards import OwnShard
 from repo_node.config import NodeConfig
 from repo_node.db import nodes
 from repo_node.db import settings as setting_rows
+from repo_node.db.durability import find_fault
 from repo_node.db.errors import CatalogueUnavailable
 from repo_node.db.nodes import ClusterRows, Fenced
 from repo_node.db.servers import BROKEN, Servers, describe, drop
@@ -83,6 +84,7 @@ class Membership:
         self._settings_changed = True
         self._beat_at = float("-inf")
         self._read_at = float("-inf")
+        self._fault: str | None = None
         self.rows: ClusterRows | None = None
         self.on_jobs: Callable[[], None] = lambda: None
         """Called when an operator may have asked for a run of a job."""
@@ -140,6 +142,7 @@ class Membership:
         if self._settings_changed:
             self._settings_changed = False
             self._take_settings(await connection.fetch(setting_rows.READ.sql))
+        self._take_durability(await find_fault(connection))
         self.rows = await nodes.read_cluster(connection)
         self._read_at = asyncio.get_running_loop().time()
         await self._on_cluster(self.rows)
@@ -153,6 +156,13 @@ class Membership:
             if self.rows is None:
                 raise
             log.error("the settings cannot be used; those before still hold", extra={"facts": {"cause": str(error)}})
+
+    def _take_durability(self, fault: str | None) -> None:
+        """Say it once when Postgres is set to forget. Uploads go on: to refuse them is for people to decide."""
+        if fault is not None and fault != self._fault:
+            log.critical("Postgres may lose what it acknowledges", extra={"facts": {"cause": fault}})
+        self._fault = fault
+        self._metrics.database_unsafe.set(fault is not None)
 
     async def _spaces(self) -> dict[ShardId, tuple[ShardSpace, bool]]:
         reports = await asyncio.gather(*(own.report(SPACE_TIMEOUT_SECONDS) for own in self._own.values()))

@@ -164,6 +164,10 @@ class Metrics:
             "holdfast_database_pool_connections", "Connections in the pool", ["state"], registry=registry
         )
 
+        self.database_unsafe = Gauge(
+            "holdfast_database_unsafe_state", "1 while Postgres is set to lose what it acknowledged", registry=registry
+        )
+
     def _node(self, registry: CollectorRegistry) -> None:
         self.loop_lag_seconds = Histogram(
             "holdfast_event_loop_lag_seconds",
