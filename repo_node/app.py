@@ -42,10 +42,12 @@ from repo_node.db.durability import check_durability
 from repo_node.db.errors import CatalogueUnavailable, NotDurable, SchemaTooOld
 from repo_node.db.nodes import Fenced, NameTaken
 from repo_node.db.pool import Database, open_database
+from repo_node.db.servers import Servers
 from repo_node.logs import request_id
 from repo_node.maintenance import maintenance
 from repo_node.metrics import Metrics
 from repo_node.node import Node
+from repo_node.recent import RecentItems
 from repo_node.repositories import Repositories
 from repo_node.settings import LiveSettings, SettingError
 from repo_node.trash import Trash
@@ -151,13 +153,13 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
             lambda: topology.view,
             lambda: StoreLimits(settings.now.commit_wait_seconds, settings.now.read_hedge_seconds),
         )
-        authenticator = Authenticator(
-            database, lambda: membership.is_fresh, lambda: settings.now.password_cache_seconds
-        )
+        authenticator = Authenticator(database, lambda: membership.is_fresh, settings)
         stack.callback(authenticator.close)
-        repositories = Repositories(database, lambda: membership.is_fresh)
+        recent = RecentItems(settings)
+        repositories = Repositories(database, lambda: membership.is_fresh, recent)
         membership = Membership(
             config,
+            database.servers,
             incarnation,
             own,
             settings,
@@ -169,7 +171,7 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
         name = NodeId(config.node.id)
         owned = {shard: one.shard for shard, one in own.items()}
         epochs = ShardEpochs(name, lambda: owned, lambda: membership.rows, topology.peer_at)
-        leadership = Leadership(name, lambda: connect(config, "lease"), epochs, settings, metrics)
+        leadership = Leadership(name, lambda: connect(database.servers, config, "lease"), epochs, settings, metrics)
         internal = internal_app(
             shards=local_shards(own),
             node_id=name,
@@ -179,7 +181,7 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
             more_routes=EpochHandlers(epochs).routes(),
         )
         await stack.enter_async_context(serving_internal(internal, config, internal_socket))
-        async with connect(config) as connection:
+        async with connect(database.servers, config) as connection:
             await membership.beat(connection)
             # Uploads that come at once are to find this node's shards.
             await nodes.announce(connection)
@@ -187,7 +189,16 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
         beating = await stack.enter_async_context(task(membership.run()))
         await stack.enter_async_context(task(watch_lag(metrics)))
         stack.push_async_callback(store.close)
-        artifacts = Artifacts(database, store, repositories, settings, metrics, database_time=membership.database_time)
+        artifacts = Artifacts(
+            database,
+            store,
+            repositories,
+            settings,
+            metrics,
+            recent,
+            fresh=lambda: membership.is_fresh,
+            database_time=membership.database_time,
+        )
         stack.push_async_callback(artifacts.close)
         await stack.enter_async_context(task(leadership.run()))
         stack.push_async_callback(leadership.leave)
@@ -195,7 +206,7 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
             maintenance(name, database, store, membership, settings, metrics, leadership, owned)
         )
         node = Node(metrics, database, membership, topology, leadership)
-        admission, trash = Admission(lambda: settings.now.requests_per_user_max), Trash(database)
+        admission, trash = Admission(lambda: settings.now.requests_per_user_max), Trash(database, recent)
         services = Services(artifacts, repositories, trash, authenticator, settings, admission, metrics, config.http)
         await stack.enter_async_context(serving_public(public_app(services, node), config, node))
         await stack.enter_async_context(serving_metrics(metrics_app(node), config, node))
@@ -206,7 +217,7 @@ async def join(
     stack: AsyncExitStack, config: NodeConfig, incarnation: UUID, database: Database
 ) -> tuple[UUID, dict[ShardId, OwnShard]]:
     """Wait for Postgres, check that it can be trusted, register, and open the node's shards."""
-    async with reached(config) as connection:
+    async with reached(config, database.servers) as connection:
         await migrate.check_version(database)
         await check_durability(database)
         cluster = await nodes.read_cluster(connection)
@@ -229,13 +240,13 @@ async def join(
 
 
 @asynccontextmanager
-async def reached(config: NodeConfig) -> AsyncIterator[asyncpg.Connection]:
+async def reached(config: NodeConfig, servers: Servers) -> AsyncIterator[asyncpg.Connection]:
     """Connect to Postgres, trying for ``database.start_timeout_seconds``. Raises ``CatalogueUnavailable``."""
     deadline = asyncio.get_running_loop().time() + config.database.start_timeout_seconds
     async with AsyncExitStack() as stack:
         while True:
             try:
-                connection = await stack.enter_async_context(connect(config))
+                connection = await stack.enter_async_context(connect(servers, config))
                 break
             except CatalogueUnavailable as error:
                 if asyncio.get_running_loop().time() > deadline:

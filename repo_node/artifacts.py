@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -12,12 +13,13 @@ from repo_node.db import artifacts as rows
 from repo_node.db import blobs
 from repo_node.db.artifacts import Blob, Child, Item
 from repo_node.db.blobs import CommitOutcome, CommitResult, Deployment
-from repo_node.db.errors import OutcomeUnknown
+from repo_node.db.errors import CatalogueUnavailable, OutcomeUnknown
 from repo_node.db.pool import Database
 from repo_node.errors import BodyTooLarge, ChecksumMismatch, NotFound, Overloaded, RequestError
 from repo_node.metrics import Metrics
 from repo_node.outcome import Known, until_known
 from repo_node.paths import ArtifactPath
+from repo_node.recent import Found, RecentItems
 from repo_node.repositories import Repositories, no_repository
 from repo_node.settings import LiveSettings
 from sharding.background import Background
@@ -81,7 +83,8 @@ class RepositoryGone(Exception):
 class Artifacts:
     """Uploads, downloads, listings and deletions.
 
-    ``database_time`` tells the database's time without asking it, rather too early than too late.
+    ``database_time`` tells the database's time without asking it, rather too early than too late. ``fresh`` says
+    whether heartbeats come back: only then does Postgres know that something is absent.
     """
 
     def __init__(
@@ -91,12 +94,16 @@ class Artifacts:
         repositories: Repositories,
         settings: LiveSettings,
         metrics: Metrics,
+        recent: RecentItems,
         *,
+        fresh: Callable[[], bool],
         database_time: Callable[[], datetime],
     ) -> None:
         self._database = database
         self._store = store
         self._repositories = repositories
+        self._recent = recent
+        self._fresh = fresh
         self._database_time = database_time
         self._settings = settings
         self._metrics = metrics
@@ -149,6 +156,8 @@ class Artifacts:
                 created_at = await self._commit(deployment, placement)
             except RepositoryGone:
                 await self._repositories.explain_loss(repository)
+            finally:
+                self._recent.forget(request.at)
             self._stage("commit", began)
             return Deployed(request.at, created_at, request.principal, digests)
 
@@ -225,11 +234,38 @@ class Artifacts:
     async def get(self, at: ArtifactPath) -> Item:
         """Return the artifact or folder at a path. Raises ``NotFound``, ``CatalogueUnavailable``."""
         found = await rows.resolve(self._database, at.repository, at.folder, at.name)
+        if found.item is not None:
+            return found.item
+        if not self._fresh():
+            # It may be a server that a failover has left behind.
+            raise CatalogueUnavailable("Postgres says that it is absent, and confirms no heartbeat")
         if found.repository_id is None:
             raise no_repository(at.repository)
-        if found.item is None:
-            raise NotFound("File not found.")
-        return found.item
+        raise NotFound("File not found.")
+
+    async def get_lately(self, at: ArtifactPath) -> Found:
+        """Return what is at a path or, while Postgres is away, the artifact that it told of lately. Errors as ``get``.
+
+        Postgres is asked always; when heartbeats fail too, for ``stale_after_seconds`` only.
+        """
+        mark, asked_at, fresh = self._recent.mark(at), time.monotonic(), self._fresh()
+        try:
+            if fresh or self._recent.find(at) is None:
+                item = await self.get(at)
+            else:
+                async with asyncio.timeout(self._settings.now.stale_after_seconds):
+                    item = await self.get(at)
+        except NotFound:
+            self._recent.forget(at)
+            raise
+        except (CatalogueUnavailable, TimeoutError) as error:
+            if (known := self._recent.find(at)) is None:
+                raise CatalogueUnavailable(str(error) or "Postgres did not answer in time") from error
+            self._metrics.stale_reads.inc()
+            return known
+        if fresh:
+            self._recent.keep(at, item, mark, asked_at)
+        return Found(item)
 
     def open(self, blob: Blob) -> BlobReader:
         """Return a reader of the artifact's bytes."""
@@ -252,9 +288,12 @@ class Artifacts:
     async def delete(self, at: ArtifactPath, *, principal: str, request_id: str) -> None:
         """Delete an artifact, or a folder with everything in it. Raises ``NotFound``."""
         repository = await self._repositories.get(at.repository)
-        gone = await rows.delete(
-            self._database, repository.id, at.folder, at.name, principal=principal, request_id=request_id
-        )
+        try:
+            gone = await rows.delete(
+                self._database, repository.id, at.folder, at.name, principal=principal, request_id=request_id
+            )
+        finally:
+            self._recent.forget_tree(at)
         if not gone:
             raise NotFound(f"Could not locate artifact '{at.repository}:{at.path}'. File not found.")
 

@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from repo_node import keys
+from repo_node.dsn import parse_dsn
 from sharding.local import CACHED_BYTES_MAX
 
 
@@ -80,10 +81,7 @@ class DatabaseSection(Section):
     @field_validator("dsn")
     @classmethod
     def check_dsn(cls, value: str) -> str:
-        if urlsplit(value).scheme not in ("postgres", "postgresql"):
-            raise ValueError(
-                'write a Postgres URL, for example "postgresql://holdfast:secret@db.example:5432/holdfast"'
-            )
+        parse_dsn(value)
         return value
 
 

@@ -9,7 +9,8 @@ from repo_node.db import repositories as rows
 from repo_node.db.pool import Database
 from repo_node.db.repositories import Repository
 from repo_node.errors import MadeAnew, NotFound
-from repo_node.paths import check_repository_key
+from repo_node.paths import ArtifactPath, check_repository_key
+from repo_node.recent import RecentItems
 
 
 class Repositories:
@@ -18,9 +19,10 @@ class Repositories:
     ``fresh`` says whether announcements of changes arrive; only then is anything remembered.
     """
 
-    def __init__(self, database: Database, fresh: Callable[[], bool]) -> None:
+    def __init__(self, database: Database, fresh: Callable[[], bool], recent: RecentItems) -> None:
         self._database = database
         self._fresh = fresh
+        self._recent = recent
         self._remembered: dict[str, Repository] = {}
         self._forgotten = 0
 
@@ -91,8 +93,11 @@ class Repositories:
 
     async def delete(self, key: str, *, principal: str, request_id: str) -> None:
         """Delete a repository with everything in it. Raises ``NotFound``."""
-        gone = await rows.delete(self._database, key, principal=principal, request_id=request_id)
-        self.forget()
+        try:
+            gone = await rows.delete(self._database, key, principal=principal, request_id=request_id)
+        finally:
+            self.forget()
+            self._recent.forget_tree(ArtifactPath(key, "", ""))
         if not gone:
             raise no_repository(key)
 

@@ -59,6 +59,15 @@ class Settings(BaseModel):
     heartbeat_seconds: float = Field(2, ge=0.1, le=60, description="between two heartbeats of a node")
     node_down_seconds: float = Field(10, ge=0.5, le=600, description="silence after which a node counts as down")
     password_cache_seconds: float = Field(60, ge=0, le=3600, description="how long a checked password is remembered")
+    stale_seconds_max: float = Field(
+        300, ge=0, le=86_400, description="how long reads go on from memory while Postgres is away; 0: not at all"
+    )
+    stale_after_seconds: float = Field(
+        1, gt=0, le=60, description="until a read that could be from memory gives up a Postgres that seems away"
+    )
+    stale_entries_max: int = Field(
+        10_000, ge=0, le=1_000_000, description="artifacts a node remembers for that, with some 3 KiB each"
+    )
     path_bytes_max: int = Field(1024, ge=64, le=2048, description="longest artifact path, in bytes")
     repair_bytes_per_second_max: int = Field(
         64 << 20, ge=1 << 16, le=1 << 40, description="a node writes for repairs; 4 x for each further copy missing"

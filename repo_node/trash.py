@@ -14,6 +14,7 @@ from repo_node.db.trash import DELETED, Position, Restored, Trashed
 from repo_node.errors import NotFound
 from repo_node.metrics.deletion import DeletionMetrics
 from repo_node.paths import ArtifactPath
+from repo_node.recent import RecentItems
 from repo_node.settings import LiveSettings
 from sharding.maintenance.job import Step
 
@@ -32,8 +33,9 @@ class Restoration:
 class Trash:
     """What was deleted or overwritten, and how to get it back."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, recent: RecentItems) -> None:
         self._database = database
+        self._recent = recent
 
     async def page(self, at: ArtifactPath | None, after: Position, items_max: int) -> list[Trashed]:
         """Return what was thrown away, all of it or below a folder or repository, by place and age."""
@@ -58,9 +60,13 @@ class Trash:
         if target is None:
             raise NotFound(f"There is no repository {to.repository}; make it, or name another place with ?to=.")
         by = {"principal": principal, "request_id": request_id}
+        place = ArtifactPath(to.repository, to.folder, to.name or at.name)
         for version in await self.versions(at):
-            if await self._restore(version, target.id, to.folder, to.name or at.name, True, by):
-                return Restoration(1, 0)
+            try:
+                if await self._restore(version, target.id, place.folder, place.name, True, by):
+                    return Restoration(1, 0)
+            finally:
+                self._recent.forget(place)
         restored = skipped = 0
         async for newest in self._newest_deleted(at):
             folder = "/".join(filter(None, (to.path, newest.folder[len(at.path) :].strip("/"))))

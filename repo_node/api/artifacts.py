@@ -9,6 +9,8 @@ from aiohttp import web
 from repo_node.api.documents import file_document, folder_document, json_response
 from repo_node.artifacts import DeclaredDigests, DeployRequest
 from repo_node.auth.permissions import Permission
+from repo_node.db.artifacts import Blob, Item
+from repo_node.db.errors import CatalogueUnavailable
 from repo_node.errors import ChecksumMismatch, NotFound, RequestError
 from repo_node.paths import ArtifactPath
 from repo_node.web.body import read_body, refuse_large
@@ -32,7 +34,19 @@ async def retrieve(request: web.Request) -> web.StreamResponse:
     at = artifact_at(request)
     if not at.name:
         raise NotFound("File not found.")
-    item = await request.app[SERVICES].artifacts.get(at)
+    found = await request.app[SERVICES].artifacts.get_lately(at)
+    try:
+        blob = blob_asked_for(request, found.item)
+    except NotFound as error:
+        if found.stale_seconds is not None:
+            # What is absent is told by Postgres alone.
+            raise CatalogueUnavailable(str(error)) from error
+        raise
+    return await send_artifact(request, found, blob)
+
+
+def blob_asked_for(request: web.Request, item: Item) -> Blob:
+    """Return the blob of an item when that is what the request means. Raises ``NotFound``."""
     if item.blob is None:
         raise NotFound("File not found: this is a folder; api/storage lists it.")
     if request[TARGET].is_folder:
@@ -40,7 +54,7 @@ async def retrieve(request: web.Request) -> web.StreamResponse:
     asked = request[TARGET].properties
     if any(set(values) - set(item.properties.get(key, ())) for key, values in asked.items()):
         raise NotFound("File not found: its properties are not those asked for.")
-    return await send_artifact(request, item, item.blob)
+    return item.blob
 
 
 async def deploy(request: web.Request) -> web.StreamResponse:

@@ -195,10 +195,13 @@ async def revoke_token(request: web.Request) -> web.StreamResponse:
     text = request[TARGET].segments[4]
     if not text.isascii() or not text.isdigit() or len(text) > 18:
         raise NotFound(f"There is no token {text}.")
-    revoked = await principals.revoke_token(
-        request.app[NODE].database, int(text), principal=principal_of(request).name, request_id=request[REQUEST_ID]
-    )
+    try:
+        revoked = await principals.revoke_token(
+            request.app[NODE].database, int(text), principal=principal_of(request).name, request_id=request[REQUEST_ID]
+        )
+    finally:
+        # Revoked or not known to be: either way it has to be proved anew.
+        request.app[SERVICES].authenticator.forget()
     if not revoked:
         raise NotFound(f"There is no valid token {text}.")
-    request.app[SERVICES].authenticator.forget()
     return web.Response(status=204)

@@ -1,7 +1,8 @@
 """From the Authorization header to a principal.
 
-What was proved is remembered for a short time, under a keyed hash, and only while announcements
-from Postgres arrive: a changed password or a revoked token is then forgotten at once.
+What was proved is remembered for a short time, under a keyed hash, and believed only while announcements
+from Postgres arrive: a changed password or a revoked token is then forgotten at once. While Postgres is away,
+what was proved lately goes on for reading, and for nothing else.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import asyncio
 import base64
 import binascii
 import hashlib
+import math
 import secrets
 import time
 from collections import OrderedDict
@@ -21,8 +23,10 @@ from repo_node.auth import tokens
 from repo_node.auth.passwords import PasswordVerifier
 from repo_node.auth.permissions import Principal
 from repo_node.db import principals
+from repo_node.db.errors import CatalogueUnavailable
 from repo_node.db.pool import Database
 from repo_node.errors import Overloaded, Unauthenticated
+from repo_node.settings import LiveSettings
 
 REMEMBERED_MAX = 10_000
 TOKEN_SECONDS = 60.0
@@ -40,30 +44,56 @@ class Credentials:
     user: str | None = None
 
 
-class Authenticator:
-    """Checks credentials. ``fresh`` says whether announcements arrive; ``remember_seconds`` is a setting."""
+@dataclass(frozen=True, slots=True)
+class Proof:
+    """Who was proved, when, until when that holds, and when the credentials themselves end; by this process' clock."""
 
-    def __init__(self, database: Database, fresh: Callable[[], bool], remember_seconds: Callable[[], float]) -> None:
+    principal: Principal
+    proved_at: float
+    holds_until: float
+    ends_at: float
+
+
+class Authenticator:
+    """Checks credentials. ``fresh`` says whether announcements arrive."""
+
+    def __init__(self, database: Database, fresh: Callable[[], bool], settings: LiveSettings) -> None:
         self._database = database
         self._fresh = fresh
-        self._remember_seconds = remember_seconds
+        self._settings = settings
         self._verifier = PasswordVerifier()
         self._waiting = 0
         self._key = secrets.token_bytes(32)
-        self._remembered: OrderedDict[bytes, tuple[Principal, float]] = OrderedDict()
+        self._remembered: OrderedDict[bytes, Proof] = OrderedDict()
         self._forgotten = 0
         self._turns: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
 
-    async def authenticate(self, headers: Mapping[str, str]) -> Principal | None:
+    async def authenticate(self, headers: Mapping[str, str], *, reading: bool = False) -> Principal | None:
         """Return who sent ``headers``; None when they carry no credentials.
 
-        Raises ``Unauthenticated``, ``Overloaded``, ``CatalogueUnavailable``.
+        ``reading``: who was proved lately may go on while Postgres is away. Raises ``Unauthenticated``,
+        ``Overloaded``, ``CatalogueUnavailable``.
         """
         credentials = parse(headers)
         if credentials is None:
             return None
         handle = self._handle(credentials)
-        return self._recall(handle) or await self._prove(handle, credentials)
+        if (known := self._recall(handle)) is not None:
+            return known
+        if not reading or self._recall_lately(handle) is None:
+            return await self._prove(handle, credentials)
+        return await self._prove_or_recall(handle, credentials)
+
+    async def _prove_or_recall(self, handle: bytes, credentials: Credentials) -> Principal:
+        """Check credentials as ``_prove``, or take what was proved lately where Postgres does not answer."""
+        try:
+            async with asyncio.timeout(None if self._fresh() else self._settings.now.stale_after_seconds):
+                return await self._prove(handle, credentials)
+        except (CatalogueUnavailable, TimeoutError) as error:
+            # Looked up again: it may have been revoked meanwhile.
+            if (known := self._recall_lately(handle)) is None:
+                raise CatalogueUnavailable(str(error) or "Postgres did not answer in time") from error
+            return known
 
     async def _prove(self, handle: bytes, credentials: Credentials) -> Principal:
         """Check credentials: once for all the requests that bring the same ones at the same time."""
@@ -72,19 +102,30 @@ class Authenticator:
             if (known := self._recall(handle)) is not None:
                 return known
             forgotten = self._forgotten
-            principal, seconds = await self._check(credentials)
+            try:
+                proof = await self._check(credentials)
+            except Unauthenticated:
+                self._remembered.pop(handle, None)
+                raise
             # What changed while it was being checked may have made it wrong.
             if forgotten == self._forgotten:
-                self._remember(handle, principal, seconds)
-            return principal
+                self._remember(handle, proof)
+            return proof.principal
 
     def _recall(self, handle: bytes) -> Principal | None:
         known = self._remembered.get(handle) if self._fresh() else None
-        return known[0] if known is not None and known[1] > time.monotonic() else None
+        return known.principal if known is not None and known.holds_until > time.monotonic() else None
 
-    def _remember(self, handle: bytes, principal: Principal, seconds: float) -> None:
-        if self._fresh() and seconds > 0:
-            self._remembered[handle] = (principal, time.monotonic() + seconds)
+    def _recall_lately(self, handle: bytes) -> Principal | None:
+        known, now = self._remembered.get(handle), time.monotonic()
+        if known is None or now >= min(known.proved_at + self._settings.now.stale_seconds_max, known.ends_at):
+            return None
+        return known.principal
+
+    def _remember(self, handle: bytes, proof: Proof) -> None:
+        if self._fresh() and proof.holds_until > proof.proved_at:
+            self._remembered[handle] = proof
+            self._remembered.move_to_end(handle)
             if len(self._remembered) > REMEMBERED_MAX:
                 self._remembered.popitem(last=False)
 
@@ -99,24 +140,27 @@ class Authenticator:
         text = f"{user}\0{credentials.secret}"
         return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=32, key=self._key).digest()
 
-    async def _check(self, credentials: Credentials) -> tuple[Principal, float]:
+    async def _check(self, credentials: Credentials) -> Proof:
         if tokens.looks_like_token(credentials.secret):
             return await self._check_token(credentials.secret)
         if credentials.user is None:
             raise Unauthenticated(WRONG)
         return await self._check_password(credentials.user, credentials.secret)
 
-    async def _check_token(self, secret: str) -> tuple[Principal, float]:
+    async def _check_token(self, secret: str) -> Proof:
+        asked_at = time.monotonic()
         token = await principals.find_token(self._database, tokens.digest(secret))
         if token is None:
             raise Unauthenticated(WRONG)
-        left = TOKEN_SECONDS if token.expires_in_seconds is None else token.expires_in_seconds
-        return Principal(token.user, token.is_admin, frozenset(token.scopes)), min(left, TOKEN_SECONDS)
+        left_seconds = math.inf if token.expires_in_seconds is None else token.expires_in_seconds
+        principal = Principal(token.user, token.is_admin, frozenset(token.scopes))
+        return Proof(principal, asked_at, asked_at + min(left_seconds, TOKEN_SECONDS), asked_at + left_seconds)
 
-    async def _check_password(self, name: str, password: str) -> tuple[Principal, float]:
+    async def _check_password(self, name: str, password: str) -> Proof:
         if self._waiting >= WAITING_MAX:
             raise Overloaded("Too many logins at once; retry, or use a token.")
         self._waiting += 1
+        asked_at = time.monotonic()
         try:
             user = await principals.find_user(self._database, name)
             fits = await self._verifier.verify(user.password_hash if user else None, password)
@@ -124,7 +168,8 @@ class Authenticator:
             self._waiting -= 1
         if user is None or not fits:
             raise Unauthenticated(WRONG)
-        return Principal(user.name, user.is_admin), self._remember_seconds()
+        holds_until = asked_at + self._settings.now.password_cache_seconds
+        return Proof(Principal(user.name, user.is_admin), asked_at, holds_until, math.inf)
 
     def close(self) -> None:
         self._verifier.close()

@@ -17,6 +17,7 @@ from repo_node.cli.database import find_dsn, hide_password
 from repo_node.cli.node import FILE
 from repo_node.cli.wording import say_bytes, say_count
 from repo_node.db.errors import CatalogueError
+from repo_node.db.servers import Servers
 from repo_node.db.snapshot import NotEmpty
 
 CONNECT_SECONDS = 10.0
@@ -86,7 +87,7 @@ def run(dsn: str, work: Callable[[asyncpg.Connection], Awaitable[dict[str, Any]]
     """Run ``work`` on a connection of its own. Failures become sentences and status 1."""
 
     async def connected() -> dict[str, Any]:
-        connection = await asyncpg.connect(dsn, timeout=CONNECT_SECONDS)
+        connection = await Servers(dsn, timeout_seconds=CONNECT_SECONDS).connect()
         try:
             return await work(connection)
         finally:

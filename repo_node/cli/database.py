@@ -15,6 +15,7 @@ from repo_node.cli.node import FILE, load_config
 from repo_node.db.errors import CatalogueError
 from repo_node.db.migrate import InitResult
 from repo_node.db.migrate import init_db as prepare_database
+from repo_node.dsn import BadDsn, parse_dsn
 from repo_node.launch.private import write_private
 
 
@@ -68,6 +69,10 @@ def find_dsn(dsn: str | None, path: Path | None) -> str:
         raise click.UsageError(
             "the DSN is not a Postgres URL; write for example postgresql://holdfast@db.example:5432/holdfast"
         )
+    try:
+        parse_dsn(found)
+    except BadDsn as error:
+        raise click.UsageError(f"the DSN cannot be used: {error}") from None
     return found
 
 

@@ -15,6 +15,7 @@ from repo_node.cli.calls import run_call
 from repo_node.cli.connection import ConnectionOptions, connection_options
 from repo_node.cli.tables import new_console, new_table
 from repo_node.cli.wording import printable, say_bytes
+from repo_node.dsn import name_server, parse_dsn
 
 NODES_PATH = "/api/holdfast/nodes"
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -136,11 +137,12 @@ def check_config(path: Path) -> None:
 def summary_of(path: Path, config: node_config.NodeConfig) -> str:
     """Return what a configuration amounts to, in a few lines and without its secrets."""
     database = urlsplit(config.database.dsn)
+    servers = ", ".join(map(name_server, parse_dsn(config.database.dsn).servers)) or "a local socket"
     http = config.http
     lines = [
         f"{path} is right.",
         f"  node      {config.node.id} in zone {config.node.zone}",
-        f"  database  {database.hostname or 'a local socket'}, database {database.path.lstrip('/') or '(by default)'}",
+        f"  database  {servers}, database {database.path.lstrip('/') or '(by default)'}",
         f"  clients   {http.listen}" + (f", shared {http.shared_listen}" if http.shared_listen else ""),
         f"  metrics   {http.metrics_listen or 'on the listener for clients, with a token'}",
         f"  peers     {config.internal.listen}, reached at {config.internal.url}",

@@ -19,7 +19,7 @@ from repo_node.cluster.epochs import ShardEpochs
 from repo_node.db import lease as rows
 from repo_node.db.errors import CatalogueUnavailable, OutcomeUnknown
 from repo_node.db.lease import Lease, LeaseRow
-from repo_node.db.pool import BROKEN, describe
+from repo_node.db.servers import BROKEN, describe
 from repo_node.metrics import Metrics
 from repo_node.settings import LiveSettings
 from sharding.maintenance.job import Job, Step

@@ -21,9 +21,10 @@ from repo_node.cluster.own_shards import OwnShard
 from repo_node.config import NodeConfig
 from repo_node.db import nodes
 from repo_node.db import settings as setting_rows
+from repo_node.db.durability import find_fault
 from repo_node.db.errors import CatalogueUnavailable
 from repo_node.db.nodes import ClusterRows, Fenced
-from repo_node.db.pool import BROKEN, describe, drop
+from repo_node.db.servers import BROKEN, Servers, describe, drop
 from repo_node.metrics import Metrics
 from repo_node.settings import LiveSettings, SettingError, lenient
 from sharding.model import NodeId, ShardId
@@ -38,21 +39,15 @@ SPACE_TIMEOUT_SECONDS = 2.0
 
 
 @asynccontextmanager
-async def connect(config: NodeConfig, purpose: str = "") -> AsyncIterator[asyncpg.Connection]:
+async def connect(servers: Servers, config: NodeConfig, purpose: str = "") -> AsyncIterator[asyncpg.Connection]:
     """Open a connection of one's own, outside the pool; ``purpose`` tells it apart in Postgres' views.
 
     Raises ``CatalogueUnavailable``.
     """
-    database = config.database
-    try:
-        connection = await asyncpg.connect(
-            database.dsn,
-            timeout=database.connect_timeout_seconds,
-            command_timeout=database.statement_timeout_seconds,
-            server_settings={"application_name": f"holdfast {config.node.id} {purpose}".rstrip()},
-        )
-    except (*BROKEN, asyncpg.PostgresError) as error:
-        raise CatalogueUnavailable(f"no connection to Postgres: {describe(error)}") from error
+    connection = await servers.connect(
+        command_timeout=config.database.statement_timeout_seconds,
+        server_settings={"application_name": f"holdfast {config.node.id} {purpose}".rstrip()},
+    )
     try:
         yield connection
     finally:
@@ -65,6 +60,7 @@ class Membership:
     def __init__(
         self,
         config: NodeConfig,
+        servers: Servers,
         incarnation: UUID,
         own: Mapping[ShardId, OwnShard],
         settings: LiveSettings,
@@ -75,6 +71,7 @@ class Membership:
         on_repositories: Callable[[], None],
     ) -> None:
         self._config = config
+        self._servers = servers
         self._node = NodeId(config.node.id)
         self._incarnation = incarnation
         self._own = own
@@ -87,6 +84,7 @@ class Membership:
         self._settings_changed = True
         self._beat_at = float("-inf")
         self._read_at = float("-inf")
+        self._fault: str | None = None
         self.rows: ClusterRows | None = None
         self.on_jobs: Callable[[], None] = lambda: None
         """Called when an operator may have asked for a run of a job."""
@@ -114,11 +112,12 @@ class Membership:
         """Beat until cancelled, reconnecting as often as it takes. Raises ``Fenced``."""
         while True:
             try:
-                async with connect(self._config) as connection:
+                async with connect(self._servers, self._config) as connection:
                     await self._run_on(connection)
             except Fenced:
                 raise
             except (CatalogueUnavailable, *BROKEN, asyncpg.PostgresError) as error:
+                self._servers.doubt(error)
                 self._metrics.heartbeat_failures.inc()
                 log.warning("no heartbeat", extra={"facts": {"cause": describe(error)}})
             finally:
@@ -143,6 +142,7 @@ class Membership:
         if self._settings_changed:
             self._settings_changed = False
             self._take_settings(await connection.fetch(setting_rows.READ.sql))
+        self._take_durability(await find_fault(connection))
         self.rows = await nodes.read_cluster(connection)
         self._read_at = asyncio.get_running_loop().time()
         await self._on_cluster(self.rows)
@@ -156,6 +156,13 @@ class Membership:
             if self.rows is None:
                 raise
             log.error("the settings cannot be used; those before still hold", extra={"facts": {"cause": str(error)}})
+
+    def _take_durability(self, fault: str | None) -> None:
+        """Say it once when Postgres is set to forget. Uploads go on: to refuse them is for people to decide."""
+        if fault is not None and fault != self._fault:
+            log.critical("Postgres may lose what it acknowledges", extra={"facts": {"cause": fault}})
+        self._fault = fault
+        self._metrics.database_unsafe.set(fault is not None)
 
     async def _spaces(self) -> dict[ShardId, tuple[ShardSpace, bool]]:
         reports = await asyncio.gather(*(own.report(SPACE_TIMEOUT_SECONDS) for own in self._own.values()))
@@ -182,8 +189,8 @@ class Membership:
         self._wake.set()
 
     def _distrust(self) -> None:
+        """Stop being fresh. What is remembered is forgotten when it can be read anew, not before."""
         self._beat_at = float("-inf")
-        self._forget()
 
     def _forget(self) -> None:
         self._on_principals()
@@ -192,5 +199,5 @@ class Membership:
     async def leave(self) -> None:
         """Tell the cluster that this node stops; best effort."""
         with suppress(CatalogueUnavailable, *BROKEN, asyncpg.PostgresError):
-            async with connect(self._config) as connection:
+            async with connect(self._servers, self._config) as connection:
                 await nodes.stop(connection, self._node, self._incarnation)

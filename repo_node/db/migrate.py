@@ -20,7 +20,9 @@ import asyncpg
 from repo_node.auth import passwords
 from repo_node.db.errors import NoSchema, SchemaTooOld
 from repo_node.db.pool import Database, Statement
+from repo_node.db.servers import Servers
 
+CONNECT_SECONDS = 10.0
 LOCK_KEY = 0x486F6C64  # any number no other use of advisory locks takes
 
 
@@ -86,7 +88,7 @@ async def init_db(
     That is the cluster id, the repository ``generic-local``, the settings in ``first_settings`` and
     the user ``admin`` with ``admin_password`` or a random one. Safe to run at any time and from several places.
     """
-    connection = await asyncpg.connect(dsn, timeout=10)
+    connection = await Servers(dsn, timeout_seconds=CONNECT_SECONDS).connect()
     try:
         await connection.execute("SELECT pg_advisory_lock($1)", LOCK_KEY)
         applied = await apply(connection, migrations(), schema_text())

@@ -19,28 +19,15 @@ import asyncpg
 
 from repo_node.config import DatabaseSection
 from repo_node.db.errors import CatalogueError, CatalogueUnavailable, NoSchema, OutcomeUnknown
+from repo_node.db.servers import BROKEN, Servers, describe, drop
 
 T = TypeVar("T")
 
 RETRIED = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, asyncpg.LockNotAvailableError)
 RETRIES_MAX = 8
 
-BROKEN = (
-    OSError,
-    TimeoutError,
-    asyncio.IncompleteReadError,
-    asyncpg.InterfaceError,
-    asyncpg.PostgresConnectionError,
-    asyncpg.OperatorInterventionError,
-    asyncpg.InsufficientResourcesError,
-    asyncpg.ReadOnlySQLTransactionError,
-    asyncpg.PostgresSystemError,
-    asyncpg.InternalClientError,
-)
-"""Failures of the server or of the way to it, not of the statement."""
-
 REFUSED = (asyncpg.ReadOnlySQLTransactionError, asyncpg.CannotConnectNowError, asyncpg.InsufficientResourcesError)
-"""Among them, those in which Postgres itself says that nothing was done."""
+"""Of the failures of a server, those in which Postgres itself says that nothing was done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +47,9 @@ class QueryObserver(Protocol):
 class Database:
     """Runs statements on pooled connections. Made by ``open_database``; safe to share between tasks."""
 
-    def __init__(self, pool: asyncpg.Pool, config: DatabaseSection, observer: QueryObserver) -> None:
+    def __init__(self, pool: asyncpg.Pool, servers: Servers, config: DatabaseSection, observer: QueryObserver) -> None:
+        self.servers = servers
+        """Makes connections outside the pool too."""
         self._pool = pool
         self._config = config
         self._observer = observer
@@ -106,14 +95,7 @@ class Database:
 
         Raises ``CatalogueUnavailable``.
         """
-        try:
-            connection = await asyncpg.connect(
-                self._config.dsn,
-                timeout=self._config.connect_timeout_seconds,
-                server_settings={"application_name": "holdfast backup"},
-            )
-        except (*BROKEN, asyncpg.PostgresError) as error:
-            raise CatalogueUnavailable(f"no connection to Postgres: {describe(error)}") from error
+        connection = await self.servers.connect(server_settings={"application_name": "holdfast backup"})
         try:
             yield connection
         finally:
@@ -228,26 +210,15 @@ async def keep_session(_: asyncpg.Connection) -> None:
     """Hand a connection to its next user as it is; asyncpg's own reset costs as much as the statement did."""
 
 
-def drop(connection: asyncpg.Connection) -> None:
-    """Close without a word to the server: it may be frozen, and a cancel request would wait for it."""
-    # One that broke by itself is out of our hands already, and says so by this error.
-    with suppress(asyncpg.InterfaceError):
-        connection.terminate()
-
-
-def describe(error: BaseException) -> str:
-    """Return what an operator reads of ``error``; a bare timeout has no text of its own."""
-    return str(error) or ("timed out" if isinstance(error, TimeoutError) else type(error).__name__)
-
-
 @asynccontextmanager
 async def open_database(config: DatabaseSection, observer: QueryObserver) -> AsyncIterator[Database]:
     """Open the pool; connections are made when first needed."""
+    servers = Servers(config.dsn, timeout_seconds=config.connect_timeout_seconds)
+    connect: Any = lambda _, **options: servers.connect(**options)  # noqa: E731 -- asyncpg hands it no DSN
     pool = asyncpg.create_pool(
-        config.dsn,
+        connect=connect,
         min_size=0,
         max_size=config.pool_connections_max,
-        timeout=config.connect_timeout_seconds,
         max_inactive_connection_lifetime=300,
         reset=keep_session,
         server_settings={
@@ -263,6 +234,6 @@ async def open_database(config: DatabaseSection, observer: QueryObserver) -> Asy
     )
     await pool
     try:
-        yield Database(pool, config, observer)
+        yield Database(pool, servers, config, observer)
     finally:
         pool.terminate()

@@ -77,6 +77,11 @@ class Metrics:
             )
         )
         self.in_flight = Gauge("holdfast_http_requests_in_flight", "Requests being answered", registry=registry)
+        self.stale_reads = Counter(
+            "holdfast_stale_reads_total",
+            "Reads answered from memory because Postgres was away",
+            registry=registry,
+        )
         self.received_bytes = Counter("holdfast_http_received_bytes_total", "Body bytes received", registry=registry)
         self.sent_bytes = Counter("holdfast_http_sent_bytes_total", "Body bytes sent", registry=registry)
         self.auth_failures = Counter(
@@ -157,6 +162,10 @@ class Metrics:
         )
         self.pool_connections = Gauge(
             "holdfast_database_pool_connections", "Connections in the pool", ["state"], registry=registry
+        )
+
+        self.database_unsafe = Gauge(
+            "holdfast_database_unsafe_state", "1 while Postgres is set to lose what it acknowledged", registry=registry
         )
 
     def _node(self, registry: CollectorRegistry) -> None:

@@ -77,7 +77,8 @@ async def authorise(request: web.Request) -> None:
     """Prove who the client is and that the route allows them. Raises ``Unauthenticated``, ``Forbidden``."""
     permission, services = permission_of(request), request.app[SERVICES]
     try:
-        principal = await services.authenticator.authenticate(request.headers)
+        reading = permission is Permission.READ
+        principal = await services.authenticator.authenticate(request.headers, reading=reading)
     except Unauthenticated:
         services.metrics.auth_failures.labels("wrong_credentials").inc()
         raise

@@ -11,6 +11,7 @@ from aiohttp import web
 
 from repo_node.artifacts import Artifacts
 from repo_node.db.artifacts import Blob, Item
+from repo_node.recent import Found
 from repo_node.web.context import SERVICES
 from repo_node.web.ranges import (
     ByteRange,
@@ -54,6 +55,10 @@ ARTIFACT_TYPES = {
 """What Python's own table lacks. The machine's tables are not asked: they differ from node to node."""
 
 
+STALE_HEADER = "X-Holdfast-Stale"
+"""How many seconds ago Postgres, which is away now, told of the artifact."""
+
+
 def known_types() -> mimetypes.MimeTypes:
     types = mimetypes.MimeTypes()
     for suffix, kind in ARTIFACT_TYPES.items():
@@ -92,10 +97,12 @@ def artifact_headers(item: Item, blob: Blob, have: Validators) -> dict[str, str]
     return headers
 
 
-async def send_artifact(request: web.Request, item: Item, blob: Blob) -> web.StreamResponse:
+async def send_artifact(request: web.Request, found: Found, blob: Blob) -> web.StreamResponse:
     """Answer GET or HEAD of an artifact. Raises ``BlobUnavailable`` while nothing has been sent."""
-    have = Validators(f'"{blob.sha256.hex()}"', item.modified_at)
-    headers = artifact_headers(item, blob, have)
+    have = Validators(f'"{blob.sha256.hex()}"', found.item.modified_at)
+    headers = artifact_headers(found.item, blob, have)
+    if found.stale_seconds is not None:
+        headers[STALE_HEADER] = str(int(found.stale_seconds))
     if is_not_modified(request.headers, have):
         return web.Response(status=304, headers=headers)
     asked = request.headers.get("Range") if range_applies(request.headers, have) else None

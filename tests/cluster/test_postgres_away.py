@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster.balancers import haproxy
 from tests.cluster.ledger import LedgerClient
 from tests.cluster.processes import Cluster, cluster, curl, is_ready, until
 from tests.cluster.proxy import CuttingProxy
@@ -26,32 +27,46 @@ async def test_frozen_postgres_is_503_in_time_and_recovers_by_itself(server: Own
     with cluster(tmp_path / "cluster", server.dsn) as made:
         async with LedgerClient([made.url], retries=0) as client:
             assert await client.put("generic-local/a", b"a" * 5000)
+            read_on(made, "generic-local/a", stale=False)
             server.freeze()
             await unavailable(made)
+            read_on(made, "generic-local/a", stale=True)
             server.thaw()
             await until(lambda: all(is_ready(node) for node in made.nodes), "recovery", 20)
+            read_on(made, "generic-local/a", stale=False)
             assert await client.put("generic-local/c", b"c")
             await client.verify()
         assert client.ledger.wrong == []
 
 
 async def test_killed_postgres_is_503_and_recovers_when_it_is_back(server: OwnServer, tmp_path: Path) -> None:
-    with cluster(tmp_path / "cluster", server.dsn) as made:
+    with cluster(tmp_path / "cluster", server.dsn) as made, haproxy(made, tmp_path) as balanced:
         async with LedgerClient([made.url], retries=0) as client:
             for number in range(5):
                 assert await client.put(f"generic-local/{number}", bytes([number]) * 5000)
+            read_on(made, "generic-local/0", stale=False)
             server.kill()
             await unavailable(made)
+            read_on(made, "generic-local/0", stale=True)
+            through = f"{balanced}/artifactory/generic-local/0"
+            await until(lambda: curl(through)[0] == 200, "a read through the balancer, for which no node is ready", 20)
             server.start()
             await until(lambda: all(is_ready(node) for node in made.nodes), "recovery", 20)
             await client.verify()
         assert client.ledger.wrong == []
 
 
+def read_on(made: Cluster, path: str, *, stale: bool) -> None:
+    """The node answers from Postgres, or, of what it told lately, from memory with a header that says so."""
+    code, head = curl("-D", "-", "-o", "/dev/null", f"{made.nodes[0].url}/artifactory/{path}")
+    assert code == 200
+    assert (b"X-Holdfast-Stale: " in head) is stale
+
+
 async def unavailable(made: Cluster) -> None:
-    """Reads and writes answer 503 with Retry-After within the deadlines; liveness does not care."""
+    """Writes, and reads of what was not read lately, answer 503 with Retry-After in time; liveness does not care."""
     began = time.monotonic()
-    url = f"{made.nodes[0].url}/artifactory/generic-local/a"
+    url = f"{made.nodes[0].url}/artifactory/generic-local/never"
     for arguments in ((url,), ("-X", "PUT", "-d", "b", url)):
         code, head = await asyncio.to_thread(curl, "-D", "-", *arguments)
         assert code == 503

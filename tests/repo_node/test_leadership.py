@@ -14,7 +14,7 @@ import pytest
 from repo_node.cluster.epochs import ShardEpochs
 from repo_node.cluster.leadership import Leadership, OnPrimary
 from repo_node.db import lease as rows
-from repo_node.db.pool import drop
+from repo_node.db.servers import drop
 from repo_node.metrics import Metrics
 from repo_node.settings import LiveSettings, Settings
 from sharding.errors import ShardRefused, ShardUnavailable

@@ -11,6 +11,7 @@ import pytest
 
 from repo_node.cluster import membership
 from repo_node.db.nodes import Fenced
+from repo_node.db.servers import Servers
 from repo_node.metrics import Metrics
 from repo_node.settings import LiveSettings
 from tests.repo_node.nodes import (
@@ -177,6 +178,7 @@ async def test_what_was_proved_before_announcements_arrive_is_forgotten(
 
     member = membership.Membership(
         configure("postgresql://nowhere", directory),
+        Servers("postgresql://nowhere", timeout_seconds=1),
         uuid4(),
         {},
         LiveSettings(),
@@ -212,3 +214,26 @@ def test_shards_of_a_node_that_comes_are_used_by_the_others_at_once(ready_dsn: s
     with run_nodes(configs) as cluster:
         assert time.monotonic() - began < 15
         assert all(len(node.node.view().writable) == 4 for node in cluster.nodes)
+
+
+def test_a_postgres_that_is_set_to_forget_while_nodes_run_is_told_of(
+    ready_dsn: str, directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def database_unsafe() -> float:
+        return cluster.first.metric("holdfast_database_unsafe_state")
+
+    with run_nodes([configure(ready_dsn, directory)]) as cluster:
+        assert database_unsafe() == 0
+        name = cluster.sql("SELECT current_database() AS name")[0]["name"]
+        # As a server may be that was promoted meanwhile: the new connection finds it so.
+        cluster.sql(f'ALTER DATABASE "{name}" SET synchronous_commit = local')
+        break_heartbeat_connection(cluster, "node-1")
+        wait_until(lambda: database_unsafe() == 1)
+        assert "synchronous_commit = local" in next(
+            str(record.facts["cause"])  # type: ignore[attr-defined]
+            for record in caplog.records
+            if record.levelname == "CRITICAL"
+        )
+        cluster.sql(f'ALTER DATABASE "{name}" RESET synchronous_commit')
+        break_heartbeat_connection(cluster, "node-1")
+        wait_until(lambda: database_unsafe() == 0)

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 
 import pytest
 
+from repo_node.cluster.membership import Membership
+from repo_node.web.streaming import STALE_HEADER
 from tests.postgres import TestServer
 from tests.repo_node.db.severing_proxy import Fate, SeveringProxy, open_proxy
 from tests.repo_node.gateway import Gateway, OpenGateway, in_thread
 from tests.repo_node.nodes import (
     RunningCluster,
+    basic,
     configure,
     new_path,
     prepare,
@@ -70,14 +73,16 @@ def away(behind: Behind, how: str) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("how", ["cut", "freeze"])
-def test_while_postgres_is_away_everything_is_503_in_time(behind: Behind, how: str) -> None:
-    first, path = behind.cluster.first, new_path()
+def test_while_postgres_is_away_all_but_reads_of_what_it_told_lately_is_503_in_time(behind: Behind, how: str) -> None:
+    first, path, unread = behind.cluster.first, new_path(), new_path()
     client = first.client(f"Bearer {behind.token}")
+    assert client.put(unread, b"never read").status == 201
     assert client.get(behind.path).body == behind.body
     with away(behind, how):
         for method, target in (
-            ("GET", behind.path),
-            ("HEAD", behind.path),
+            ("GET", unread),
+            ("HEAD", unread),
+            ("GET", path),
             ("PUT", path),
             ("DELETE", behind.path),
             ("GET", behind.path.replace("/artifactory/", "/artifactory/api/storage/")),
@@ -98,12 +103,15 @@ def test_while_postgres_is_away_everything_is_503_in_time(behind: Behind, how: s
     assert client.get(path).status == 404
 
 
-def test_a_password_is_not_believed_from_memory_while_nothing_is_heard(behind: Behind) -> None:
-    admin = behind.cluster.admin
+def test_a_password_is_believed_from_memory_for_reading_alone_while_nothing_is_heard(behind: Behind) -> None:
+    admin, stranger = behind.cluster.admin, behind.cluster.first.client(basic("admin", "wrong"))
     assert admin.get(behind.path).status == 200
     with away(behind, "cut"):
         wait_until(lambda: not behind.cluster.first.is_ready())
-        assert admin.get(behind.path).status == 503
+        assert admin.get(behind.path).status == 200
+        assert admin.put(new_path(), b"x").status == 503
+        assert admin.get("/artifactory/api/holdfast/status").status == 503
+        assert stranger.get(behind.path).status == 503
     assert admin.get(behind.path).status == 200
 
 
@@ -142,6 +150,93 @@ def test_an_upload_whose_commit_finds_no_postgres_is_503_and_leaves_nothing(behi
     wait_until(lambda: not set(cluster.files()) - before)
     assert cluster.admin.get(path).status == 404
     assert cluster.admin.put(path, body).status == 201
+
+
+# ---------------------------------------------------------------------- reads from memory
+
+
+@pytest.mark.parametrize("how", ["cut", "freeze"])
+def test_reads_of_what_was_read_lately_go_on_and_say_how_old_it_is(behind: Behind, how: str) -> None:
+    client, first = behind.cluster.first.client(f"Bearer {behind.token}"), behind.cluster.first
+    fresh = client.get(behind.path)
+    before = first.metric("holdfast_stale_reads_total")
+    with away(behind, how):
+        whole, head = client.get(behind.path), client.head(behind.path)
+        part = client.get(behind.path, Range="bytes=2000000-2000009")
+        same = client.get(behind.path, If_None_Match=fresh.headers["ETag"])
+        assert [answer.status for answer in (whole, head, part, same)] == [200, 200, 206, 304]
+        assert (whole.body, part.body) == (behind.body, behind.body[2_000_000:2_000_010])
+        for answer in (whole, head, part, same):
+            assert 0 <= int(answer.headers[STALE_HEADER]) < 300
+        assert {**fresh.head(), STALE_HEADER: whole.headers[STALE_HEADER]} == whole.head()
+        # Only Postgres says that something is absent.
+        assert client.get(f"{behind.path}/").status == 503
+        assert client.get(f"{behind.path};colour=red").status == 503
+        assert first.metric("holdfast_stale_reads_total") == before + 6
+    again = client.get(behind.path)
+    assert (again.status, STALE_HEADER in again.headers) == (200, False)
+
+
+def test_what_was_changed_through_this_node_is_not_read_from_memory(behind: Behind) -> None:
+    client = behind.cluster.first.client(f"Bearer {behind.token}")
+    overwritten, deleted, folder, restored = (new_path() for _ in range(4))
+    inside = f"{folder}/b/c"
+    for path in (overwritten, deleted, inside, restored):
+        assert client.put(path, b"old").status == 201
+        assert client.get(path).body == b"old"
+    assert client.put(overwritten, b"new").status == 201
+    for path in (deleted, folder, restored):
+        assert client.delete(path).status == 204
+    assert client.put(restored, b"newer").status == 201
+    assert client.get(restored).body == b"newer"
+    back = restored.replace("/artifactory/", "/artifactory/api/trash/restore/")
+    assert behind.cluster.admin.request("POST", back).status == 202
+    with away(behind, "cut"):
+        assert [client.get(path).status for path in (overwritten, deleted, inside, restored)] == [503] * 4
+        assert client.get(behind.path).status == 200
+    assert (client.get(overwritten).body, client.get(restored).body) == (b"new", b"old")
+    assert [client.get(path).status for path in (deleted, inside)] == [404, 404]
+
+
+def test_what_postgres_said_is_gone_is_not_read_from_memory(behind: Behind) -> None:
+    client, path = behind.cluster.first.client(f"Bearer {behind.token}"), new_path()
+    assert client.put(path, b"x").status == 201
+    assert client.get(path).status == 200
+    behind.cluster.sql("DELETE FROM artifacts WHERE folder = $1", path.split("/")[-2])
+    assert client.get(path).status == 404
+    with away(behind, "cut"):
+        assert client.get(path).status == 503
+
+
+def test_who_was_seen_revoked_reads_nothing_from_memory(behind: Behind) -> None:
+    cluster = behind.cluster
+    made = cluster.admin.post_json("/artifactory/api/holdfast/tokens", {"scopes": ["read"]}).json()
+    client = cluster.first.client(f"Bearer {made['token']}")
+    assert client.get(behind.path).status == 200
+    cluster.sql("UPDATE tokens SET revoked_at = now() WHERE id = $1", made["id"])
+    wait_until(lambda: client.get(behind.path).status == 401)
+    with away(behind, "cut"):
+        assert client.get(behind.path).status == 503
+
+
+def test_without_stale_seconds_nothing_is_read_from_memory(behind: Behind) -> None:
+    with behind.cluster.settings(stale_seconds_max=0):
+        assert behind.cluster.admin.get(behind.path).status == 200
+        with away(behind, "cut"):
+            assert behind.cluster.admin.get(behind.path).status == 503
+
+
+def test_a_server_that_confirms_no_heartbeat_is_not_believed_that_something_is_absent(
+    behind: Behind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may be one that a failover has left behind."""
+    admin, path = behind.cluster.admin, new_path()
+    assert admin.get(path).status == 404
+    with monkeypatch.context() as patch:
+        patch.setattr(Membership, "is_fresh", False)
+        assert admin.get(path).status == 503
+        assert admin.get(behind.path).body == behind.body
+    assert admin.get(path).status == 404
 
 
 # ---------------------------------------------------------------------- the outcome unknown

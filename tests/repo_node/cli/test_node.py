@@ -44,7 +44,7 @@ def test_check_config_says_what_a_good_file_amounts_to(nowhere: Holdfast, config
     assert result.exit_code == 0, result.output
     assert f"{config_path} is right." in result.stdout
     assert "node1 in zone east" in result.stdout
-    assert "db.example, database metadata" in result.stdout
+    assert "db.example:5432, database metadata" in result.stdout
     assert "10.0.0.5:8181, reached at http://10.0.0.5:8181" in result.stdout
     assert f"{config_path.parent}/shards/a, weight 2, keeps 1.0 GiB free" in result.stdout
     assert "/srv/b, weight 1" in result.stdout

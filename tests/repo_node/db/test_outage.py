@@ -401,11 +401,12 @@ async def test_setting_that_lets_postgres_forget_is_refused(
             await connection.execute(f"ALTER {scope} RESET synchronous_commit")
 
 
-async def test_server_without_fsync_is_refused() -> None:
+@pytest.mark.parametrize("name", ["fsync", "full_page_writes"])
+async def test_server_that_a_crash_can_corrupt_is_refused(name: str) -> None:
     class Reckless:
         async def fetchrow(self, statement: Statement) -> dict[str, str]:
-            assert "current_setting('fsync')" in statement.sql
-            return {"fsync": "off", "synchronous_commit": "on"}
+            assert f"current_setting('{name}')" in statement.sql
+            return {"fsync": "on", "full_page_writes": "on", "synchronous_commit": "on", name: "off"}
 
-    with pytest.raises(NotDurable, match="fsync = off"):
+    with pytest.raises(NotDurable, match=f"{name} = off"):
         await durability.check_durability(cast(Database, Reckless()))

@@ -1,0 +1,204 @@
+"""The way to the one server that takes writes, among those the DSN names.
+
+Every connection of a node is made here. A server that is frozen or unreachable delays none of them: the others are
+asked beside it. And no connection leads back in time: a promotion begins a new timeline, and whoever has worked on it
+never again believes a server that is still on an older one, although that answers and takes writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import asyncpg
+
+from repo_node.db.errors import CatalogueUnavailable
+from repo_node.dsn import name_server, parse_dsn
+from sharding.tasks import stop, wait
+
+log = logging.getLogger("holdfast.database")
+
+BROKEN = (
+    OSError,
+    TimeoutError,
+    asyncio.IncompleteReadError,
+    asyncpg.InterfaceError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.PostgresSystemError,
+    asyncpg.InternalClientError,
+)
+"""Failures of the server or of the way to it, not of the statement."""
+
+HEAD_START_SHARE = 0.1
+"""Of the time a connection may take: so long the server of before is asked alone, and others are waited for."""
+
+IDENTIFY = """
+    SELECT system_identifier, ('x' || substring(pg_walfile_name(pg_current_wal_lsn()) FOR 8))::bit(32)::int AS timeline
+      FROM pg_control_system()
+"""
+
+Server = tuple[str, int]
+History = tuple[int, int]
+"""The identifier of a database system, and the timeline it is on."""
+
+UNTOLD: History = (0, 0)
+"""Of a server that does not let this role know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A connection to a server that takes writes. ``server`` is None where the DSN names none."""
+
+    connection: asyncpg.Connection
+    server: Server | None
+    history: History
+
+
+class Servers:
+    """Makes a process' connections to Postgres, and ends those that a failover has made worthless."""
+
+    def __init__(self, dsn: str, *, timeout_seconds: float) -> None:
+        self._dsn = parse_dsn(dsn)
+        self._timeout_seconds = timeout_seconds
+        self._last: Server | None = None
+        self._history = UNTOLD
+        self._connections: WeakKeyDictionary[asyncpg.Connection, History] = WeakKeyDictionary()
+
+    async def connect(self, **options: Any) -> asyncpg.Connection:
+        """Connect to the server that takes writes, within ``timeout_seconds``; ``options`` are asyncpg's.
+
+        Raises ``CatalogueUnavailable``.
+        """
+        try:
+            async with asyncio.timeout(self._timeout_seconds):
+                found = await self._race(options)
+        except (*BROKEN, asyncpg.PostgresError) as error:
+            raise CatalogueUnavailable(f"no connection to Postgres: {describe(error)}") from error
+        self._last = found.server
+        return found.connection
+
+    def doubt(self, error: BaseException) -> None:
+        """Ask every server next time: one that let itself be connected to failed with ``error``.
+
+        Where several are named, one that takes no writes any more is left by all connections at once.
+        """
+        self._last = None
+        if isinstance(error, asyncpg.ReadOnlySQLTransactionError) and self._dsn.target == "read-write":
+            self._drop(list(self._connections))
+
+    async def _race(self, options: dict[str, Any]) -> Candidate:
+        """Return the best of the servers that answer in time: that of before, else that with the longest history."""
+        wait_seconds, failed = self._timeout_seconds * HEAD_START_SHARE, asyncio.Event()
+        servers: list[Server | None] = [*self._dsn.servers] or [None]
+        attempts = [
+            asyncio.create_task(self._attempt(server, options, failed if self._last not in (None, server) else None))
+            for server in servers
+        ]
+        found: list[Candidate] = []
+        errors: list[CatalogueUnavailable] = []
+        best: Candidate | None = None
+        pending = set(attempts)
+        try:
+            while pending and not any(one.server == self._last for one in found):
+                done, pending = await asyncio.wait(
+                    pending, timeout=wait_seconds if found else None, return_when=asyncio.FIRST_COMPLETED
+                )
+                if not done:
+                    break
+                for attempt in done:
+                    try:
+                        found.append(attempt.result())
+                    except CatalogueUnavailable as error:
+                        errors.append(error)
+                        failed.set()
+            best = self._choose(found, errors)
+            return best
+        finally:
+            await stop(attempts)
+            for attempt in attempts:
+                if not attempt.cancelled() and attempt.exception() is None and attempt.result() is not best:
+                    drop(attempt.result().connection)
+
+    async def _attempt(self, server: Server | None, options: dict[str, Any], failed: asyncio.Event | None) -> Candidate:
+        """Connect to one server; with ``failed``, when the one before it had time to answer, or has failed."""
+        if failed is not None:
+            await wait(failed, self._timeout_seconds * HEAD_START_SHARE)
+        where: dict[str, Any] = {"target_session_attrs": self._dsn.target}
+        if server is not None:
+            where |= {"host": server[0], "port": server[1]}
+        connection: asyncpg.Connection | None = None
+        try:
+            connection = await asyncpg.connect(self._dsn.url, timeout=self._timeout_seconds, **where, **options)
+            return Candidate(connection, server, await read_history(connection))
+        except BaseException as error:
+            if connection is not None:
+                drop(connection)
+            if not isinstance(error, (*BROKEN, asyncpg.PostgresError)):
+                raise
+            named = f"{name_server(server)}: " if server is not None and len(self._dsn.servers) > 1 else ""
+            raise CatalogueUnavailable(f"{named}{describe(error)}") from error
+
+    def _choose(self, found: list[Candidate], errors: list[CatalogueUnavailable]) -> Candidate:
+        """Return the candidate with the longest history, and end the connections to servers it has left behind."""
+        if not found:
+            raise CatalogueUnavailable(f"no connection to Postgres: {'; '.join(map(str, errors))}") from errors[0]
+        best = max(found, key=lambda one: one.history)
+        for one in found:
+            if one.history[0] == best.history[0] and one.history < best.history:
+                tell_left_behind(one, best.history)
+        system, timeline = self._history
+        if best.history[0] == system and best.history[1] < timeline:
+            tell_left_behind(best, self._history)
+            raise CatalogueUnavailable(
+                f"no connection to Postgres: the server that answers is on timeline {best.history[1]}, and this node "
+                f"has worked on timeline {timeline}: a failover left it behind; stop it"
+            )
+        if best.history not in (UNTOLD, self._history):
+            self._drop(one for one, history in list(self._connections.items()) if history != best.history)
+            self._history = best.history
+        self._connections[best.connection] = best.history
+        return best
+
+    def _drop(self, connections: Iterable[asyncpg.Connection]) -> None:
+        for connection in connections:
+            drop(connection)
+
+
+async def read_history(connection: asyncpg.Connection) -> History:
+    try:
+        row = await connection.fetchrow(IDENTIFY)
+    except BROKEN:
+        raise
+    except asyncpg.PostgresError:
+        return UNTOLD
+    assert row is not None
+    return row["system_identifier"], row["timeline"]
+
+
+def tell_left_behind(one: Candidate, history: History) -> None:
+    facts = {
+        "server": name_server(one.server) if one.server else "",
+        "timeline": one.history[1],
+        "newest_timeline": history[1],
+    }
+    log.critical("a Postgres that a failover left behind still takes writes: stop it", extra={"facts": facts})
+
+
+def drop(connection: asyncpg.Connection) -> None:
+    """Close without a word to the server: it may be frozen, and a cancel request would wait for it."""
+    # One that broke by itself is out of our hands already, and says so by this error.
+    with suppress(asyncpg.InterfaceError):
+        connection.terminate()
+
+
+def describe(error: BaseException) -> str:
+    """Return what an operator reads of ``error``; a bare timeout has no text of its own."""
+    return str(error) or ("timed out" if isinstance(error, TimeoutError) else type(error).__name__)
