@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
-import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cache
@@ -48,6 +47,7 @@ from repo_node.metrics import Metrics
 from repo_node.node import Node
 from repo_node.repositories import Repositories
 from repo_node.settings import LiveSettings, SettingError
+from repo_node.shutdown import EndLimit, StopRequests, drain, on_signals
 from repo_node.trash import Trash
 from repo_node.web.admission import Admission
 from repo_node.web.context import SERVICES, Services
@@ -117,24 +117,27 @@ def raise_file_limit(wanted: int) -> None:
 
 async def serve(config: NodeConfig) -> None:
     """Run a node until it is told to stop. Raises what ``REFUSALS`` lists."""
-    loop = asyncio.get_running_loop()
-    serving = asyncio.current_task()
+    end, stop, serving = EndLimit(asyncio.get_running_loop()), StopRequests(), asyncio.current_task()
     assert serving is not None
+
+    def give_up() -> None:
+        end.allow(config.http.stop_timeout_seconds)
+        serving.cancel()
+
     # Until it is ready, a node has nothing to finish: it may be waiting for Postgres.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, serving.cancel)
+    on_signals(give_up)
     async with running_node(config) as (node, beating):
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
+        on_signals(stop.ask)
         log.info("ready", extra={"facts": {"node": config.node.id, "listen": str(config.http.listen)}})
-        async with task(stop.wait()) as stopping:
-            await asyncio.wait((beating, stopping), return_when=asyncio.FIRST_COMPLETED)
-        log.info("stopping", extra={"facts": {"node": config.node.id, "in_flight": node.in_flight}})
-        if beating.done():
-            beating.result()
-        await node.leave()
-        await node.drained(config.http.drain_notice_seconds, config.http.shutdown_timeout_seconds)
+        try:
+            async with task(stop.asked.wait()) as stopping:
+                await asyncio.wait((beating, stopping), return_when=asyncio.FIRST_COMPLETED)
+            log.info("stopping", extra={"facts": {"node": config.node.id, "in_flight": node.in_flight}})
+            if beating.done():
+                beating.result()
+            await drain(node, config.http, end, stop)
+        finally:
+            end.allow(config.http.stop_timeout_seconds)
 
 
 @asynccontextmanager
@@ -170,6 +173,7 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
         owned = {shard: one.shard for shard, one in own.items()}
         epochs = ShardEpochs(name, lambda: owned, lambda: membership.rows, topology.peer_at)
         leadership = Leadership(name, lambda: connect(config, "lease"), epochs, settings, metrics)
+        membership.on_lease = leadership.wake
         internal = internal_app(
             shards=local_shards(own),
             node_id=name,

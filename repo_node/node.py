@@ -14,6 +14,7 @@ from repo_node.db.nodes import ClusterRows, ShardRow
 from repo_node.db.pool import Database
 from repo_node.metrics import Metrics
 from sharding.model import ShardState
+from sharding.tasks import wait
 from sharding.view import StoreView
 
 DRAIN_POLL_SECONDS = 0.05
@@ -48,17 +49,26 @@ class Node:
         return self._leaving
 
     async def leave(self) -> None:
-        """Send load balancers elsewhere from now on, and close what only takes new connections."""
-        self._leaving = True
+        """Close what only takes new connections, and send load balancers elsewhere from now on."""
         for close in self.on_leave:
             await close()
+        self._leaving = True
 
-    async def drained(self, notice_seconds: float, wait_seconds: float) -> None:
-        """Give load balancers time to notice, then wait, within bounds, until no request is in flight."""
-        await asyncio.sleep(notice_seconds)
+    async def hand_over(self) -> None:
+        """Let another node be the primary from now on. Best effort, and bounded."""
+        await self._leadership.leave()
+
+    async def drained(self, notice_seconds: float, wait_seconds: float, hurried: asyncio.Event) -> None:
+        """Give load balancers time to notice, then wait, within bounds, until no request is in flight.
+
+        Returns at once when ``hurried`` is set: what is in flight then will be cut.
+        """
+        if await wait(hurried, notice_seconds):
+            return
         deadline = asyncio.get_running_loop().time() + wait_seconds
         while self.in_flight and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(DRAIN_POLL_SECONDS)
+            if await wait(hurried, DRAIN_POLL_SECONDS):
+                return
 
     def cluster(self) -> ClusterRows:
         return self._membership.cluster()

@@ -90,6 +90,8 @@ class Membership:
         self.rows: ClusterRows | None = None
         self.on_jobs: Callable[[], None] = lambda: None
         """Called when an operator may have asked for a run of a job."""
+        self.on_lease: Callable[[], None] = lambda: None
+        """Called when the primary has given its lease back."""
 
     @property
     def is_fresh(self) -> bool:
@@ -171,6 +173,9 @@ class Membership:
                 return
             case "jobs":
                 self.on_jobs()
+                return
+            case "lease":
+                self.on_lease()
                 return
             case "settings":
                 self._settings_changed = True
