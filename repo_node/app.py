@@ -130,8 +130,8 @@ async def serve(config: NodeConfig) -> None:
         on_signals(stop.ask)
         log.info("ready", extra={"facts": {"node": config.node.id, "listen": str(config.http.listen)}})
         try:
-            async with task(stop.asked.wait()) as stopping:
-                await asyncio.wait((beating, stopping), return_when=asyncio.FIRST_COMPLETED)
+            async with task(stop.asked.wait()) as asked, task(node.stop_asked.wait()) as ordered:
+                await asyncio.wait((beating, asked, ordered), return_when=asyncio.FIRST_COMPLETED)
             log.info("stopping", extra={"facts": {"node": config.node.id, "in_flight": node.in_flight}})
             if beating.done():
                 beating.result()
@@ -223,6 +223,7 @@ async def join(
             internal_url=config.internal.url,
             version=__version__,
             incarnation=incarnation,
+            schema_version=migrate.version_needed(),
         )
         own = await open_own_shards(
             stack, connection, config.shards, cluster_id=cluster.cluster_id, node=node, incarnation=incarnation

@@ -48,6 +48,11 @@ class Node:
     def is_leaving(self) -> bool:
         return self._leaving
 
+    @property
+    def stop_asked(self) -> asyncio.Event:
+        """Set when an operator has asked this process to stop."""
+        return self._membership.stop_asked
+
     async def leave(self) -> None:
         """Close what only takes new connections, and send load balancers elsewhere from now on."""
         for close in self.on_leave:
@@ -55,8 +60,8 @@ class Node:
         self._leaving = True
 
     async def hand_over(self) -> None:
-        """Let another node be the primary from now on. Best effort, and bounded."""
-        await self._leadership.leave()
+        """Let another node be the primary from now on, and tell the cluster why. Best effort, and bounded."""
+        await asyncio.gather(self._leadership.leave(), self._membership.say_leaving())
 
     async def drained(self, notice_seconds: float, wait_seconds: float, hurried: asyncio.Event) -> None:
         """Give load balancers time to notice, then wait, within bounds, until no request is in flight.

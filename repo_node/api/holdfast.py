@@ -10,6 +10,7 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from repo_node.api.documents import PlainText, first_fault, json_response, timestamp
+from repo_node.api.members import node_document
 from repo_node.auth import tokens
 from repo_node.auth.permissions import SCOPES, Permission
 from repo_node.db import principals, totals
@@ -50,17 +51,7 @@ async def status(request: web.Request) -> web.StreamResponse:
     return json_response(
         {
             "cluster_id": str(cluster.cluster_id),
-            "nodes": [
-                {
-                    "id": one.id,
-                    "zone": one.zone,
-                    "url": one.url,
-                    "up": one.up,
-                    "version": one.version,
-                    "heartbeat_age_seconds": round(one.heartbeat_age_seconds, 3),
-                }
-                for one in sorted(cluster.nodes.values(), key=lambda one: one.id)
-            ],
+            "nodes": [node_document(one) for one in sorted(cluster.nodes.values(), key=lambda one: one.id)],
             "shards": [
                 {
                     "id": shard.id,

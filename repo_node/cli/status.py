@@ -17,6 +17,7 @@ from rich.text import Text
 
 from repo_node.cli.calls import CALL_RETRY, check_answer, run_call
 from repo_node.cli.connection import ConnectionOptions, connection_options, find_endpoint
+from repo_node.cli.node_table import node_release, node_state
 from repo_node.cli.tables import new_console, new_table
 from repo_node.cli.wording import printable, say_bytes, say_count, say_seconds
 from repo_node.client.errors import ClientError
@@ -149,9 +150,9 @@ def nodes_table(nodes: list[dict[str, Any]]) -> Table:
         table.add_row(
             Text(printable(str(node["id"]))),
             Text(printable(str(node["zone"]))),
-            Text("up", style="green") if node["up"] else Text("down", style="red"),
+            node_state(node),
             "never" if age is None else f"{say_seconds(age)} ago",
-            Text(printable(str(node["version"]))),
+            node_release(node),
             Text(printable(str(node["url"]))),
         )
     return table
