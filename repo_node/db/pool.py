@@ -22,7 +22,14 @@ from repo_node.db.errors import CatalogueError, CatalogueUnavailable, NoSchema, 
 
 T = TypeVar("T")
 
-RETRIED = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, asyncpg.LockNotAvailableError)
+RETRIED = (
+    asyncpg.SerializationError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.LockNotAvailableError,
+    # A migration came between two uses of a prepared statement; asyncpg has forgotten it by now.
+    asyncpg.InvalidCachedStatementError,
+    asyncpg.OutdatedSchemaCacheError,
+)
 RETRIES_MAX = 8
 
 BROKEN = (

@@ -60,7 +60,7 @@ def test_status_shows_nodes_shards_and_counts(three: RunningCluster) -> None:
     ]
     for node, running in zip(document["nodes"], three.nodes, strict=True):
         assert node["url"] == f"http://127.0.0.1:{running.port}"
-        assert set(node) == {"id", "zone", "url", "up", "version", "heartbeat_age_seconds"}
+        assert set(node) == {"id", "zone", "url", "up", "leaving", "version", "schema_version", "heartbeat_age_seconds"}
         assert 0 <= node["heartbeat_age_seconds"] < 10
     assert len(document["shards"]) == 6
     for shard in document["shards"]:
