@@ -34,6 +34,7 @@ from repo_node.cluster.epochs import ShardEpochs
 from repo_node.cluster.leadership import Leadership
 from repo_node.cluster.membership import Membership, connect
 from repo_node.cluster.own_shards import OwnShard, open_own_shards
+from repo_node.cluster.peer_watch import PeerWatch
 from repo_node.cluster.topology import Topology
 from repo_node.config import NodeConfig
 from repo_node.db import migrate, nodes
@@ -198,7 +199,9 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
         await stack.enter_async_context(
             maintenance(name, database, store, membership, settings, metrics, leadership, owned)
         )
-        node = Node(metrics, database, membership, topology, leadership)
+        peers = PeerWatch(name, lambda: membership.rows, topology.peer_at, settings, metrics)
+        await stack.enter_async_context(task(peers.run()))
+        node = Node(metrics, database, membership, topology, leadership, peers, settings)
         admission, trash = Admission(lambda: settings.now.requests_per_user_max), Trash(database)
         services = Services(artifacts, repositories, trash, authenticator, settings, admission, metrics, config.http)
         await stack.enter_async_context(serving_public(public_app(services, node), config, node))

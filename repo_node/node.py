@@ -8,11 +8,13 @@ from collections.abc import Awaitable, Callable
 from repo_node import __version__
 from repo_node.cluster.leadership import Leadership
 from repo_node.cluster.membership import Membership
+from repo_node.cluster.peer_watch import PeerWatch
 from repo_node.cluster.topology import Topology
 from repo_node.db.lease import LeaseRow
 from repo_node.db.nodes import ClusterRows, ShardRow
 from repo_node.db.pool import Database
 from repo_node.metrics import Metrics
+from repo_node.settings import LiveSettings
 from sharding.model import ShardState
 from sharding.tasks import wait
 from sharding.view import StoreView
@@ -30,12 +32,16 @@ class Node:
         membership: Membership,
         topology: Topology,
         leadership: Leadership,
+        peers: PeerWatch,
+        settings: LiveSettings,
     ) -> None:
         self.metrics = metrics
         self.database = database
         self._membership = membership
         self._topology = topology
         self._leadership = leadership
+        self._peers = peers
+        self._settings = settings
         self._leaving = False
         self.in_flight = 0
         self.on_leave: list[Callable[[], Awaitable[None]]] = []
@@ -84,6 +90,9 @@ class Node:
     def primary(self) -> LeaseRow | None:
         return self._leadership.seen
 
+    def suspicions(self) -> tuple[tuple[str, str], ...]:
+        return self._peers.suspicions
+
     def deletion_holds(self) -> tuple[str, ...]:
         return self._leadership.holds
 
@@ -98,13 +107,15 @@ class Node:
         for reason in self._leadership.holds:
             metrics.deletion.deletions_held.labels(reason).set(1)
         metrics.deletion.epoch.set(self._leadership.seen.epoch if self._leadership.seen else 0)
+        metrics.cluster.show_primary(self._leadership.seen)
+        metrics.cluster.show_suspicions(self._peers.suspicions)
+        metrics.cluster.read_only.set(bool(self._settings.now.read_only_reason))
         metrics.in_flight.set(self.in_flight)
         metrics.ring_members.set(len(view.ring.members))
         metrics.ring_zones.set(view.zones)
         if rows is None:
             return
-        for node in rows.nodes.values():
-            metrics.node_up.labels(node.id, node.zone).set(node.up)
+        metrics.cluster.show_nodes(rows)
         for shard in rows.shards.values():
             self._refresh_shard(shard, view)
 

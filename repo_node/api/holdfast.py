@@ -16,6 +16,7 @@ from repo_node.auth.permissions import SCOPES, Permission
 from repo_node.db import principals, totals
 from repo_node.db import settings as rows
 from repo_node.errors import NotFound, RequestError
+from repo_node.read_only import SWITCH, require_writable
 from repo_node.settings import SettingError, Settings, lenient
 from repo_node.web.body import read_json
 from repo_node.web.context import REQUEST_ID, SERVICES, TARGET, principal_of
@@ -38,10 +39,11 @@ def add_routes(routes: Routes) -> None:
     routes.add("GET", f"{BASE}/status", status, Permission.ADMIN)
     routes.add("GET", f"{BASE}/settings", list_settings, Permission.ADMIN)
     routes.add("GET", f"{BASE}/settings/{{key}}", get_setting, Permission.ADMIN)
-    routes.add("PUT", f"{BASE}/settings/{{key}}", set_setting, Permission.ADMIN)
+    # Ends it, too; the others are refused there.
+    routes.add("PUT", f"{BASE}/settings/{{key}}", set_setting, Permission.ADMIN, in_read_only=True)
     routes.add("GET", f"{BASE}/tokens", list_tokens, Permission.ADMIN)
     routes.add("POST", f"{BASE}/tokens", create_token, Permission.ADMIN)
-    routes.add("DELETE", f"{BASE}/tokens/{{id}}", revoke_token, Permission.ADMIN)
+    routes.add("DELETE", f"{BASE}/tokens/{{id}}", revoke_token, Permission.ADMIN, in_read_only=True)
 
 
 async def status(request: web.Request) -> web.StreamResponse:
@@ -51,6 +53,7 @@ async def status(request: web.Request) -> web.StreamResponse:
     return json_response(
         {
             "cluster_id": str(cluster.cluster_id),
+            "schema_version": cluster.schema_version,
             "nodes": [node_document(one) for one in sorted(cluster.nodes.values(), key=lambda one: one.id)],
             "shards": [
                 {
@@ -77,7 +80,9 @@ async def status(request: web.Request) -> web.StreamResponse:
             },
             "repair_queue": counted.repair_queue,
             "primary": None if primary is None or primary.expired else primary.holder,
+            "partition_suspicions": [{"peer": peer, "kind": kind} for peer, kind in node.suspicions()],
             "deletion_holds": list(node.deletion_holds()),
+            "read_only_reason": request.app[SERVICES].settings.now.read_only_reason,
         }
     )
 
@@ -117,6 +122,8 @@ async def set_setting(request: web.Request) -> web.StreamResponse:
     key, document = request[TARGET].segments[4], await read_json(request)
     if key not in Settings.model_fields:
         raise SettingError(f"there is no setting {key}")
+    if key != SWITCH:
+        require_writable(request.app[SERVICES].settings)
     if set(document) != {"value"}:
         raise RequestError('The body must be {"value": ...}.')
     await rows.write(

@@ -41,7 +41,7 @@ def add_routes(routes: Routes) -> None:
     routes.add("PUT", f"{BASE}/shards/{{id}}/weight", weigh_shard, Permission.ADMIN)
     routes.add("DELETE", f"{BASE}/shards/{{id}}", remove_shard, Permission.ADMIN)
     routes.add("GET", f"{BASE}/nodes", list_nodes, Permission.ADMIN)
-    routes.add("POST", f"{BASE}/nodes/{{id}}/stop", stop_node, Permission.ADMIN)
+    routes.add("POST", f"{BASE}/nodes/{{id}}/stop", stop_node, Permission.ADMIN, in_read_only=True)
     routes.add("POST", f"{BASE}/nodes/{{id}}/{{action}}", change_node, Permission.ADMIN)
     routes.add("DELETE", f"{BASE}/nodes/{{id}}", remove_node, Permission.ADMIN)
 

@@ -97,7 +97,8 @@ def view_of(answer: dict[str, Any], *, is_wide: bool) -> Group:
 
 def summary_lines(answer: dict[str, Any]) -> Iterator[Text]:
     blobs = answer["blobs"]
-    yield Text(f"Cluster {printable(str(answer.get('cluster_id', 'without an id')))}", style="bold")
+    schema = f", schema {answer['schema_version']}" if "schema_version" in answer else ""
+    yield Text(f"Cluster {printable(str(answer.get('cluster_id', 'without an id')))}{schema}", style="bold")
     yield Text(f"{say_count(blobs['count'], 'blob')}, {say_bytes(blobs['bytes'])}")
     missing, short, queued = blobs["missing_copies"], blobs.get("short", 0), answer.get("repair_queue", 0)
     if missing == 0 and short == 0:
@@ -110,6 +111,12 @@ def summary_lines(answer: dict[str, Any]) -> Iterator[Text]:
         yield Text(f"Down: {', '.join(down)}", style="red")
     if held := answer.get("deletion_holds"):
         yield Text(f"Deletions are held ({printable(', '.join(map(str, held)))}); see holdfast gc status", style="red")
+    for one in answer.get("partition_suspicions", ()):
+        peer, kind = printable(str(one["peer"])), str(one["kind"])
+        words = "is up but not reached from the node asked" if kind == "unreachable" else "is reached but does not beat"
+        yield Text(f"A partition? {peer} {words}.", style="yellow")
+    if reason := answer.get("read_only_reason"):
+        yield Text(f"Read-only: {printable(str(reason))}; see holdfast cluster read-only", style="yellow")
     if "primary" in answer and answer["primary"] is None:
         yield Text("No node is the primary just now: one is elected within seconds.", style="yellow")
 

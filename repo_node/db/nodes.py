@@ -57,6 +57,7 @@ class ClusterRows:
     database_time: datetime
     nodes: Mapping[NodeId, NodeRow]
     shards: Mapping[ShardId, ShardRow]
+    schema_version: int = 0
 
 
 class Fenced(Exception):
@@ -115,7 +116,10 @@ STOP = """
     WITH stopped AS (UPDATE nodes SET stopped_at = now() WHERE id = $1 AND incarnation = $2 RETURNING id)
     SELECT pg_notify('holdfast', 'nodes') FROM stopped
 """
-CLUSTER = "SELECT cluster_id, clock_timestamp() AS now FROM cluster"
+CLUSTER = """
+    SELECT cluster_id, clock_timestamp() AS now, (SELECT max(version) FROM schema_migrations) AS schema_version
+      FROM cluster
+"""
 NODES = """
     SELECT n.id, n.zone, n.url, n.internal_url, n.version, n.incarnation, node_is_up(n) AS up,
            extract(epoch FROM clock_timestamp() - n.heartbeat_at)::double precision AS age, n.schema_version,
@@ -218,7 +222,7 @@ async def read_cluster(connection: asyncpg.Connection) -> ClusterRows:
     shards = [shard_row(row) for row in await connection.fetch(SHARDS)]
     nodes = {node.id: node for node in map(node_row, await connection.fetch(NODES))}
     known = {shard.id: shard for shard in shards if shard.member.node in nodes}
-    return ClusterRows(cluster["cluster_id"], cluster["now"], nodes, known)
+    return ClusterRows(cluster["cluster_id"], cluster["now"], nodes, known, cluster["schema_version"])
 
 
 def node_row(row: asyncpg.Record) -> NodeRow:

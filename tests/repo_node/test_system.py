@@ -52,7 +52,8 @@ def test_status_shows_nodes_shards_and_counts(three: RunningCluster) -> None:
     assert three.admin.put(new_path(), b"counted").status == 201
     document = three.admin.get(f"{HOLDFAST}/status").json()
     named = {"cluster_id", "nodes", "shards", "blobs", "repair_queue", "primary", "deletion_holds"}
-    assert set(document) == named
+    assert set(document) == named | {"schema_version", "read_only_reason", "partition_suspicions"}
+    assert (document["read_only_reason"], document["partition_suspicions"]) == ("", [])
     assert document["primary"] in {"node-1", "node-2", "node-3"}
     assert document["deletion_holds"] == []
     assert [(node["id"], node["zone"], node["up"]) for node in document["nodes"]] == [
