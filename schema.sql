@@ -32,7 +32,12 @@ CREATE TABLE nodes (
     incarnation   uuid NOT NULL,
     registered_at timestamptz NOT NULL DEFAULT now(),
     heartbeat_at  timestamptz NOT NULL DEFAULT now(),
-    stopped_at    timestamptz
+    stopped_at    timestamptz,
+    -- The schema that the node's release was written for; null for one that did not tell.
+    schema_version integer,
+    -- The incarnation that is being taken out of service, and the one that an operator has asked to stop.
+    leaving       uuid,
+    stop_asked    uuid
 );
 
 -- weight and state belong to the administrator; a shard row is never deleted while replicas refer to it.

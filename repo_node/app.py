@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import resource
-import signal
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cache
@@ -35,6 +34,7 @@ from repo_node.cluster.epochs import ShardEpochs
 from repo_node.cluster.leadership import Leadership
 from repo_node.cluster.membership import Membership, connect
 from repo_node.cluster.own_shards import OwnShard, open_own_shards, refuse_foreign
+from repo_node.cluster.peer_watch import PeerWatch
 from repo_node.cluster.topology import Topology
 from repo_node.config import NodeConfig
 from repo_node.db import migrate, nodes
@@ -50,6 +50,7 @@ from repo_node.node import Node
 from repo_node.recent import RecentItems
 from repo_node.repositories import Repositories
 from repo_node.settings import LiveSettings, SettingError
+from repo_node.shutdown import EndLimit, StopRequests, drain, on_signals
 from repo_node.trash import Trash
 from repo_node.web.admission import Admission
 from repo_node.web.context import SERVICES, Services
@@ -119,24 +120,27 @@ def raise_file_limit(wanted: int) -> None:
 
 async def serve(config: NodeConfig) -> None:
     """Run a node until it is told to stop. Raises what ``REFUSALS`` lists."""
-    loop = asyncio.get_running_loop()
-    serving = asyncio.current_task()
+    end, stop, serving = EndLimit(asyncio.get_running_loop()), StopRequests(), asyncio.current_task()
     assert serving is not None
+
+    def give_up() -> None:
+        end.allow(config.http.stop_timeout_seconds)
+        serving.cancel()
+
     # Until it is ready, a node has nothing to finish: it may be waiting for Postgres.
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, serving.cancel)
+    on_signals(give_up)
     async with running_node(config) as (node, beating):
-        stop = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stop.set)
+        on_signals(stop.ask)
         log.info("ready", extra={"facts": {"node": config.node.id, "listen": str(config.http.listen)}})
-        async with task(stop.wait()) as stopping:
-            await asyncio.wait((beating, stopping), return_when=asyncio.FIRST_COMPLETED)
-        log.info("stopping", extra={"facts": {"node": config.node.id, "in_flight": node.in_flight}})
-        if beating.done():
-            beating.result()
-        await node.leave()
-        await node.drained(config.http.drain_notice_seconds, config.http.shutdown_timeout_seconds)
+        try:
+            async with task(stop.asked.wait()) as asked, task(node.stop_asked.wait()) as ordered:
+                await asyncio.wait((beating, asked, ordered), return_when=asyncio.FIRST_COMPLETED)
+            log.info("stopping", extra={"facts": {"node": config.node.id, "in_flight": node.in_flight}})
+            if beating.done():
+                beating.result()
+            await drain(node, config.http, end, stop)
+        finally:
+            end.allow(config.http.stop_timeout_seconds)
 
 
 @asynccontextmanager
@@ -172,6 +176,7 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
         owned = {shard: one.shard for shard, one in own.items()}
         epochs = ShardEpochs(name, lambda: owned, lambda: membership.rows, topology.peer_at)
         leadership = Leadership(name, lambda: connect(database.servers, config, "lease"), epochs, settings, metrics)
+        membership.on_lease = leadership.wake
         internal = internal_app(
             shards=local_shards(own),
             node_id=name,
@@ -205,7 +210,9 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
         await stack.enter_async_context(
             maintenance(name, database, store, membership, settings, metrics, leadership, owned)
         )
-        node = Node(metrics, database, membership, topology, leadership)
+        peers = PeerWatch(name, lambda: membership.rows, topology.peer_at, settings, metrics)
+        await stack.enter_async_context(task(peers.run()))
+        node = Node(metrics, database, membership, topology, leadership, peers, settings)
         admission, trash = Admission(lambda: settings.now.requests_per_user_max), Trash(database, recent)
         services = Services(artifacts, repositories, trash, authenticator, settings, admission, metrics, config.http)
         await stack.enter_async_context(serving_public(public_app(services, node), config, node))
@@ -232,6 +239,7 @@ async def join(
             internal_url=config.internal.url,
             version=__version__,
             incarnation=incarnation,
+            schema_version=migrate.version_needed(),
         )
         own = await open_own_shards(
             stack, connection, config.shards, cluster_id=cluster.cluster_id, node=node, incarnation=incarnation

@@ -19,6 +19,7 @@ from repo_node.errors import BodyTooLarge, ChecksumMismatch, NotFound, Overloade
 from repo_node.metrics import Metrics
 from repo_node.outcome import Known, until_known
 from repo_node.paths import ArtifactPath
+from repo_node.read_only import require_writable
 from repo_node.recent import Found, RecentItems
 from repo_node.repositories import Repositories, no_repository
 from repo_node.settings import LiveSettings
@@ -116,7 +117,7 @@ class Artifacts:
         """Store ``body`` and make it visible at ``request.at``, or change nothing.
 
         Raises ``NotFound``, ``ChecksumMismatch``, ``BodyTooLarge``, ``PathConflict``,
-        ``WriteQuorumNotMet``, ``OutcomeUnknown``, ``CatalogueUnavailable``, ``Overloaded``.
+        ``WriteQuorumNotMet``, ``OutcomeUnknown``, ``CatalogueUnavailable``, ``Overloaded``, ``ReadOnly``.
         """
         if self._uploads >= self._settings.now.uploads_in_flight_max:
             raise Overloaded("This node runs as many uploads as it may; retry.")
@@ -136,6 +137,8 @@ class Artifacts:
             await self._receive(upload, body)
             digests = await upload.finish()
             request.declared.check(digests)
+            # It may have become read-only while the body came.
+            require_writable(self._settings)
             began = self._stage("receive", began)
             placement = await self._store.commit(upload)
             began = self._stage("store", began)

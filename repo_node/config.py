@@ -100,6 +100,7 @@ class HttpSection(Section):
     connections_max: int = Field(10_000, ge=1)
     shutdown_timeout_seconds: Seconds = 30.0
     drain_notice_seconds: float = Field(3.0, ge=0, le=600, strict=False)
+    stop_timeout_seconds: Seconds = 15.0
 
     @field_validator("public_url")
     @classmethod

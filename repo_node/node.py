@@ -8,12 +8,15 @@ from collections.abc import Awaitable, Callable
 from repo_node import __version__
 from repo_node.cluster.leadership import Leadership
 from repo_node.cluster.membership import Membership
+from repo_node.cluster.peer_watch import PeerWatch
 from repo_node.cluster.topology import Topology
 from repo_node.db.lease import LeaseRow
 from repo_node.db.nodes import ClusterRows, ShardRow
 from repo_node.db.pool import Database
 from repo_node.metrics import Metrics
+from repo_node.settings import LiveSettings
 from sharding.model import ShardState
+from sharding.tasks import wait
 from sharding.view import StoreView
 
 DRAIN_POLL_SECONDS = 0.05
@@ -29,12 +32,16 @@ class Node:
         membership: Membership,
         topology: Topology,
         leadership: Leadership,
+        peers: PeerWatch,
+        settings: LiveSettings,
     ) -> None:
         self.metrics = metrics
         self.database = database
         self._membership = membership
         self._topology = topology
         self._leadership = leadership
+        self._peers = peers
+        self._settings = settings
         self._leaving = False
         self.in_flight = 0
         self.on_leave: list[Callable[[], Awaitable[None]]] = []
@@ -47,18 +54,32 @@ class Node:
     def is_leaving(self) -> bool:
         return self._leaving
 
+    @property
+    def stop_asked(self) -> asyncio.Event:
+        """Set when an operator has asked this process to stop."""
+        return self._membership.stop_asked
+
     async def leave(self) -> None:
-        """Send load balancers elsewhere from now on, and close what only takes new connections."""
-        self._leaving = True
+        """Close what only takes new connections, and send load balancers elsewhere from now on."""
         for close in self.on_leave:
             await close()
+        self._leaving = True
 
-    async def drained(self, notice_seconds: float, wait_seconds: float) -> None:
-        """Give load balancers time to notice, then wait, within bounds, until no request is in flight."""
-        await asyncio.sleep(notice_seconds)
+    async def hand_over(self) -> None:
+        """Let another node be the primary from now on, and tell the cluster why. Best effort, and bounded."""
+        await asyncio.gather(self._leadership.leave(), self._membership.say_leaving())
+
+    async def drained(self, notice_seconds: float, wait_seconds: float, hurried: asyncio.Event) -> None:
+        """Give load balancers time to notice, then wait, within bounds, until no request is in flight.
+
+        Returns at once when ``hurried`` is set: what is in flight then will be cut.
+        """
+        if await wait(hurried, notice_seconds):
+            return
         deadline = asyncio.get_running_loop().time() + wait_seconds
         while self.in_flight and asyncio.get_running_loop().time() < deadline:
-            await asyncio.sleep(DRAIN_POLL_SECONDS)
+            if await wait(hurried, DRAIN_POLL_SECONDS):
+                return
 
     def cluster(self) -> ClusterRows:
         return self._membership.cluster()
@@ -68,6 +89,9 @@ class Node:
 
     def primary(self) -> LeaseRow | None:
         return self._leadership.seen
+
+    def suspicions(self) -> tuple[tuple[str, str], ...]:
+        return self._peers.suspicions
 
     def deletion_holds(self) -> tuple[str, ...]:
         return self._leadership.holds
@@ -83,13 +107,15 @@ class Node:
         for reason in self._leadership.holds:
             metrics.deletion.deletions_held.labels(reason).set(1)
         metrics.deletion.epoch.set(self._leadership.seen.epoch if self._leadership.seen else 0)
+        metrics.cluster.show_primary(self._leadership.seen)
+        metrics.cluster.show_suspicions(self._peers.suspicions)
+        metrics.cluster.read_only.set(bool(self._settings.now.read_only_reason))
         metrics.in_flight.set(self.in_flight)
         metrics.ring_members.set(len(view.ring.members))
         metrics.ring_zones.set(view.zones)
         if rows is None:
             return
-        for node in rows.nodes.values():
-            metrics.node_up.labels(node.id, node.zone).set(node.up)
+        metrics.cluster.show_nodes(rows)
         for shard in rows.shards.values():
             self._refresh_shard(shard, view)
 

@@ -33,6 +33,9 @@ RISKS: Mapping[str, tuple[float, str]] = {
 }
 """Below which value a setting that may be so low risks what."""
 
+PLAIN = r"^[^\x00-\x1f\x7f]*$"
+"""Text that can stand in a log, a header and on a terminal."""
+
 
 class SettingError(ValueError):
     """A setting has an unknown name or a value it cannot take; the message says what would be right."""
@@ -155,6 +158,9 @@ class Settings(BaseModel):
     )
     trash_days: float = Field(14, ge=0, le=3650, description="how long the trash keeps artifacts; 0: it keeps none")
     trash_idle_seconds: float = Field(600, ge=0.1, le=604_800, description="between two looks for expired trash")
+    read_only_reason: str = Field(
+        "", max_length=500, pattern=PLAIN, description="why nothing may be changed now; empty: changes are made"
+    )
 
     @model_validator(mode="after")
     def check_together(self) -> Settings:
@@ -178,9 +184,14 @@ class Settings(BaseModel):
 
 
 def parse(key: str, text: str) -> Any:
-    """Return the value a person wrote for ``key``: JSON, which numbers and null are. Raises ``SettingError``."""
+    """Return the value a person wrote for ``key``: JSON, which numbers and null are, or text where it is one.
+
+    Raises ``SettingError``.
+    """
     if key not in Settings.model_fields:
         raise SettingError(f"there is no setting {key}; holdfast settings list shows them all")
+    if Settings.model_fields[key].annotation is str and not text.startswith('"'):
+        return text
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

@@ -10,11 +10,13 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from repo_node.api.documents import PlainText, first_fault, json_response, timestamp
+from repo_node.api.members import node_document
 from repo_node.auth import tokens
 from repo_node.auth.permissions import SCOPES, Permission
 from repo_node.db import principals, totals
 from repo_node.db import settings as rows
 from repo_node.errors import NotFound, RequestError
+from repo_node.read_only import SWITCH, require_writable
 from repo_node.settings import SettingError, Settings, lenient, risk_of
 from repo_node.web.body import read_json
 from repo_node.web.context import REQUEST_ID, SERVICES, TARGET, principal_of
@@ -37,11 +39,12 @@ def add_routes(routes: Routes) -> None:
     routes.add("GET", f"{BASE}/status", status, Permission.ADMIN)
     routes.add("GET", f"{BASE}/settings", list_settings, Permission.ADMIN)
     routes.add("GET", f"{BASE}/settings/{{key}}", get_setting, Permission.ADMIN)
-    routes.add("PUT", f"{BASE}/settings/{{key}}", set_setting, Permission.ADMIN)
-    routes.add("DELETE", f"{BASE}/settings/{{key}}", reset_setting, Permission.ADMIN)
+    # Ends it, too; the others are refused there.
+    routes.add("PUT", f"{BASE}/settings/{{key}}", set_setting, Permission.ADMIN, in_read_only=True)
+    routes.add("DELETE", f"{BASE}/settings/{{key}}", reset_setting, Permission.ADMIN, in_read_only=True)
     routes.add("GET", f"{BASE}/tokens", list_tokens, Permission.ADMIN)
     routes.add("POST", f"{BASE}/tokens", create_token, Permission.ADMIN)
-    routes.add("DELETE", f"{BASE}/tokens/{{id}}", revoke_token, Permission.ADMIN)
+    routes.add("DELETE", f"{BASE}/tokens/{{id}}", revoke_token, Permission.ADMIN, in_read_only=True)
 
 
 async def status(request: web.Request) -> web.StreamResponse:
@@ -51,17 +54,8 @@ async def status(request: web.Request) -> web.StreamResponse:
     return json_response(
         {
             "cluster_id": str(cluster.cluster_id),
-            "nodes": [
-                {
-                    "id": one.id,
-                    "zone": one.zone,
-                    "url": one.url,
-                    "up": one.up,
-                    "version": one.version,
-                    "heartbeat_age_seconds": round(one.heartbeat_age_seconds, 3),
-                }
-                for one in sorted(cluster.nodes.values(), key=lambda one: one.id)
-            ],
+            "schema_version": cluster.schema_version,
+            "nodes": [node_document(one) for one in sorted(cluster.nodes.values(), key=lambda one: one.id)],
             "shards": [
                 {
                     "id": shard.id,
@@ -88,7 +82,9 @@ async def status(request: web.Request) -> web.StreamResponse:
             },
             "repair_queue": counted.repair_queue,
             "primary": None if primary is None or primary.expired else primary.holder,
+            "partition_suspicions": [{"peer": peer, "kind": kind} for peer, kind in node.suspicions()],
             "deletion_holds": list(node.deletion_holds()),
+            "read_only_reason": request.app[SERVICES].settings.now.read_only_reason,
         }
     )
 
@@ -130,6 +126,8 @@ async def set_setting(request: web.Request) -> web.StreamResponse:
     key, document = request[TARGET].segments[4], await read_json(request)
     if key not in Settings.model_fields:
         raise SettingError(f"there is no setting {key}")
+    if key != SWITCH:
+        require_writable(request.app[SERVICES].settings)
     if set(document) != {"value"}:
         raise RequestError('The body must be {"value": ...}.')
     await rows.write(
@@ -146,6 +144,8 @@ async def set_setting(request: web.Request) -> web.StreamResponse:
 async def reset_setting(request: web.Request) -> web.StreamResponse:
     """Give a setting its default back; answer with it as it is now."""
     key = setting_key(request)
+    if key != SWITCH:
+        require_writable(request.app[SERVICES].settings)
     by = {"principal": principal_of(request).name, "request_id": request[REQUEST_ID]}
     await rows.reset(request.app[NODE].database, key, check=lenient, **by)
     return json_response(setting_document(key, await stored_settings(request)))

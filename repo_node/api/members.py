@@ -9,7 +9,7 @@ from aiohttp import web
 from repo_node.api.documents import json_response, timestamp
 from repo_node.auth.permissions import Permission
 from repo_node.db import shards
-from repo_node.db.nodes import ClusterRows
+from repo_node.db.nodes import ClusterRows, NodeRow
 from repo_node.db.shards import Standing
 from repo_node.errors import NotFound, RequestError
 from repo_node.web.body import read_json
@@ -29,6 +29,7 @@ REFUSALS = {
     "in_use": "is open on a living node: take it out of the node's configuration and restart the node, then remove it",
     "holds": "still holds copies that are to be moved: wait until it is drained",
     "up": "is up: stop it first",
+    "down": "is not up: there is nothing to stop",
     "has_shards": "still has shards: drain and remove them first",
 }
 """Why an administrator's wish is not fulfilled, after the name of the shard or node."""
@@ -40,6 +41,7 @@ def add_routes(routes: Routes) -> None:
     routes.add("PUT", f"{BASE}/shards/{{id}}/weight", weigh_shard, Permission.ADMIN)
     routes.add("DELETE", f"{BASE}/shards/{{id}}", remove_shard, Permission.ADMIN)
     routes.add("GET", f"{BASE}/nodes", list_nodes, Permission.ADMIN)
+    routes.add("POST", f"{BASE}/nodes/{{id}}/stop", stop_node, Permission.ADMIN, in_read_only=True)
     routes.add("POST", f"{BASE}/nodes/{{id}}/{{action}}", change_node, Permission.ADMIN)
     routes.add("DELETE", f"{BASE}/nodes/{{id}}", remove_node, Permission.ADMIN)
 
@@ -57,12 +59,7 @@ async def list_nodes(request: web.Request) -> web.StreamResponse:
         {
             "nodes": [
                 {
-                    "id": one.id,
-                    "zone": one.zone,
-                    "url": one.url,
-                    "up": one.up,
-                    "version": one.version,
-                    "heartbeat_age_seconds": round(one.heartbeat_age_seconds, 3),
+                    **node_document(one),
                     "shards": [
                         {"id": shard.shard, "state": shard.state.value, "replicas": shard.replicas}
                         for shard in standings.values()
@@ -113,6 +110,13 @@ async def change_node(request: web.Request) -> web.StreamResponse:
     return json_response({"node": node, "shards": outcomes})
 
 
+async def stop_node(request: web.Request) -> web.StreamResponse:
+    """Ask a node to leave and to end, as SIGTERM does; it goes on after the answer."""
+    node = node_of(request)
+    outcome = await shards.stop_node(request.app[NODE].database, node, **who(request))
+    return json_response({"node": node, "outcome": checked(f"Node {node}", outcome)}, status=202)
+
+
 async def remove_node(request: web.Request) -> web.StreamResponse:
     node = node_of(request)
     outcome = await shards.remove_node(request.app[NODE].database, node, **who(request))
@@ -152,6 +156,19 @@ def action_of(request: web.Request, known: tuple[str, ...]) -> str:
     if action not in known:
         raise NotFound(f"There is no action {action}; there are {', '.join(known)}.")
     return action
+
+
+def node_document(one: NodeRow) -> dict[str, Any]:
+    return {
+        "id": one.id,
+        "zone": one.zone,
+        "url": one.url,
+        "up": one.up,
+        "leaving": one.leaving,
+        "version": one.version,
+        "schema_version": one.schema_version,
+        "heartbeat_age_seconds": round(one.heartbeat_age_seconds, 3),
+    }
 
 
 def shard_document(one: Standing, cluster: ClusterRows) -> dict[str, Any]:

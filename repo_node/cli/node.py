@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from pathlib import Path
@@ -11,13 +12,16 @@ import click
 from rich.text import Text
 
 from repo_node import config as node_config
-from repo_node.cli.calls import run_call
+from repo_node.cli.calls import check_answer, run_call
 from repo_node.cli.connection import ConnectionOptions, connection_options
+from repo_node.cli.node_table import node_release, node_state
 from repo_node.cli.tables import new_console, new_table
 from repo_node.cli.wording import printable, say_bytes
+from repo_node.client.rest import Client
 from repo_node.dsn import name_server, parse_dsn
 
 NODES_PATH = "/api/holdfast/nodes"
+POLL_SECONDS = 0.5
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 
@@ -39,7 +43,7 @@ def load_config(path: Path) -> node_config.NodeConfig:
 @click.option("--config", "path", metavar="FILE", type=FILE, help="The node's TOML file: run this node.")
 @click.pass_context
 def node(context: click.Context, path: Path | None) -> None:
-    """Run one node in the foreground until SIGTERM or Ctrl-C, or list, drain and remove the cluster's nodes.
+    """Run one node in the foreground until SIGTERM or Ctrl-C, or list, stop, drain and remove the cluster's nodes.
 
     With --config it is what production runs, one node a machine, and what `holdfast up` runs for each of its
     nodes. The database must have been prepared with `holdfast init-db`.
@@ -47,14 +51,15 @@ def node(context: click.Context, path: Path | None) -> None:
     \b
     Examples:
       holdfast check-config /etc/holdfast/node.toml && holdfast node --config /etc/holdfast/node.toml
-      holdfast node drain node-3
+      holdfast node stop node-3      for maintenance: it serves what it has, and ends
+      holdfast node drain node-3     for good: its copies move elsewhere
     """
     if context.invoked_subcommand is not None:
         if path is not None:
             raise click.UsageError("--config runs a node; it goes with no other command.")
         return
     if path is None:
-        raise click.UsageError("Missing option '--config', or one of the commands list, drain, activate, remove.")
+        raise click.UsageError("Missing option '--config', or one of the commands list, stop, drain, activate, remove.")
     config = load_config(path)
     from repo_node import app
 
@@ -79,8 +84,8 @@ def list_nodes(connection: ConnectionOptions, as_json: bool) -> None:
         table.add_row(
             Text(printable(str(row["id"]))),
             Text(printable(str(row["zone"]))),
-            Text("up", style="green") if row["up"] else Text("down", style="red"),
-            Text(printable(str(row["version"]))),
+            node_state(row),
+            node_release(row),
             f"{sum(shard['replicas'] for shard in row['shards']):,}",
             Text(printable(", ".join(f"{shard['id']} {shard['state']}" for shard in row["shards"]))),
         )
@@ -89,9 +94,41 @@ def list_nodes(connection: ConnectionOptions, as_json: bool) -> None:
 
 @node.command()
 @click.argument("name", metavar="NODE")
+@click.option("--wait", is_flag=True, help="Wait until it has ended; ask another node, or the load balancer.")
+@connection_options
+def stop(connection: ConnectionOptions, name: str, wait: bool) -> None:
+    """Take a node out of service for maintenance: it takes nothing new, serves what it has, hands over, and ends.
+
+    It does what SIGTERM does. Its copies stay, and count: start it again within `lost_after_seconds`.
+
+    \b
+    Example:
+      holdfast node stop node-3 --wait
+    """
+    path = f"{NODES_PATH}/{quote(name, safe='')}/stop"
+    run_call(connection, lambda client: client.call("POST", path, body={}), "outcome")
+    click.echo(f"Node {printable(name)} is leaving.")
+    if wait:
+        run_call(connection, lambda client: until_down(client, name))
+        click.echo(f"Node {printable(name)} has left.")
+
+
+async def until_down(client: Client, name: str) -> None:
+    while True:
+        answer = check_answer(client.endpoint, await client.call("GET", NODES_PATH), ("nodes",))
+        if not any(row["id"] == name and row["up"] for row in answer["nodes"]):
+            return
+        await asyncio.sleep(POLL_SECONDS)
+
+
+@node.command()
+@click.argument("name", metavar="NODE")
 @connection_options
 def drain(connection: ConnectionOptions, name: str) -> None:
-    """Move every copy off all shards of a node; it goes on to serve. `holdfast shard list` shows how far it is."""
+    """Move every copy off all shards of a node; it goes on to serve. `holdfast shard list` shows how far it is.
+
+    For a restart or an upgrade that is not needed: `holdfast node stop`.
+    """
     change_node(connection, name, "drain")
     click.echo(f"The shards of {printable(name)} are draining.")
 

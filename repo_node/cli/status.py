@@ -17,6 +17,7 @@ from rich.text import Text
 
 from repo_node.cli.calls import CALL_RETRY, check_answer, run_call
 from repo_node.cli.connection import ConnectionOptions, connection_options, find_endpoint
+from repo_node.cli.node_table import node_release, node_state
 from repo_node.cli.tables import new_console, new_table, show
 from repo_node.cli.wording import printable, say_bytes, say_count, say_seconds
 from repo_node.client.errors import ClientError
@@ -98,7 +99,8 @@ def view_of(answer: dict[str, Any], *, is_wide: bool) -> Group:
 
 def summary_lines(answer: dict[str, Any]) -> Iterator[Text]:
     blobs = answer["blobs"]
-    yield Text(f"Cluster {printable(str(answer.get('cluster_id', 'without an id')))}", style="bold")
+    schema = f", schema {answer['schema_version']}" if "schema_version" in answer else ""
+    yield Text(f"Cluster {printable(str(answer.get('cluster_id', 'without an id')))}{schema}", style="bold")
     garbage = blobs.get("unreferenced", 0)
     waiting = f"; nothing refers to {garbage:,} of them any more, garbage collection takes them" if garbage else ""
     yield Text(f"{say_count(blobs['count'], 'blob')}, {say_bytes(blobs['bytes'])}{waiting}")
@@ -113,6 +115,12 @@ def summary_lines(answer: dict[str, Any]) -> Iterator[Text]:
         yield Text(f"Down: {', '.join(down)}", style="red")
     if held := answer.get("deletion_holds"):
         yield Text(f"Deletions are held ({printable(', '.join(map(str, held)))}); see holdfast gc status", style="red")
+    for one in answer.get("partition_suspicions", ()):
+        peer, kind = printable(str(one["peer"])), str(one["kind"])
+        words = "is up but not reached from the node asked" if kind == "unreachable" else "is reached but does not beat"
+        yield Text(f"A partition? {peer} {words}.", style="yellow")
+    if reason := answer.get("read_only_reason"):
+        yield Text(f"Read-only: {printable(str(reason))}; see holdfast cluster read-only", style="yellow")
     if "primary" in answer and answer["primary"] is None:
         yield Text("No node is the primary just now: one is elected within seconds.", style="yellow")
 
@@ -153,9 +161,9 @@ def nodes_table(nodes: list[dict[str, Any]]) -> Table:
         table.add_row(
             Text(printable(str(node["id"]))),
             Text(printable(str(node["zone"]))),
-            Text("up", style="green") if node["up"] else Text("down", style="red"),
+            node_state(node),
             "never" if age is None else f"{say_seconds(age)} ago",
-            Text(printable(str(node["version"]))),
+            node_release(node),
             Text(printable(str(node["url"]))),
         )
     return table

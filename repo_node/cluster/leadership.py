@@ -25,6 +25,7 @@ from repo_node.settings import LiveSettings
 from sharding.maintenance.job import Job, Step
 from sharding.model import NodeId
 from sharding.peer_epoch import EpochOver
+from sharding.tasks import wait
 
 log = logging.getLogger("holdfast.cluster")
 
@@ -33,6 +34,7 @@ SAFETY_SHARE = 0.25
 
 ASK_SECONDS_MAX = 1.0
 RECONNECT_SECONDS = 0.5
+HAND_OVER_SECONDS_MAX = 5.0
 
 Connect = Callable[[], AbstractAsyncContextManager[asyncpg.Connection]]
 
@@ -61,6 +63,8 @@ class Leadership:
         self._steady_since = float("inf")
         self._renewed_at = float("-inf")
         self._leaving = False
+        self._turning = asyncio.Lock()
+        self._wake = asyncio.Event()
         self.seen: LeaseRow | None = None
         """The lease as this node last read it, for those who look at it."""
         self.on_elected: Callable[[], None] = lambda: None
@@ -90,8 +94,9 @@ class Leadership:
             try:
                 async with self._connect() as connection:
                     while True:
+                        self._wake.clear()
                         await self.turn(connection)
-                        await asyncio.sleep(self._settings.now.lease_renew_seconds)
+                        await wait(self._wake, self._settings.now.lease_renew_seconds)
             except (CatalogueUnavailable, OutcomeUnknown, *BROKEN, asyncpg.PostgresError) as error:
                 log.warning("the primary's lease was not looked at", extra={"facts": {"cause": describe(error)}})
             except Exception:
@@ -99,11 +104,15 @@ class Leadership:
                 log.exception("a turn in the election failed")
             await asyncio.sleep(RECONNECT_SECONDS)
 
+    def wake(self) -> None:
+        """The lease may be free: look at it now, not at the next renewal."""
+        self._wake.set()
+
     async def turn(self, connection: asyncpg.Connection) -> None:
         """Renew the lease, or take it when it is free; and let this node's shards know whose it is."""
         if connection.is_closed():
             raise CatalogueUnavailable("the connection was closed")
-        async with asyncio.timeout(self._settings.now.lease_seconds):
+        async with asyncio.timeout(self._settings.now.lease_seconds), self._turning:
             self.holds = await rows.holds(connection)
             if self._lease.epoch and await self._renew(connection):
                 return
@@ -179,14 +188,16 @@ class Leadership:
         self._lease = Lease(0, uuid4())
 
     async def leave(self) -> None:
-        """Hand over: stop counting as the primary at once, and let the next one begin. Best effort."""
+        """Hand over: stop counting as the primary at once, and let the next one begin. Best effort, and bounded."""
         self._leaving = True
-        held, self._valid_until = self._lease, float("-inf")
-        if not held.epoch:
-            return
+        self._valid_until = float("-inf")
         with suppress(CatalogueUnavailable, TimeoutError, *BROKEN, asyncpg.PostgresError):
-            async with asyncio.timeout(self._settings.now.lease_seconds), self._connect() as connection:
-                await rows.release(connection, held.token)
+            # An election won in a turn under way is given back too.
+            async with asyncio.timeout(HAND_OVER_SECONDS_MAX), self._turning:
+                if self._lease.epoch:
+                    async with self._connect() as connection:
+                        await rows.release(connection, self._lease.token)
+                    self._lease = Lease(0, uuid4())
 
 
 class OnPrimary:

@@ -86,8 +86,12 @@ class Membership:
         self._read_at = float("-inf")
         self._fault: str | None = None
         self.rows: ClusterRows | None = None
+        self.stop_asked = asyncio.Event()
+        """Set when an operator has asked this process to stop."""
         self.on_jobs: Callable[[], None] = lambda: None
         """Called when an operator may have asked for a run of a job."""
+        self.on_lease: Callable[[], None] = lambda: None
+        """Called when the primary has given its lease back."""
 
     @property
     def is_fresh(self) -> bool:
@@ -145,6 +149,12 @@ class Membership:
         self._take_durability(await find_fault(connection))
         self.rows = await nodes.read_cluster(connection)
         self._read_at = asyncio.get_running_loop().time()
+        if (
+            (me := self.rows.nodes.get(self._node)) is not None
+            and me.stop_asked
+            and me.incarnation == self._incarnation
+        ):
+            self.stop_asked.set()
         await self._on_cluster(self.rows)
         self._beat_at = asyncio.get_running_loop().time()
 
@@ -179,6 +189,9 @@ class Membership:
             case "jobs":
                 self.on_jobs()
                 return
+            case "lease":
+                self.on_lease()
+                return
             case "settings":
                 self._settings_changed = True
         self._wake.set()
@@ -195,6 +208,12 @@ class Membership:
     def _forget(self) -> None:
         self._on_principals()
         self._on_repositories()
+
+    async def say_leaving(self) -> None:
+        """Tell the cluster that this node is being taken out of service; best effort."""
+        with suppress(CatalogueUnavailable, *BROKEN, asyncpg.PostgresError):
+            async with connect(self._servers, self._config) as connection:
+                await nodes.leave(connection, self._node, self._incarnation)
 
     async def leave(self) -> None:
         """Tell the cluster that this node stops; best effort."""

@@ -44,7 +44,13 @@ RENEW = """
     UPDATE lease SET renewed_at = clock_timestamp(), expires_at = clock_timestamp() + make_interval(secs => $2)
      WHERE token = $1 AND expires_at > clock_timestamp() RETURNING epoch
 """
-RELEASE = "UPDATE lease SET expires_at = clock_timestamp() WHERE token = $1 AND expires_at > clock_timestamp()"
+RELEASE = """
+    WITH released AS (
+        UPDATE lease SET expires_at = clock_timestamp()
+         WHERE token = $1 AND expires_at > clock_timestamp() RETURNING epoch
+    )
+    SELECT pg_notify('holdfast', 'lease') FROM released
+"""
 HOLDS = "SELECT reason FROM holds WHERE released_at IS NULL ORDER BY reason"
 LOST_HISTORY = "SELECT place_hold('lost_history', $1)"
 
@@ -72,7 +78,7 @@ async def renew(connection: asyncpg.Connection, token: UUID, *, seconds: float) 
 
 
 async def release(connection: asyncpg.Connection, token: UUID) -> None:
-    """End the lease now, so that a successor need not wait for its end."""
+    """End the lease now, and tell every node: a successor need not wait for its end."""
     await connection.execute(RELEASE, token)
 
 

@@ -6,7 +6,9 @@ a transaction of its own, all under one advisory lock.
 
 from __future__ import annotations
 
+import asyncio
 import json
+import logging
 import re
 import secrets
 from collections.abc import Mapping, Sequence
@@ -22,8 +24,14 @@ from repo_node.db.errors import NoSchema, SchemaTooOld
 from repo_node.db.pool import Database, Statement
 from repo_node.db.servers import Servers
 
+log = logging.getLogger("holdfast.migrate")
+
 CONNECT_SECONDS = 10.0
 LOCK_KEY = 0x486F6C64  # any number no other use of advisory locks takes
+LOCK_WAIT_MILLISECONDS = 2_000
+"""Below the deadline of a node's statement, which may have to wait behind a migration's."""
+
+LOCK_PAUSE_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +121,27 @@ async def apply(connection: asyncpg.Connection, steps: Sequence[Migration], whol
     applied = []
     for step in steps:
         if step.version > known:
-            async with connection.transaction():
-                await connection.execute(step.sql)
-                await connection.execute(RECORD, step.version, step.name)
+            await apply_step(connection, step)
             applied.append(step.name)
     return applied
+
+
+async def apply_step(connection: asyncpg.Connection, step: Migration) -> None:
+    """Apply one migration beside nodes that work.
+
+    Whoever waits for a table's lock keeps those behind waiting too: so a step that does not get it soon, because a
+    backup reads, lets go and comes again.
+    """
+    while True:
+        try:
+            async with connection.transaction():
+                await connection.execute(f"SET LOCAL lock_timeout = {LOCK_WAIT_MILLISECONDS}")
+                await connection.execute(step.sql)
+                await connection.execute(RECORD, step.version, step.name)
+            return
+        except asyncpg.LockNotAvailableError:
+            log.warning("migration %s waits for a lock; again in %.0f s", step.name, LOCK_PAUSE_SECONDS)
+        await asyncio.sleep(LOCK_PAUSE_SECONDS)
 
 
 async def seed(

@@ -28,6 +28,10 @@ class NodeRow:
     incarnation: UUID
     up: bool
     heartbeat_age_seconds: float
+    schema_version: int | None = None
+    """The schema its release was written for; None when it did not tell."""
+    leaving: bool = False
+    stop_asked: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +57,7 @@ class ClusterRows:
     database_time: datetime
     nodes: Mapping[NodeId, NodeRow]
     shards: Mapping[ShardId, ShardRow]
+    schema_version: int = 0
 
 
 class Fenced(Exception):
@@ -66,11 +71,11 @@ class NameTaken(Exception):
 # A node that holds the very socket its predecessor advertised is its successor, however fresh the
 # predecessor's last heartbeat.
 REGISTER = """
-    INSERT INTO nodes AS n (id, zone, url, internal_url, version, incarnation)
-    VALUES ($1, $2, $3, $4, $5, $6)
+    INSERT INTO nodes AS n (id, zone, url, internal_url, version, incarnation, schema_version)
+    VALUES ($1, $2, $3, $4, $5, $6, $7)
     ON CONFLICT (id) DO UPDATE
        SET zone = excluded.zone, url = excluded.url, internal_url = excluded.internal_url,
-           version = excluded.version, incarnation = excluded.incarnation,
+           version = excluded.version, incarnation = excluded.incarnation, schema_version = excluded.schema_version,
            registered_at = now(), heartbeat_at = now(), stopped_at = NULL
      WHERE n.internal_url = excluded.internal_url OR NOT node_is_up(n)
     RETURNING id
@@ -103,11 +108,23 @@ REPORT_SPACE = """
 """
 # As the trigger on shards says it; what a first heartbeat reports has no trigger.
 ANNOUNCE = "SELECT pg_notify('holdfast', 'shards')"
-STOP = "UPDATE nodes SET stopped_at = now() WHERE id = $1 AND incarnation = $2"
-CLUSTER = "SELECT cluster_id, clock_timestamp() AS now FROM cluster"
+LEAVE = """
+    WITH leaving AS (UPDATE nodes SET leaving = $2 WHERE id = $1 AND incarnation = $2 RETURNING id)
+    SELECT pg_notify('holdfast', 'nodes') FROM leaving
+"""
+STOP = """
+    WITH stopped AS (UPDATE nodes SET stopped_at = now() WHERE id = $1 AND incarnation = $2 RETURNING id)
+    SELECT pg_notify('holdfast', 'nodes') FROM stopped
+"""
+CLUSTER = """
+    SELECT cluster_id, clock_timestamp() AS now, (SELECT max(version) FROM schema_migrations) AS schema_version
+      FROM cluster
+"""
 NODES = """
     SELECT n.id, n.zone, n.url, n.internal_url, n.version, n.incarnation, node_is_up(n) AS up,
-           extract(epoch FROM clock_timestamp() - n.heartbeat_at)::double precision AS age
+           extract(epoch FROM clock_timestamp() - n.heartbeat_at)::double precision AS age, n.schema_version,
+           n.leaving IS NOT DISTINCT FROM n.incarnation AS leaving,
+           n.stop_asked IS NOT DISTINCT FROM n.incarnation AS stop_asked
       FROM nodes n
 """
 SHARDS = """
@@ -127,9 +144,11 @@ async def register(
     internal_url: str,
     version: str,
     incarnation: UUID,
+    schema_version: int,
 ) -> None:
     """Enter this node, or take over the row of its stopped predecessor. Raises ``NameTaken``."""
-    if await connection.fetchval(REGISTER, node, zone, url, internal_url, version, incarnation) is None:
+    values = (node, zone, url, internal_url, version, incarnation, schema_version)
+    if await connection.fetchval(REGISTER, *values) is None:
         raise NameTaken(
             f"a node named {node} is alive elsewhere; give this one a name of its own (node.id), or stop the other"
         )
@@ -186,6 +205,11 @@ async def announce(connection: asyncpg.Connection) -> None:
     await connection.execute(ANNOUNCE)
 
 
+async def leave(connection: asyncpg.Connection, node: NodeId, incarnation: UUID) -> None:
+    """Say that this node is being taken out of service, and goes on to serve what it has."""
+    await connection.execute(LEAVE, node, incarnation)
+
+
 async def stop(connection: asyncpg.Connection, node: NodeId, incarnation: UUID) -> None:
     """Say that this node has left; its peers need not wait for its silence."""
     await connection.execute(STOP, node, incarnation)
@@ -198,7 +222,7 @@ async def read_cluster(connection: asyncpg.Connection) -> ClusterRows:
     shards = [shard_row(row) for row in await connection.fetch(SHARDS)]
     nodes = {node.id: node for node in map(node_row, await connection.fetch(NODES))}
     known = {shard.id: shard for shard in shards if shard.member.node in nodes}
-    return ClusterRows(cluster["cluster_id"], cluster["now"], nodes, known)
+    return ClusterRows(cluster["cluster_id"], cluster["now"], nodes, known, cluster["schema_version"])
 
 
 def node_row(row: asyncpg.Record) -> NodeRow:
@@ -211,6 +235,9 @@ def node_row(row: asyncpg.Record) -> NodeRow:
         incarnation=row["incarnation"],
         up=row["up"],
         heartbeat_age_seconds=row["age"],
+        schema_version=row["schema_version"],
+        leaving=row["leaving"],
+        stop_asked=row["stop_asked"],
     )
 
 

@@ -23,7 +23,14 @@ from repo_node.db.servers import BROKEN, Servers, describe, drop
 
 T = TypeVar("T")
 
-RETRIED = (asyncpg.SerializationError, asyncpg.DeadlockDetectedError, asyncpg.LockNotAvailableError)
+RETRIED = (
+    asyncpg.SerializationError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.LockNotAvailableError,
+    # A migration came between two uses of a prepared statement; asyncpg has forgotten it by now.
+    asyncpg.InvalidCachedStatementError,
+    asyncpg.OutdatedSchemaCacheError,
+)
 RETRIES_MAX = 8
 
 REFUSED = (asyncpg.ReadOnlySQLTransactionError, asyncpg.CannotConnectNowError, asyncpg.InsufficientResourcesError)

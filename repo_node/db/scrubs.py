@@ -15,21 +15,28 @@ from sharding.model import BLOCK_BYTES, Generation, ShardId
 DIGESTS_ALONG_BYTES = 64 * BLOCK_BYTES
 """Blobs up to this size have their block digests come along with the row."""
 
+# Each by name: a newer schema may have more, and a statement of a node that is at work must not change its form.
+COLUMNS = """
+    shard_id, kind, started_at, position, done_replicas, done_bytes, total_replicas, total_bytes, finished_at,
+    covered_since
+"""
 PASSES = Statement(
     "scrub_passes",
-    """
+    f"""
     WITH wanted AS (
         SELECT s AS shard_id, k AS kind FROM unnest($1::smallint[]) AS s, unnest(ARRAY['blocks', 'proof']) AS k
     ), made AS (
         INSERT INTO scrubs (shard_id, kind) SELECT w.shard_id, w.kind FROM wanted w
          WHERE NOT EXISTS (SELECT 1 FROM scrubs p WHERE p.shard_id = w.shard_id AND p.kind = w.kind)
-        ON CONFLICT DO NOTHING RETURNING *
+        ON CONFLICT DO NOTHING RETURNING {COLUMNS}
     )
-    SELECT p.*, extract(epoch FROM clock_timestamp() - p.started_at)::double precision AS age,
+    SELECT p.shard_id, p.kind, p.started_at, p.position, p.done_replicas, p.done_bytes, p.total_replicas, p.total_bytes,
+           p.finished_at, p.covered_since,
+           extract(epoch FROM clock_timestamp() - p.started_at)::double precision AS age,
            extract(epoch FROM clock_timestamp() - p.covered_since)::double precision AS covered_age,
            coalesce(j.requested_at > p.started_at, false) AS asked_for,
            coalesce(j.requested_at > coalesce(j.answered_at, '-infinity'), false) AS in_haste
-      FROM (SELECT * FROM scrubs WHERE shard_id = ANY ($1) UNION ALL SELECT * FROM made) AS p
+      FROM (SELECT {COLUMNS} FROM scrubs WHERE shard_id = ANY ($1) UNION ALL SELECT {COLUMNS} FROM made) AS p
       JOIN shards s ON s.id = p.shard_id
       LEFT JOIN jobs j ON j.node_id = s.node_id AND j.job = 'scrub'
      ORDER BY p.shard_id, p.kind

@@ -13,6 +13,21 @@ from sharding.model import NodeId, ShardId, ShardState
 CHANGE = Statement("shard_change", "SELECT change_shard($1, $2, $3, $4) AS outcome")
 REMOVE = Statement("shard_remove", "SELECT remove_shard($1, $2, $3) AS outcome")
 REMOVE_NODE = Statement("node_remove", "SELECT remove_node($1, $2, $3) AS outcome")
+STOP_NODE = Statement(
+    "node_stop",
+    """
+    WITH asked AS (
+        UPDATE nodes n SET stop_asked = n.incarnation WHERE n.id = $1 AND node_is_up(n) RETURNING n.id
+    ), noted AS (
+        INSERT INTO events (kind, principal, request_id, detail)
+        SELECT 'node_stop', $2, $3, jsonb_build_object('node', a.id) FROM asked a
+    ), told AS (
+        SELECT a.id, pg_notify('holdfast', 'nodes') FROM asked a
+    )
+    SELECT CASE WHEN t.id IS NOT NULL THEN 'asked' ELSE 'down' END AS outcome
+      FROM nodes n LEFT JOIN told t ON t.id = n.id WHERE n.id = $1
+    """,
+)
 WEIGH = Statement(
     "shard_weigh",
     """
@@ -92,6 +107,12 @@ async def remove(database: Database, shard: int, *, principal: str, request_id: 
     """Remove a shard; the outcomes are those of ``remove_shard``."""
     row: Any = await database.write(REMOVE, shard, principal, request_id)
     return str(row["outcome"])
+
+
+async def stop_node(database: Database, node: str, *, principal: str, request_id: str) -> str:
+    """Ask a node to leave and to end, as SIGTERM does; the outcome is 'asked', 'down' or 'absent'."""
+    row = await database.write(STOP_NODE, node, principal, request_id)
+    return "absent" if row is None else str(row["outcome"])
 
 
 async def remove_node(database: Database, node: str, *, principal: str, request_id: str) -> str:

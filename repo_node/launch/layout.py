@@ -100,10 +100,13 @@ class Layout:
         return [read_node(path) for path in self.configs()]
 
     def find_drain_seconds(self) -> float:
-        """Return how long the most patient node may take to finish what is in flight."""
-        default = HttpSection.model_fields["shutdown_timeout_seconds"].default
+        """Return how long the most patient node may take to finish what is in flight and to end."""
+        parts = ("drain_notice_seconds", "shutdown_timeout_seconds", "stop_timeout_seconds")
         sections = [read_toml(path).get("http", {}) for path in self.configs()]
-        return max((float(section.get("shutdown_timeout_seconds", default)) for section in sections), default=0.0)
+        return max(
+            (sum(float(one.get(key, HttpSection.model_fields[key].default)) for key in parts) for one in sections),
+            default=0.0,
+        )
 
     def find_front_port(self) -> int | None:
         """Return the front port of the last run, or None."""

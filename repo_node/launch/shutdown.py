@@ -13,8 +13,8 @@ from repo_node.launch.postgres import STOP_TIMEOUT_SECONDS, EmbeddedPostgres
 from repo_node.launch.reporter import Reporter
 from repo_node.launch.signals import StopRequests
 
-# What a node may take beyond its drain, to close its files and connections.
-NODE_END_SECONDS = 15.0
+# Beyond what its configuration allows: a node that has not cut itself off by then is killed.
+NODE_END_SECONDS = 5.0
 
 
 def stop_leftovers(layout: Layout, reporter: Reporter, stops: StopRequests) -> None:

@@ -18,6 +18,7 @@ from repo_node.db.removals import RemovalRows
 from repo_node.maintenance.audits import add_audit_jobs
 from repo_node.maintenance.healing import Copies, RepairQueue, Walks
 from repo_node.metrics import Metrics
+from repo_node.read_only import PausedWhileReadOnly
 from repo_node.settings import LiveSettings
 from repo_node.trash import TrashExpiry
 from sharding.background import Background
@@ -155,14 +156,14 @@ def add_moves(parts: Parts) -> None:
         lambda: settings.now.rebalance_retry_seconds,
     )
     trim = Trim(lambda: store.view, walks, lambda: settings.now.trim_period_seconds, parts.metrics.healing)
-    runner.add(rebalance, lambda: Pace(None, settings.now.rebalance_idle_seconds))
-    runner.add(trim, lambda: Pace(None, settings.now.rebalance_idle_seconds))
+    for job in (rebalance, trim):
+        runner.add(PausedWhileReadOnly(job, settings), lambda: Pace(None, settings.now.rebalance_idle_seconds))
 
 
 def add_removal(parts: Parts) -> None:
     settings = parts.settings
     removal = Removal(RemovalRows(parts.database), lambda: parts.own, parts.metrics.deletion)
-    parts.runner.add(removal, lambda: Pace(None, settings.now.removal_idle_seconds))
+    parts.runner.add(PausedWhileReadOnly(removal, settings), lambda: Pace(None, settings.now.removal_idle_seconds))
 
 
 def add_gc(parts: Parts) -> None:
@@ -173,7 +174,8 @@ def add_gc(parts: Parts) -> None:
         return GcLimits(now.gc_grace_seconds, now.gc_percent_max, now.gc_blobs_max, now.gc_brake_blobs_min)
 
     def on_primary(job: Job, idle_seconds: Callable[[], float]) -> None:
-        parts.runner.add(OnPrimary(job, leadership), lambda: Pace(None, idle_seconds()))
+        paused = PausedWhileReadOnly(OnPrimary(job, leadership), settings)
+        parts.runner.add(paused, lambda: Pace(None, idle_seconds()))
 
     on_primary(
         Gc(garbage, lambda: leadership.lease, limits, parts.metrics.deletion), lambda: settings.now.gc_idle_seconds

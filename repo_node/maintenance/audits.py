@@ -11,6 +11,7 @@ from repo_node.db.pool import Database
 from repo_node.db.presence import PresenceRows
 from repo_node.db.scrubs import ScrubRows
 from repo_node.metrics.audits import AuditMetrics
+from repo_node.read_only import PausedWhileReadOnly
 from repo_node.settings import LiveSettings, Settings
 from sharding.local import LocalShard
 from sharding.maintenance.job import Pace
@@ -54,7 +55,10 @@ def add_audit_jobs(
     reconcile = Reconcile(
         own, CheckRows(database, lambda: settings.now.redundancy), metrics, lambda: reconcile_limits(settings.now)
     )
-    runner.add(reconcile, lambda: Pace(None, idle_seconds=settings.now.reconcile_interval_seconds))
+    runner.add(
+        PausedWhileReadOnly(reconcile, settings),
+        lambda: Pace(None, idle_seconds=settings.now.reconcile_interval_seconds),
+    )
     backup = ScheduledBackup(node, own, database, settings, metrics)
     runner.add(backup, lambda: Pace(None, settings.now.backup_idle_seconds))
 

@@ -17,6 +17,7 @@ from prometheus_client import (
 from prometheus_client.gc_collector import GCCollector
 
 from repo_node.metrics.audits import AuditMetrics
+from repo_node.metrics.cluster import ClusterMetrics
 from repo_node.metrics.deletion import DeletionMetrics
 from repo_node.metrics.healing import HealingMetrics
 
@@ -57,6 +58,7 @@ class Metrics:
         self._store(registry)
         self._database(registry)
         self._node(registry)
+        self.cluster = ClusterMetrics(registry)
         self.healing = HealingMetrics(registry)
         self.deletion = DeletionMetrics(registry)
         self.audits = AuditMetrics(registry)
@@ -174,9 +176,6 @@ class Metrics:
             "How late the event loop runs a timer",
             buckets=FAST_SECONDS,
             registry=registry,
-        )
-        self.node_up = Gauge(
-            "holdfast_node_up", "1 when the node's heartbeat is fresh", ["node", "zone"], registry=registry
         )
         self.ready = Gauge("holdfast_node_ready", "1 when this node answers its readiness probe", registry=registry)
         self.heartbeat_failures = Counter(

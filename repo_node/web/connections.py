@@ -23,6 +23,9 @@ log = logging.getLogger("holdfast.http")
 READ_BUFFER_BYTES = 128 << 10
 """Body bytes aiohttp may hold for one connection before it stops reading."""
 
+CUT_SECONDS = 1.0
+"""How long the last bytes of an answer have to leave when the listener closes: who leaves has waited before that."""
+
 LINGER_SECONDS = 2.0
 """How long what a refused client still sends is read and dropped, so that it gets to read its answer."""
 
@@ -205,7 +208,7 @@ class LimitedRunner(web.AppRunner):
             keepalive_timeout=http.keepalive_timeout_seconds,
             read_bufsize=READ_BUFFER_BYTES,
             lingering_time=LINGER_SECONDS,
-            shutdown_timeout=http.shutdown_timeout_seconds,
+            shutdown_timeout=CUT_SECONDS,
         )
         self._limits = {"http": http, "metrics": metrics}
 

@@ -13,8 +13,9 @@ from aiohttp.http_exceptions import HttpProcessingError
 from repo_node.auth.permissions import Permission
 from repo_node.errors import Answer, Forbidden, Unauthenticated, answer_for
 from repo_node.logs import request_id as current_request_id
+from repo_node.read_only import require_writable
 from repo_node.web.context import NOBODY, PRINCIPAL, REFUSED, REQUEST_ID, SERVICES, TARGET
-from repo_node.web.routes import permission_of, template_of
+from repo_node.web.routes import is_served_read_only, permission_of, template_of
 from repo_node.web.state import NODE
 from sharding.identifiers import uuid7
 
@@ -63,6 +64,8 @@ async def handle(request: web.Request, handler: Handler) -> web.StreamResponse:
         if permission_of(request) is Permission.PUBLIC:
             return await handler(request)
         await authorise(request)
+        if not is_served_read_only(request):
+            require_writable(request.app[SERVICES].settings)
         with request.app[SERVICES].admission.admitted(request[PRINCIPAL].name):
             return await handler(request)
     except web.HTTPException as error:

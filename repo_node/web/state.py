@@ -44,6 +44,10 @@ class NodeState(Protocol):
         """Return the lease of the primary node as last read, None before the first."""
         ...
 
+    def suspicions(self) -> tuple[tuple[str, str], ...]:
+        """Return the peers that this node and Postgres see differently, each with how."""
+        ...
+
     def deletion_holds(self) -> tuple[str, ...]:
         """Return the reasons for which deletions were held when last looked at."""
         ...

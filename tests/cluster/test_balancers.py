@@ -73,8 +73,9 @@ async def test_frozen_node_costs_nothing_acknowledged(balanced: tuple[Cluster, s
     assert all(not key.startswith("get 404") for key in client.ledger.failures)
 
 
-async def test_stopped_node_finishes_its_uploads_and_loses_no_request(tmp_path: Path, dsn: str) -> None:
-    with cluster(tmp_path / "cluster", dsn, http="drain_notice_seconds = 3") as made, haproxy(made, tmp_path) as url:
+@pytest.mark.parametrize("nodes", [3, 2])
+async def test_restart_of_all_nodes_loses_no_request_even_without_a_retry(tmp_path: Path, dsn: str, nodes: int) -> None:
+    with cluster(tmp_path / "cluster", dsn, nodes=nodes) as made, haproxy(made, tmp_path) as url:
 
         async def roll(made: Cluster) -> None:
             for node in made.nodes:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
 import time
 from pathlib import Path
 
-from tests.cluster.processes import Cluster, free_ports, wait_until
+from tests.cluster.processes import PASSWORD, Cluster, curl, free_ports, is_ready, wait_until
 
 
 def test_sigterm_ends_a_node_that_waits_for_postgres(tmp_path: Path) -> None:
@@ -26,6 +28,41 @@ def test_stopped_node_leaves_with_status_0_and_says_so_to_the_cluster(three: Clu
     rows = three.query("SELECT stopped_at IS NOT NULL AS stopped FROM nodes WHERE id = 'node-1'")
     assert rows[0]["stopped"]
     assert three.query("SELECT count(*) FROM nodes WHERE stopped_at IS NULL")[0]["count"] == 2
+
+
+def test_node_asked_to_stop_over_another_one_leaves_as_by_sigterm(three: Cluster) -> None:
+    node = three.nodes[2]
+    stop = f"{three.nodes[0].url}/artifactory/api/holdfast/nodes/{node.id}/stop"
+    curl("-X", "POST", "-d", "{}", stop, fail=True)
+    assert node.process is not None and node.process.wait(30) == 0
+    assert three.query("SELECT stopped_at IS NOT NULL AS stopped FROM nodes WHERE id = $1", node.id)[0]["stopped"]
+    assert curl("-X", "POST", "-d", "{}", stop)[0] == 409, "there is nothing to stop any more"
+    node.start()
+    wait_until(lambda: is_ready(node), "the node to be back: it was its former process that was asked", 30)
+    time.sleep(1)
+    assert is_ready(node)
+
+
+def test_second_sigterm_cuts_what_is_in_flight_and_the_node_still_ends_well(three: Cluster, tmp_path: Path) -> None:
+    node, source = three.nodes[1], tmp_path / "source"
+    source.write_bytes(b"slow" * 10_000_000)
+    url = f"{node.url}/artifactory/generic-local/slow"
+    upload = subprocess.Popen(
+        ["curl", "-sS", "-u", f"admin:{PASSWORD}", "--limit-rate", "1m", "-T", str(source), url],
+        stderr=subprocess.PIPE,
+    )
+    try:
+        wait_until(lambda: any(one.staged_files() for one in three.nodes), "the upload to begin", 20)
+        node.signal(signal.SIGTERM)
+        wait_until(lambda: "stopping" in node.log.read_text(), "the node to leave", 20)
+        assert node.process is not None and node.process.poll() is None, "it waits for the upload"
+        assert node.stop() == 0
+        assert upload.wait(20) != 0, "its client knows that nothing was stored"
+    finally:
+        upload.kill()
+    assert "requests in flight are cut" in node.log.read_text()
+    wait_until(lambda: not any(one.staged_files() for one in three.nodes), "nothing to be left of it", 20)
+    assert curl(f"{three.nodes[0].url}/artifactory/generic-local/slow")[0] == 404
 
 
 def test_second_node_of_the_same_name_is_refused_while_the_first_lives(three: Cluster) -> None:

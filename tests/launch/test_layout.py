@@ -142,10 +142,12 @@ def test_node_configuration_is_refused_with_its_name_when_it_is_damaged(layout: 
 def test_drain_is_that_of_the_most_patient_node(layout: Layout) -> None:
     assert layout.find_drain_seconds() == 0
     write_all(layout)
-    assert layout.find_drain_seconds() == 30
+    assert layout.find_drain_seconds() == 0 + 30 + 15
     path = layout.config("node-3")
-    path.write_text(path.read_text().replace("[http]", "[http]\nshutdown_timeout_seconds = 90"))
-    assert layout.find_drain_seconds() == 90
+    path.write_text(
+        path.read_text().replace("[http]", "[http]\nshutdown_timeout_seconds = 90\nstop_timeout_seconds = 7")
+    )
+    assert layout.find_drain_seconds() == 0 + 90 + 7
 
 
 def test_log_begins_anew_when_it_has_grown_too_large(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

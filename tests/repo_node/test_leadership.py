@@ -20,6 +20,7 @@ from repo_node.settings import LiveSettings, Settings
 from sharding.errors import ShardRefused, ShardUnavailable
 from sharding.maintenance.job import Step
 from sharding.model import BlobName, NodeId, ShardId
+from sharding.tasks import stop
 
 SECONDS = 1.0
 SETTINGS = Settings(lease_seconds=SECONDS, lease_renew_seconds=0.1)
@@ -168,6 +169,47 @@ async def test_primary_that_leaves_hands_over_at_once(a: Contender, b: Contender
     assert a.leadership.epoch is None
     assert await b.turn() == 2
     assert await a.turn() is None
+
+
+async def test_waiting_node_hears_of_a_lease_given_back(a: Contender, connection: asyncpg.Connection) -> None:
+    # Renewals so rare that none of them can be what notices.
+    rare = Settings.model_construct(**{**Settings().model_dump(), "lease_seconds": 7200, "lease_renew_seconds": 3600})
+    b = Contender(a.dsn, "b")
+    b.leadership._settings.now = rare
+    await a.turn()
+    await connection.add_listener("holdfast", lambda *heard: b.leadership.wake() if heard[-1] == "lease" else None)
+    running = asyncio.create_task(b.leadership.run())
+    try:
+        while b.leadership.seen is None:
+            await asyncio.sleep(0.02)
+        await a.leadership.leave()
+        while b.leadership.epoch is None:
+            await asyncio.sleep(0.02)
+        assert b.leadership.epoch == 2
+    finally:
+        await stop([running])
+
+
+async def test_lease_won_while_leaving_is_given_back(
+    a: Contender, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, go_on = asyncio.Event(), asyncio.Event()
+
+    async def highest(seconds: float) -> int:
+        asked.set()
+        await go_on.wait()
+        return 0
+
+    monkeypatch.setattr(a.leadership._epochs, "highest", highest)
+    standing = asyncio.create_task(a.turn())
+    await asked.wait()
+    leaving = asyncio.create_task(a.leadership.leave())
+    await asyncio.sleep(0)
+    go_on.set()
+    assert await standing is None
+    await leaving
+    found = await rows.read(connection)
+    assert found is not None and found.epoch == 1 and found.expired
 
 
 async def test_node_that_leaves_does_not_stand(a: Contender) -> None:

@@ -10,10 +10,12 @@ from uuid import uuid4
 import pytest
 
 from repo_node.cluster import membership
+from repo_node.db import migrate
 from repo_node.db.nodes import Fenced
 from repo_node.db.servers import Servers
 from repo_node.metrics import Metrics
 from repo_node.settings import LiveSettings
+from sharding.model import NodeId
 from tests.repo_node.nodes import (
     RunningCluster,
     RunningNode,
@@ -133,6 +135,25 @@ def test_a_node_that_leaves_says_so_and_finishes(ready_dsn: str, directory: Path
         assert second.is_ready()
     rows = cluster.sql("SELECT stopped_at FROM nodes")
     assert len(rows) == 2 and all(row["stopped_at"] for row in rows)
+
+
+def test_a_node_asked_to_stop_is_told_whoever_was_asked_and_is_seen_leaving(ready_dsn: str, directory: Path) -> None:
+    configs = [configure(ready_dsn, directory, name=f"node-{n}", zone=f"zone-{n}") for n in (1, 2)]
+    with run_nodes(configs) as cluster:
+        first, second = cluster.nodes
+        # Heartbeats so rare that none of them can be what tells.
+        cluster.set({"node_down_seconds": 600, "heartbeat_seconds": 60})
+        url = "/artifactory/api/holdfast/nodes"
+        assert first.admin.post_json(f"{url}/node-2/stop", {}).json() == {"node": "node-2", "outcome": "asked"}
+        wait_until(second.node.stop_asked.is_set)
+        assert not first.node.stop_asked.is_set()
+        cluster.on_loop(second.node.leave())
+        cluster.on_loop(second.node.hand_over())
+        wait_until(lambda: first.node.cluster().nodes[NodeId("node-2")].leaving)
+        listed = {one["id"]: one for one in first.admin.get(url).json()["nodes"]}
+        assert {name: one["leaving"] for name, one in listed.items()} == {"node-1": False, "node-2": True}
+        assert {one["schema_version"] for one in listed.values()} == {migrate.version_needed()}
+        assert first.admin.post_json(f"{url}/nobody/stop", {}).status == 404
 
 
 def test_a_node_that_left_is_down_at_once_for_its_peers(ready_dsn: str, directory: Path) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from repo_node import __version__
+from repo_node.db.migrate import version_needed
 from repo_node.metrics import Metrics
 from tests.postgres import TestServer
 from tests.repo_node.http import Client
@@ -198,3 +200,27 @@ def test_two_nodes_in_one_process_do_not_share_their_metrics() -> None:
     one, two = Metrics(), Metrics()
     one.short_writes.inc()
     assert two.registry.get_sample_value("holdfast_replicas_written_short_total") == 0
+
+
+def test_metrics_tell_the_primary_and_the_release_and_schema_of_each_node(three: RunningCluster) -> None:
+    def value(name: str, **labels: str) -> float:
+        return three.first.metric(name, **labels)
+
+    def holder() -> list[str]:
+        three.admin.get("/metrics")
+        return [
+            node.id
+            for node in three.first.node.cluster().nodes.values()
+            if value("holdfast_primary_holder_info", node=node.id)
+        ]
+
+    wait_until(lambda: len(holder()) == 1)
+    assert holder() == [row["holder"] for row in three.sql("SELECT holder FROM lease")]
+    assert value("holdfast_primary_epoch") > 0
+    schema = str(version_needed())
+    for number in (1, 2, 3):
+        labels = {"node": f"node-{number}", "version": __version__, "schema": schema}
+        assert value("holdfast_node_release_info", **labels) == 1
+        assert value("holdfast_node_leaving_state", node=f"node-{number}") == 0
+    assert value("holdfast_database_schema_info", schema=schema) == 1
+    assert value("holdfast_read_only_state") == 0

@@ -13,7 +13,11 @@ from hypothesis import strategies as st
 from repo_node.settings import RISKS, LiveSettings, SettingError, Settings, combine, lenient, parse, risk_of
 from sharding.tally import WritePolicy
 
-FIELDS = Settings.model_fields
+ALL = Settings.model_fields
+TEXTS = {name: field for name, field in ALL.items() if field.annotation is str}
+FIELDS = {name: field for name, field in ALL.items() if name not in TEXTS}
+"""Those that are numbers."""
+
 DEFAULTS = Settings().model_dump()
 
 
@@ -31,9 +35,23 @@ def bounds(name: str) -> tuple[float, float]:
 
 def test_defaults_are_valid_and_described() -> None:
     assert combine({}) == Settings() == combine(DEFAULTS)
-    for name, field in FIELDS.items():
+    for name, field in ALL.items():
         assert field.description, name
         assert parse(name, json.dumps(DEFAULTS[name])) == DEFAULTS[name]
+
+
+@pytest.mark.parametrize("name", TEXTS)
+@pytest.mark.parametrize("value", [True, 5, None, ["a"], "x" * 501, "a\nb", "a\0", "a\x1b[31m"], ids=json.dumps)
+def test_text_of_the_wrong_kind_is_refused_by_name(name: str, value: Any) -> None:
+    with pytest.raises(SettingError, match=f"^{name}: "):
+        combine({name: value})
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("moving house", "moving house"), ("5", "5"), ("null", "null"), ("", ""), ('"a b"', "a b")]
+)
+def test_text_needs_no_quotes(text: str, value: str) -> None:
+    assert parse("read_only_reason", text) == value
 
 
 def test_settings_are_frozen() -> None:

@@ -52,7 +52,8 @@ def test_status_shows_nodes_shards_and_counts(three: RunningCluster) -> None:
     assert three.admin.put(new_path(), b"counted").status == 201
     document = three.admin.get(f"{HOLDFAST}/status").json()
     named = {"cluster_id", "nodes", "shards", "blobs", "repair_queue", "primary", "deletion_holds"}
-    assert set(document) == named
+    assert set(document) == named | {"schema_version", "read_only_reason", "partition_suspicions"}
+    assert (document["read_only_reason"], document["partition_suspicions"]) == ("", [])
     assert document["primary"] in {"node-1", "node-2", "node-3"}
     assert document["deletion_holds"] == []
     assert [(node["id"], node["zone"], node["up"]) for node in document["nodes"]] == [
@@ -60,7 +61,7 @@ def test_status_shows_nodes_shards_and_counts(three: RunningCluster) -> None:
     ]
     for node, running in zip(document["nodes"], three.nodes, strict=True):
         assert node["url"] == f"http://127.0.0.1:{running.port}"
-        assert set(node) == {"id", "zone", "url", "up", "version", "heartbeat_age_seconds"}
+        assert set(node) == {"id", "zone", "url", "up", "leaving", "version", "schema_version", "heartbeat_age_seconds"}
         assert 0 <= node["heartbeat_age_seconds"] < 10
     assert len(document["shards"]) == 6
     for shard in document["shards"]:

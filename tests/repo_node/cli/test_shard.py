@@ -153,10 +153,29 @@ def test_nodes_are_listed_drained_and_removed(holdfast: Holdfast, node: FakeNode
     for action, words in (("drain", "are draining"), ("activate", "are in use")):
         node.json_answers["POST", f"/api/holdfast/nodes/node-1/{action}"] = (200, {"node": "node-1", "shards": {}})
         assert words in holdfast("node", action, "node-1").stdout
+    told = one | {"shards": shards, "leaving": True, "schema_version": 8}
+    node.json_answers["GET", "/api/holdfast/nodes"] = (200, {"nodes": [told]})
+    assert "node-1 a leaving 1, schema 8 1,200" in " ".join(holdfast("node", "list").stdout.split())
     node.json_answers["DELETE", "/api/holdfast/nodes/node-1"] = (200, {"node": "node-1", "outcome": "removed"})
     assert "is removed" in holdfast("node", "remove", "node-1").stdout
     assert holdfast("node").exit_code == 2
     assert holdfast("node", "--config", "x.toml", "list").exit_code == 2
+
+
+def test_node_is_stopped_and_waited_for(holdfast: Holdfast, node: FakeNode) -> None:
+    node.json_answers["POST", "/api/holdfast/nodes/node-1/stop"] = (202, {"node": "node-1", "outcome": "asked"})
+    assert holdfast("node", "stop", "node-1").stdout == "Node node-1 is leaving.\n"
+    turns = [[{"id": "node-1", "up": up}, {"id": "node-2", "up": True}] for up in (True, True, False)]
+
+    class Turning(dict[Any, Any]):
+        def get(self, key: Any, default: Any = None) -> Any:
+            if key == ("GET", "/api/holdfast/nodes"):
+                return (200, {"nodes": turns.pop(0)})
+            return super().get(key, default)
+
+    node.json_answers = Turning(node.json_answers)
+    assert holdfast("node", "stop", "node-1", "--wait").stdout == "Node node-1 is leaving.\nNode node-1 has left.\n"
+    assert turns == []
 
 
 def test_weight_is_sent(holdfast: Holdfast, node: FakeNode) -> None:

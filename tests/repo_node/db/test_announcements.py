@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from uuid import uuid4
 
 import asyncpg
 import pytest
 
 from repo_node import settings as typed
-from repo_node.db import artifacts, blobs, nodes, principals, repositories, settings
+from repo_node.db import artifacts, blobs, nodes, principals, repositories, settings, shards
 from sharding.model import NodeId
 from tests.repo_node.db.scene import REPOSITORY, Scene, only_row
 
@@ -101,5 +102,20 @@ async def test_daily_work_announces_nothing(
     await artifacts.resolve(scene.database, REPOSITORY, "f", "a")
     incarnation = await connection.fetchval("SELECT incarnation FROM nodes WHERE id = 'n1'")
     await nodes.heartbeat(connection, NodeId("n1"), incarnation, {})
-    await nodes.stop(connection, NodeId("n1"), incarnation)
     assert await announcements.take() == []
+
+
+async def test_node_that_leaves_or_stops_is_announced_once(
+    connection: asyncpg.Connection, scene: Scene, announcements: Announcements
+) -> None:
+    incarnation = await connection.fetchval("SELECT incarnation FROM nodes WHERE id = 'n1'")
+    await nodes.leave(connection, NodeId("n1"), incarnation)
+    assert await announcements.take() == ["nodes"]
+    by = {"principal": "p", "request_id": "r"}
+    await shards.stop_node(scene.database, "n1", **by)
+    assert await announcements.take() == ["nodes"]
+    await nodes.stop(connection, NodeId("n1"), incarnation)
+    assert await announcements.take() == ["nodes"]
+    await nodes.stop(connection, NodeId("n1"), uuid4())
+    await shards.stop_node(scene.database, "n1", **by)
+    assert await announcements.take() == [], "nothing changed"

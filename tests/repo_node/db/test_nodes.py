@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from repo_node.db import nodes
+from repo_node.db import nodes, shards
 from repo_node.db.nodes import Fenced, NameTaken
 from sharding.model import NodeId, ShardId, ShardState, ZoneId
 from sharding.shard import ShardSpace
@@ -32,6 +32,7 @@ async def register(
         internal_url=url,
         version="1.2.3",
         incarnation=incarnation,
+        schema_version=8,
     )
     return incarnation
 
@@ -120,6 +121,26 @@ async def test_stop_makes_a_node_down_before_it_is_silent(connection: asyncpg.Co
     assert (await nodes.read_cluster(connection)).nodes[NODE].up, "only the process itself can say that it left"
     await nodes.stop(connection, NODE, incarnation)
     assert not (await nodes.read_cluster(connection)).nodes[NODE].up
+
+
+async def test_only_the_process_that_leaves_or_was_asked_to_stop_is_told_so(
+    connection: asyncpg.Connection, scene: Scene
+) -> None:
+    by = {"principal": "p", "request_id": "r"}
+    first = await register(connection)
+    await nodes.leave(connection, NODE, first)
+    assert await shards.stop_node(scene.database, NODE, **by) == "asked"
+    row = (await nodes.read_cluster(connection)).nodes[NODE]
+    assert (row.leaving, row.stop_asked, row.schema_version) == (True, True, 8)
+    second = await register(connection)
+    await nodes.leave(connection, NODE, first)
+    row = (await nodes.read_cluster(connection)).nodes[NODE]
+    assert (row.leaving, row.stop_asked) == (False, False)
+    await nodes.stop(connection, NODE, second)
+    assert await shards.stop_node(scene.database, NODE, **by) == "down"
+    assert await shards.stop_node(scene.database, "nobody", **by) == "absent"
+    kinds = await connection.fetch("SELECT detail ->> 'node' AS node FROM events WHERE kind = 'node_stop'")
+    assert [row["node"] for row in kinds] == [NODE]
 
 
 async def test_silent_node_is_down_until_it_is_heard_again(connection: asyncpg.Connection) -> None:

@@ -1,0 +1,176 @@
+"""The read-only switch: what is refused with which words, what goes on, what pauses, and how it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from repo_node.read_only import PausedWhileReadOnly
+from repo_node.settings import LiveSettings, Settings
+from sharding.maintenance.job import Promptable, Step
+from tests.postgres import TestServer
+from tests.repo_node.nodes import (
+    RunningCluster,
+    RunningNode,
+    configure,
+    errors_of,
+    new_path,
+    prepare,
+    random_bytes,
+    run_nodes,
+    wait_until,
+)
+
+SWITCH = "/artifactory/api/holdfast/settings/read_only_reason"
+REASON = "moving house"
+WORDS = "The cluster is read-only: moving house. Nothing was changed; retry later."
+QUICK = {"gc_idle_seconds": 0.1, "trash_idle_seconds": 0.1, "removal_idle_seconds": 0.1, "repair_idle_seconds": 0.1}
+
+
+@pytest.fixture(scope="module")
+def pair(postgres: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCluster]:
+    """Two nodes in two zones."""
+    directory: Path = tmp_path_factory.mktemp("pair")
+    with postgres.database(postgres.template()) as dsn:
+        prepare(dsn)
+        configs = [configure(dsn, directory, name=f"node-{n}", zone=f"zone-{n}") for n in (1, 2)]
+        with run_nodes(configs) as cluster:
+            # Heartbeats so rare that none of them can be what tells of the switch.
+            cluster.set({"node_down_seconds": 600, "heartbeat_seconds": 60, **QUICK})
+            yield cluster
+
+
+def refuses(node: RunningNode) -> bool:
+    return node.admin.put(new_path(), b"x").status == 503
+
+
+REFUSED = {
+    "upload": ("PUT", new_path()),
+    "upload of a folder": ("PUT", new_path("/")),
+    "delete": ("DELETE", "/artifactory/generic-local/kept"),
+    "repository": ("PUT", "/artifactory/api/repositories/another"),
+    "gc": ("POST", "/artifactory/api/system/storage/gc"),
+    "job": ("POST", "/artifactory/api/holdfast/jobs/gc/run"),
+    "shard": ("POST", "/artifactory/api/holdfast/shards/1/drain"),
+    "token": ("POST", "/artifactory/api/holdfast/tokens"),
+    "another setting": ("PUT", "/artifactory/api/holdfast/settings/redundancy"),
+    "fsck": ("POST", "/artifactory/api/holdfast/checks"),
+    "trash": ("POST", "/artifactory/api/holdfast/trash/empty"),
+    "what does not exist": ("POST", "/artifactory/api/nothing"),
+}
+
+
+def test_changes_are_refused_with_the_reason_on_every_node_and_reads_go_on(pair: RunningCluster) -> None:
+    body = random_bytes(100_000)
+    kept = "/artifactory/generic-local/kept"
+    assert pair.admin.put(kept, body).status == 201
+    secret = pair.admin.post_json("/artifactory/api/holdfast/tokens", {"scopes": ["read"]}).json()
+    before = pair.sql("SELECT count(*) FROM events WHERE kind <> 'setting'")[0][0]
+    with pair.settings(read_only_reason=REASON):
+        for node in pair.nodes:
+            for what, (method, path) in REFUSED.items():
+                answer = node.admin.request(method, path, body=b"{}")
+                assert errors_of(answer) == (503, WORDS), what
+                assert int(answer.headers["Retry-After"]) > 0
+            assert node.admin.get(kept).body == body
+            assert node.is_ready()
+            status = node.admin.get("/artifactory/api/holdfast/status").json()
+            assert status["read_only_reason"] == REASON
+            node.admin.get("/metrics")
+            assert node.metric("holdfast_read_only_state") == 1
+        assert pair.first.client().put(kept, b"x").status == 401, "whoever may not know is told nothing"
+        # A token that leaked must not wait.
+        assert pair.admin.request("DELETE", f"/artifactory/api/holdfast/tokens/{secret['id']}").status == 204
+        events = pair.sql("SELECT kind FROM events WHERE kind <> 'setting' ORDER BY id")[before:]
+        assert {row["kind"] for row in events} <= {"token_revoke"}
+    assert all(not refuses(node) for node in pair.nodes)
+    status = pair.admin.get("/artifactory/api/holdfast/status").json()
+    assert status["read_only_reason"] == ""
+
+
+def test_upload_under_way_at_the_switch_leaves_nothing(pair: RunningCluster) -> None:
+    path, body = new_path(), random_bytes(2_000_000)
+    before = set(pair.files())
+    with pair.first.admin.raw() as raw:
+        raw.send_head("PUT", path, f"Content-Length: {len(body)}")
+        raw.send(body[:1_500_000])
+        with pair.settings(read_only_reason=REASON):
+            raw.send(body[1_500_000:])
+            status, headers, _ = raw.read_answer()
+            assert status == 503 and "retry-after" in headers
+            assert pair.admin.get(path).status == 404
+            wait_until(lambda: set(pair.files()) <= before)
+
+
+def test_upload_is_refused_before_its_body_is_sent(pair: RunningCluster) -> None:
+    with pair.settings(read_only_reason=REASON), pair.first.admin.raw() as raw:
+        raw.send_head("PUT", new_path(), "Content-Length: 1000000", "Expect: 100-continue")
+        assert raw.read_answer()[0] == 503
+
+
+def test_nothing_is_deleted_while_read_only_and_what_waited_goes_after_it(pair: RunningCluster) -> None:
+    path, body = new_path(), random_bytes(5_000)
+    assert pair.admin.put(path, body).status == 201
+    with pair.settings(read_only_reason=REASON):
+        pair.sql(
+            """
+            WITH gone AS (DELETE FROM artifacts WHERE folder = $1 RETURNING blob_id)
+            INSERT INTO gc_candidates (blob_id, since) SELECT blob_id, now() - interval '9 days' FROM gone
+            """,
+            path.split("/")[3],
+        )
+        for job in ("gc", "trash", "removal", "trim", "rebalance", "reconcile"):
+            pair.sql("UPDATE jobs SET requested_at = clock_timestamp() WHERE job = $1", job)
+        pair.sql("SELECT pg_notify('holdfast', 'jobs')")
+        asked = "SELECT count(*) FROM jobs WHERE requested_at > coalesce(answered_at, '-infinity')"
+        wait_until(lambda: pair.sql(asked)[0][0] == 0)
+        assert pair.sql("SELECT count(*) FROM gc_candidates")[0][0] == 1
+    wait_until(lambda: pair.sql("SELECT count(*) FROM gc_candidates")[0][0] == 0)
+    assert pair.admin.get(path).status == 404
+
+
+def test_copies_are_made_while_read_only(pair: RunningCluster) -> None:
+    path = new_path()
+    assert pair.admin.put(path, random_bytes(5_000)).status == 201
+    count = """
+        SELECT count(*) FROM replicas r JOIN artifacts a ON a.blob_id = r.blob_id
+         WHERE a.folder = $1 AND r.state = 'live'
+    """
+    folder = path.split("/")[3]
+    with pair.settings(read_only_reason=REASON):
+        pair.sql(
+            """
+            UPDATE replicas SET state = 'suspect' WHERE generation =
+                (SELECT r.generation FROM replicas r JOIN artifacts a ON a.blob_id = r.blob_id WHERE a.folder = $1 LIMIT 1)
+            """,
+            folder,
+        )
+        pair.sql(
+            "INSERT INTO repair_queue (blob_id, reason) SELECT blob_id, 'suspect' FROM artifacts WHERE folder = $1",
+            folder,
+        )
+        wait_until(lambda: pair.sql(count, folder)[0][0] >= 2)
+
+
+async def test_paused_job_does_nothing_and_hears_what_an_operator_wants() -> None:
+    class Counting:
+        name = "counting"
+        steps = prompts = 0
+
+        async def step(self) -> Step:
+            self.steps += 1
+            return Step(done=1)
+
+        def prompt(self) -> None:
+            self.prompts += 1
+
+    job, settings = Counting(), LiveSettings()
+    paused = PausedWhileReadOnly(job, settings)
+    assert isinstance(paused, Promptable) and paused.name == "counting"
+    assert not (await paused.step()).idle
+    settings.now = Settings(read_only_reason=REASON)
+    assert (await paused.step()).idle
+    paused.prompt()
+    assert (job.steps, job.prompts) == (1, 1)
