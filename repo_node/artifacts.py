@@ -22,6 +22,7 @@ from repo_node.repositories import Repositories, no_repository
 from repo_node.settings import LiveSettings
 from sharding.background import Background
 from sharding.commit import Placement
+from sharding.crash_points import crash_point
 from sharding.errors import ReplicaCorrupt, ReplicaMissing
 from sharding.identifiers import uuid7
 from sharding.maintenance.catalogue import StoredBlob
@@ -129,8 +130,10 @@ class Artifacts:
             await self._receive(upload, body)
             digests = await upload.finish()
             request.declared.check(digests)
+            crash_point("upload.staged")
             began = self._stage("receive", began)
             placement = await self._store.commit(upload)
+            crash_point("upload.durable")
             began = self._stage("store", began)
             deployment = Deployment(
                 upload=uuid7(),
@@ -175,6 +178,7 @@ class Artifacts:
             self._store.drop(deployment.digests.sha256, placement.replicas)
             self._metrics.uploads.labels("refused").inc()
             raise
+        crash_point("upload.committed")
         result = known.result
         # A refusal after a doubt settles nothing: the attempt that never answered may still arrive.
         settled = result.outcome is CommitOutcome.DEDUPLICATED or not known.doubted
