@@ -1,4 +1,4 @@
-"""A Postgres of one test's own, with the schema in it, to be frozen and killed."""
+"""Postgres servers of one test's own, to be frozen and killed."""
 
 from __future__ import annotations
 
@@ -10,20 +10,24 @@ from repo_node.db import migrate
 from repo_node.launch.postgres import EmbeddedPostgres
 from tests.postgres import run_apart, run_statement
 
+DATABASE = "holdfast"
 
-class OwnServer:
-    """A running server; ``dsn`` is a migrated database on it."""
 
-    def __init__(self, directory: Path) -> None:
-        self._postgres = EmbeddedPostgres(directory)
-        self._postgres.start()
-        run_apart(run_statement(self._postgres.dsn("postgres"), "CREATE DATABASE holdfast"))
-        self.dsn = self._postgres.dsn("holdfast")
-        run_apart(migrate.apply_schema(self.dsn))
+class Mistreated:
+    """An embedded server and what may befall it."""
+
+    def __init__(self, postgres: EmbeddedPostgres) -> None:
+        self.postgres = postgres
+        self._frozen: list[psutil.Process] = []
+
+    @property
+    def dsn(self) -> str:
+        return self.postgres.dsn(DATABASE)
 
     def _processes(self) -> list[psutil.Process]:
-        assert self._postgres.pid is not None
-        postmaster = psutil.Process(self._postgres.pid)
+        if self.postgres.pid is None:
+            return []
+        postmaster = psutil.Process(self.postgres.pid)
         return [postmaster, *postmaster.children(recursive=True)]
 
     def freeze(self) -> None:
@@ -34,17 +38,31 @@ class OwnServer:
 
     def thaw(self) -> None:
         for process in self._frozen:
-            process.resume()
+            if process.is_running():
+                process.resume()
+        self._frozen = []
 
     def kill(self) -> None:
         """End the server as a power cut would."""
         for process in self._processes():
             process.kill()
 
+    def stop(self) -> None:
+        self.thaw()
+        self.postgres.stop()
+
+
+class OwnServer(Mistreated):
+    """A running server; ``dsn`` is a migrated database on it."""
+
+    def __init__(self, directory: Path) -> None:
+        super().__init__(EmbeddedPostgres(directory))
+        self.postgres.start()
+        run_apart(run_statement(self.postgres.dsn("postgres"), f"CREATE DATABASE {DATABASE}"))
+        run_apart(migrate.apply_schema(self.dsn))
+
     def start(self) -> None:
         """Start it again; the database is at the same address."""
-        self._postgres.start()
-        assert self._postgres.dsn("holdfast") == self.dsn
-
-    def stop(self) -> None:
-        self._postgres.stop()
+        before = self.dsn
+        self.postgres.start()
+        assert self.dsn == before
