@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import resource
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -59,7 +60,7 @@ from repo_node.web.listeners import listen_on, serving_internal, serving_metrics
 from repo_node.web.middleware import answer, complete_head
 from repo_node.web.routes import Routes
 from repo_node.web.state import NODE
-from sharding import wire
+from sharding import crash_points, wire
 from sharding.errors import ShardError
 from sharding.identity import ShardIdentityError
 from sharding.model import NodeId, ShardId, ZoneId
@@ -84,6 +85,7 @@ REFUSALS = (
     Fenced,
     ShardIdentityError,
     ShardError,
+    crash_points.CrashPointRefused,
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
     OSError,
@@ -97,6 +99,7 @@ def run(config: NodeConfig) -> int:
     memory.tune()
     raise_file_limit(config.http.connections_max + FILES_BESIDES_CONNECTIONS)
     try:
+        crash_points.arm(os.environ)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(config))
     except asyncio.CancelledError:

@@ -25,6 +25,7 @@ from repo_node.repositories import Repositories, no_repository
 from repo_node.settings import LiveSettings
 from sharding.background import Background
 from sharding.commit import Placement
+from sharding.crash_points import crash_point
 from sharding.errors import ReplicaCorrupt, ReplicaMissing
 from sharding.identifiers import uuid7
 from sharding.maintenance.catalogue import StoredBlob
@@ -139,8 +140,10 @@ class Artifacts:
             request.declared.check(digests)
             # It may have become read-only while the body came.
             require_writable(self._settings)
+            crash_point("upload.staged")
             began = self._stage("receive", began)
             placement = await self._store.commit(upload)
+            crash_point("upload.durable")
             began = self._stage("store", began)
             deployment = Deployment(
                 upload=uuid7(),
@@ -187,6 +190,7 @@ class Artifacts:
             self._store.drop(deployment.digests.sha256, placement.replicas)
             self._metrics.uploads.labels("refused").inc()
             raise
+        crash_point("upload.committed")
         result = known.result
         # A refusal after a doubt settles nothing: the attempt that never answered may still arrive.
         settled = result.outcome is CommitOutcome.DEDUPLICATED or not known.doubted

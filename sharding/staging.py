@@ -12,6 +12,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
+from sharding.crash_points import crash_point
 from sharding.disk_errors import READING, WRITING, translated
 from sharding.errors import ReplicaCorrupt, ShardRefused, ShardUnavailable
 from sharding.files import OPEN_NEW, ShardFiles, read_up_to
@@ -78,9 +79,11 @@ class StagedFile:
         with self._in_use():
             with translated(self._files.shard, WRITING, f"syncing tmp/{self._name}"):
                 self._flush()
+            crash_point("upload.synced")
             self._check_wanted()
             directories = self._files.place(self._name, name)
             self._blob = blob
+        crash_point("upload.renamed")
         self.close()
         return directories
 

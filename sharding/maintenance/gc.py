@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, Protocol, TypeVar
 
+from sharding.crash_points import crash_point
 from sharding.maintenance.job import Progress, Step
 from sharding.tasks import run_all
 
@@ -200,8 +201,12 @@ class Gc(Generic[L]):
             await self._brake(run, f"gc has removed {run.removed} blobs, and finds more than the {run.allowed} allowed")
             return Step(idle=True)
         grace_seconds = self._limits().grace_seconds
+        if found:
+            crash_point("gc.collecting")
         gone = await run_all(self._catalogue.collect(run.lease, page, grace_seconds) for page in pages if page.blobs)
         done = sum(one.blobs for one in gone)
+        if done:
+            crash_point("gc.collected")
         run.removed += done
         self._observer.observe_collected(done, sum(one.bytes for one in gone))
         last = pages[-1].last

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 
+from sharding.crash_points import crash_point
 from sharding.errors import ShardError
 from sharding.maintenance.audit_catalogue import AuditObserver, HeldReplica, SuspectCatalogue
 from sharding.maintenance.comparison import FIRST
@@ -113,6 +114,7 @@ class Judge:
         moved, failure = [], None
         for name in names:
             try:
+                crash_point("quarantine.condemned")
                 if not await shard.set_aside(name):
                     await shard.check_intact()
                 moved.append(name.generation)
@@ -122,6 +124,7 @@ class Judge:
         if failure is not None:
             log.warning("judge: %d condemned replicas stay for now: %s", len(names) - len(moved), failure)
         if moved:
+            crash_point("quarantine.moved")
             await self._catalogue.note_moved(shard.id, moved)
         return len(moved)
 

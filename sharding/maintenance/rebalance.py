@@ -11,6 +11,7 @@ from typing import Protocol
 
 from xxhash import xxh3_64_hexdigest
 
+from sharding.crash_points import crash_point
 from sharding.errors import BlobUnavailable
 from sharding.janitor import Janitor
 from sharding.maintenance.catalogue import Held, MoveOutcome, WalkCatalogue
@@ -182,7 +183,9 @@ class Rebalance:
                 log.warning("not moved: %s", error)
                 return 0
             for new in copied.copies:
+                crash_point("move.copied")
                 outcome = await self._catalogue.move(blob, old, new)
+                crash_point("move.flipped")
                 self._observer.observe_move(outcome)
                 if outcome is MoveOutcome.SURPLUS:
                     self._janitor.delete_replica(new.shard, BlobName(blob.sha256, new.generation))

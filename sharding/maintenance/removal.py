@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Protocol
 
+from sharding.crash_points import crash_point
 from sharding.errors import ShardError
 from sharding.maintenance.job import Step
 from sharding.model import BlobName, Generation, ShardId
@@ -165,6 +166,7 @@ class Removal:
     async def _remove_together(self, id: ShardId, shard: Epochs, epoch: int, files: Sequence[ListedFile]) -> None:
         async with asyncio.timeout(SHARD_SECONDS_MAX):
             freed = await shard.remove([file.name for file in files], epoch=epoch)
+        crash_point("removal.unlinked")
         await self._list.done(id, [file.name.generation for file in files])
         for reason, count, count_bytes in by_reason(files, freed):
             self._observer.observe_removal(reason, count, count_bytes)

@@ -13,6 +13,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
+from sharding.crash_points import crash_point
 from sharding.errors import BlobUnavailable
 from sharding.janitor import Janitor
 from sharding.maintenance.catalogue import (
@@ -208,11 +209,13 @@ class Repair:
 
     async def _settle(self, repaired: Sequence[Repaired]) -> int:
         """Tell the catalogue, remove what it has no use for, and return of how many blobs something came."""
+        crash_point("repair.copied")
         try:
             settled = await self._catalogue.settle(repaired)
         except NotSettled:
             self._drop(repaired, frozenset())
             raise
+        crash_point("repair.settled")
         adopted = frozenset(generation for one in settled.values() for generation in one.adopted)
         self._drop(repaired, adopted)
         for one in repaired:

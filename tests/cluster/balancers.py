@@ -20,7 +20,7 @@ def adapted(name: str, cluster: Cluster, port: int) -> str:
     """Return the shipped file with this cluster's addresses in place of those of ``holdfast up``."""
     text = (CONFIG / name).read_text()
     for number, node in enumerate(cluster.nodes, 1):
-        text, count = re.subn(rf"127\.0\.0\.1:808{number}\b", f"127.0.0.1:{node.port}", text)
+        text, count = re.subn(rf"127\.0\.0\.1:808{number}\b", f"{node.host}:{node.port}", text)
         assert count >= 1
     text, count = re.subn(r"127\.0\.0\.1:809[01]\b", f"127.0.0.1:{port}", text)
     assert count == 1

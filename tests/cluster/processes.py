@@ -59,10 +59,13 @@ class NodeProcess:
     shards: list[Path]
     process: subprocess.Popen[bytes] | None = None
     extra_environment: dict[str, str] = field(default_factory=dict)
+    host: str = "127.0.0.1"
+    wrapper: Sequence[str] = ()
+    """A command that runs it, such as one that enters a network namespace."""
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
+        return f"http://{self.host}:{self.port}"
 
     @property
     def config(self) -> Path:
@@ -80,7 +83,7 @@ class NodeProcess:
         """Start the process; ``wrapper`` is a command that runs it, such as strace."""
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [*wrapper, sys.executable, "-m", "repo_node", "node", "--config", str(self.config)],
+                [*wrapper, *self.wrapper, sys.executable, "-m", "repo_node", "node", "--config", str(self.config)],
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
@@ -150,6 +153,8 @@ class Cluster:
         http: str = "",
         internal: str = "",
         reserve_bytes: int = 0,
+        host: str = "127.0.0.1",
+        wrapper: Sequence[str] = (),
     ) -> NodeProcess:
         """Write the configuration of one more node; it is not started."""
         number = len(self.nodes) + 1
@@ -157,7 +162,16 @@ class Cluster:
         directory = self.directory / f"node-{number}"
         directory.mkdir()
         paths = list(shard_paths) or [directory / f"shard-{index + 1}" for index in range(shards)]
-        node = NodeProcess(f"node-{number}", zone or f"zone-{number}", port, internal_port, directory, paths)
+        node = NodeProcess(
+            f"node-{number}",
+            zone or f"zone-{number}",
+            port,
+            internal_port,
+            directory,
+            paths,
+            host=host,
+            wrapper=wrapper,
+        )
         sections = "".join(f'[[shards]]\npath = "{path}"\nreserve_bytes = {reserve_bytes}\n' for path in paths)
         node.config.write_text(
             f"""
@@ -170,11 +184,11 @@ dsn = "{dsn or self.dsn}"
 statement_timeout_seconds = 3
 connect_timeout_seconds = 3
 [http]
-listen = "127.0.0.1:{port}"
+listen = "{host}:{port}"
 shared_listen = "127.0.0.1:{self.front_port}"
 {http}
 [internal]
-listen = "127.0.0.1:{internal_port}"
+listen = "{host}:{internal_port}"
 {internal}
 {sections}
 [log]
