@@ -55,10 +55,11 @@ def test_download_goes_on_by_range_after_a_cut(holdfast: Holdfast, node: FakeNod
     assert result.exit_code == 0, result.output
     assert (tmp_path / "a").read_bytes() == BIG
     again = node.requests("GET")[-1].headers
-    assert again["Range"] == "bytes=2000000-"
     assert again["If-Range"] == f'"{checksums(BIG)["sha256"]}"'
     row = json.loads(result.stdout)["downloaded"][0]
-    assert (row["resumed_at_bytes"], row["attempts"]) == (2_000_000, 2)
+    # A client that is held up may not have read all that came before the cut.
+    assert 0 < row["resumed_at_bytes"] <= 2_000_000 and row["attempts"] == 2
+    assert again["Range"] == f"bytes={row['resumed_at_bytes']}-"
 
 
 def test_download_goes_on_where_an_earlier_command_ended(holdfast: Holdfast, node: FakeNode, tmp_path: Path) -> None:
@@ -66,10 +67,11 @@ def test_download_goes_on_where_an_earlier_command_ended(holdfast: Holdfast, nod
     node.fail("GET", Fault(cut_after_bytes=1_500_000))
     assert holdfast("download", "--retries", "0", "generic-local/a").exit_code == 1
     assert names_in(tmp_path) == ["a.part", "a.part.etag"]
-    assert (tmp_path / "a.part").read_bytes() == BIG[:1_500_000]
+    part = (tmp_path / "a.part").read_bytes()
+    assert 0 < len(part) <= 1_500_000 and part == BIG[: len(part)]
     result = holdfast("download", "generic-local/a")
     assert result.exit_code == 0, result.output
-    assert node.requests("GET")[-1].headers["Range"] == "bytes=1500000-"
+    assert node.requests("GET")[-1].headers["Range"] == f"bytes={len(part)}-"
     assert (tmp_path / "a").read_bytes() == BIG
     assert names_in(tmp_path) == ["a"]
 
