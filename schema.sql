@@ -62,7 +62,9 @@ CREATE TABLE shard_space (
     free_bytes      bigint NOT NULL,
     writable        boolean NOT NULL,
     reported_at     timestamptz NOT NULL DEFAULT now(),
-    silent_since    timestamptz
+    silent_since    timestamptz,
+    -- Why it takes no writes, in its owner's words.
+    reason          text NOT NULL DEFAULT ''
 );
 
 -- Who is the primary node: the holder, under an epoch that only ever grows, until expires_at by the

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import resource
 import signal
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cache
 from typing import Any, TypeVar
@@ -34,7 +34,8 @@ from repo_node.auth.authenticator import Authenticator
 from repo_node.cluster.epochs import ShardEpochs
 from repo_node.cluster.leadership import Leadership
 from repo_node.cluster.membership import Membership, connect
-from repo_node.cluster.own_shards import OwnShard, open_own_shards
+from repo_node.cluster.own_shard import OwnShard
+from repo_node.cluster.own_shards import Owner, OwnShards, Reread
 from repo_node.cluster.topology import Topology
 from repo_node.config import NodeConfig
 from repo_node.db import migrate, nodes
@@ -62,7 +63,6 @@ from sharding.identity import ShardIdentityError
 from sharding.model import NodeId, ShardId, ZoneId
 from sharding.peer import Peer, open_peer_session
 from sharding.provider import ShardingProvider, StoreLimits
-from sharding.shard import Shard
 
 T = TypeVar("T")
 
@@ -88,14 +88,17 @@ REFUSALS = (
 """What ends a node with a sentence rather than a traceback."""
 
 
-def run(config: NodeConfig) -> int:
-    """Run a node until SIGTERM or SIGINT; return its exit status. Blocks."""
+def run(config: NodeConfig, reread: Reread | None = None) -> int:
+    """Run a node until SIGTERM or SIGINT; return its exit status. Blocks.
+
+    ``reread`` gives the shards that its file names by now, when it is asked to look.
+    """
     logs.configure(config.log)
     memory.tune()
     raise_file_limit(config.http.connections_max + FILES_BESIDES_CONNECTIONS)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(config))
+            runner.run(serve(config, reread))
     except asyncio.CancelledError:
         log.info("stopped before it was ready", extra={"facts": {"node": config.node.id}})
     except REFUSALS as error:
@@ -115,7 +118,7 @@ def raise_file_limit(wanted: int) -> None:
         log.warning("fewer open files are allowed than http.connections_max needs", extra={"facts": facts})
 
 
-async def serve(config: NodeConfig) -> None:
+async def serve(config: NodeConfig, reread: Reread | None = None) -> None:
     """Run a node until it is told to stop. Raises what ``REFUSALS`` lists."""
     loop = asyncio.get_running_loop()
     serving = asyncio.current_task()
@@ -123,7 +126,7 @@ async def serve(config: NodeConfig) -> None:
     # Until it is ready, a node has nothing to finish: it may be waiting for Postgres.
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, serving.cancel)
-    async with running_node(config) as (node, beating):
+    async with running_node(config, reread) as (node, beating):
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
@@ -138,15 +141,22 @@ async def serve(config: NodeConfig) -> None:
 
 
 @asynccontextmanager
-async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.Task[None]]]:
+async def running_node(
+    config: NodeConfig, reread: Reread | None = None
+) -> AsyncIterator[tuple[Node, asyncio.Task[None]]]:
     """Start everything in order; leave it in reverse. The task is the heartbeat, which ends only by an error."""
     incarnation, metrics, settings = uuid4(), Metrics(), LiveSettings()
     async with AsyncExitStack() as stack:
         # The socket first: who holds it is the successor of whoever was registered with it.
         internal_socket = stack.enter_context(listen_on(config.internal.listen))
         database = await stack.enter_async_context(open_database(config.database, metrics))
-        cluster_id, own = await join(stack, config, incarnation, database)
-        topology = await build_topology(stack, config, cluster_id, own, metrics)
+        name = NodeId(config.node.id)
+        cluster_id = await join(config, incarnation, database)
+        owner = Owner(cluster_id, name, incarnation)
+        own = OwnShards(owner, config.shards, lambda: connect(config, "shards"), settings, metrics, reread=reread)
+        stack.push_async_callback(own.close)
+        await own.open_all()
+        topology = await build_topology(stack, config, cluster_id, own.opened, metrics)
         store = ShardingProvider(
             lambda: topology.view,
             lambda: StoreLimits(settings.now.commit_wait_seconds, settings.now.read_hedge_seconds),
@@ -166,12 +176,10 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
             on_principals=authenticator.forget,
             on_repositories=repositories.forget,
         )
-        name = NodeId(config.node.id)
-        owned = {shard: one.shard for shard, one in own.items()}
-        epochs = ShardEpochs(name, lambda: owned, lambda: membership.rows, topology.peer_at)
+        epochs = ShardEpochs(name, lambda: own.shards, lambda: membership.rows, topology.peer_at)
         leadership = Leadership(name, lambda: connect(config, "lease"), epochs, settings, metrics)
         internal = internal_app(
-            shards=local_shards(own),
+            shards=own.find,
             node_id=name,
             incarnation=incarnation,
             cluster_id=lambda: cluster_id,
@@ -185,6 +193,7 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
             await nodes.announce(connection)
         stack.push_async_callback(membership.leave)
         beating = await stack.enter_async_context(task(membership.run()))
+        await stack.enter_async_context(task(own.run()))
         await stack.enter_async_context(task(watch_lag(metrics)))
         stack.push_async_callback(store.close)
         artifacts = Artifacts(database, store, repositories, settings, metrics, database_time=membership.database_time)
@@ -192,7 +201,7 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
         await stack.enter_async_context(task(leadership.run()))
         stack.push_async_callback(leadership.leave)
         await stack.enter_async_context(
-            maintenance(name, database, store, membership, settings, metrics, leadership, owned)
+            maintenance(name, database, store, membership, settings, metrics, leadership, own.shards)
         )
         node = Node(metrics, database, membership, topology, leadership)
         admission, trash = Admission(lambda: settings.now.requests_per_user_max), Trash(database)
@@ -202,28 +211,22 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
         yield node, beating
 
 
-async def join(
-    stack: AsyncExitStack, config: NodeConfig, incarnation: UUID, database: Database
-) -> tuple[UUID, dict[ShardId, OwnShard]]:
-    """Wait for Postgres, check that it can be trusted, register, and open the node's shards."""
+async def join(config: NodeConfig, incarnation: UUID, database: Database) -> UUID:
+    """Wait for Postgres, check that it can be trusted, and register; return the cluster's id."""
     async with reached(config) as connection:
         await migrate.check_version(database)
         await check_durability(database)
         cluster = await nodes.read_cluster(connection)
-        node = NodeId(config.node.id)
         await nodes.register(
             connection,
-            node=node,
+            node=NodeId(config.node.id),
             zone=ZoneId(config.node.zone),
             url=f"http://{config.http.listen}",
             internal_url=config.internal.url,
             version=__version__,
             incarnation=incarnation,
         )
-        own = await open_own_shards(
-            stack, connection, config.shards, cluster_id=cluster.cluster_id, node=node, incarnation=incarnation
-        )
-    return cluster.cluster_id, own
+    return cluster.cluster_id
 
 
 @asynccontextmanager
@@ -267,11 +270,6 @@ async def build_topology(
         )
 
     return Topology(NodeId(config.node.id), ZoneId(config.node.zone), own, peer_at, internal, metrics)
-
-
-def local_shards(own: Mapping[ShardId, OwnShard]) -> Callable[[UUID], Shard | None]:
-    by_uid: dict[UUID, Shard] = {one.uid: one.shard for one in own.values()}
-    return by_uid.get
 
 
 def public_app(services: Services, node: Node) -> web.Application:

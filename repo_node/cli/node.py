@@ -53,11 +53,13 @@ def node(context: click.Context, path: Path | None) -> None:
             raise click.UsageError("--config runs a node; it goes with no other command.")
         return
     if path is None:
-        raise click.UsageError("Missing option '--config', or one of the commands list, drain, activate, remove.")
+        raise click.UsageError(
+            "Missing option '--config', or one of the commands list, drain, activate, reload, remove."
+        )
     config = load_config(path)
     from repo_node import app
 
-    sys.exit(app.run(config))
+    sys.exit(app.run(config, lambda: node_config.load(path).shards))
 
 
 @node.command("list")
@@ -102,6 +104,19 @@ def activate(connection: ConnectionOptions, name: str) -> None:
     """Take all shards of a node into use again."""
     change_node(connection, name, "activate")
     click.echo(f"The shards of {printable(name)} are in use.")
+
+
+@node.command()
+@click.argument("name", metavar="NODE")
+@connection_options
+def reload(connection: ConnectionOptions, name: str) -> None:
+    """Let a node read the list of shards in its file again: it opens new ones and gives up those that are gone.
+
+    An empty directory whose disk was replaced becomes a new shard. Other changes of the file wait for a restart.
+    """
+    path = f"{NODES_PATH}/{quote(name, safe='')}/reload"
+    run_call(connection, lambda client: client.call("POST", path, body={}), "outcome")
+    click.echo(f"{printable(name)} reads its list of shards again; `holdfast shard list` shows what came of it.")
 
 
 @node.command()

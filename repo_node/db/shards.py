@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from repo_node.db.nodes import ASK_RELOAD
 from repo_node.db.pool import Database, Statement
 from sharding.model import NodeId, ShardId, ShardState
 
 CHANGE = Statement("shard_change", "SELECT change_shard($1, $2, $3, $4) AS outcome")
 REMOVE = Statement("shard_remove", "SELECT remove_shard($1, $2, $3) AS outcome")
 REMOVE_NODE = Statement("node_remove", "SELECT remove_node($1, $2, $3) AS outcome")
+RELOAD = Statement("node_reload", ASK_RELOAD)
 WEIGH = Statement(
     "shard_weigh",
     """
@@ -98,3 +100,8 @@ async def remove_node(database: Database, node: str, *, principal: str, request_
     """Remove a node; the outcomes are those of ``remove_node``."""
     row: Any = await database.write(REMOVE_NODE, node, principal, request_id)
     return str(row["outcome"])
+
+
+async def ask_reload(database: Database, node: str) -> None:
+    """Have a node read the list of shards in its file anew, if it runs."""
+    await database.write(RELOAD, node)

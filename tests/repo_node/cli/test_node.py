@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from repo_node.config import NodeConfig
+from repo_node.config import NodeConfig, ShardSection
 from repo_node.keys import new_cluster_key
 from tests.repo_node.cli.conftest import Holdfast
 
@@ -86,8 +87,11 @@ def test_node_runs_the_application_and_ends_with_its_status(
 ) -> None:
     ran: list[NodeConfig] = []
 
-    def run(config: NodeConfig) -> int:
+    def run(config: NodeConfig, reread: Callable[[], Sequence[ShardSection]]) -> int:
         ran.append(config)
+        assert reread() == config.shards
+        config_path.write_text(config_path.read_text() + '\n[[shards]]\npath = "more"\n')
+        assert [shard.path.name for shard in reread()][len(config.shards) :] == ["more"]
         return status
 
     app = ModuleType("repo_node.app")

@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from repo_node.db import nodes
-from repo_node.db.nodes import Fenced, NameTaken
+from repo_node.db.nodes import Fenced, NameTaken, SpaceReport
 from sharding.model import NodeId, ShardId, ShardState, ZoneId
 from sharding.shard import ShardSpace
 from tests.repo_node.db.scene import Scene, only_row, table
@@ -54,8 +54,8 @@ async def silence(connection: asyncpg.Connection, node: str = NODE) -> None:
 
 
 async def beat(connection: asyncpg.Connection, incarnation: UUID, *shards: ShardId) -> None:
-    spaces = {shard: (ShardSpace(100 * GB, 40 * GB), True) for shard in shards}
-    await nodes.heartbeat(connection, NODE, incarnation, spaces)
+    reports = {shard: SpaceReport(ShardSpace(100 * GB, 40 * GB), True) for shard in shards}
+    await nodes.heartbeat(connection, NODE, incarnation, reports)
 
 
 # ---------------------------------------------------------------- names
@@ -136,8 +136,9 @@ async def test_silent_node_is_down_until_it_is_heard_again(connection: asyncpg.C
 async def test_new_shard_is_claimed_and_remembered_by_path(connection: asyncpg.Connection) -> None:
     incarnation, uid = await register(connection), uuid4()
     shard = await claim(connection, uid, incarnation, weight=2.5)
-    assert await nodes.shards_of_node(connection, NODE) == {"/disk": uid}
-    assert await nodes.shards_of_node(connection, NodeId("beta")) == {}
+    known = await nodes.shards_of_node(connection, NODE)
+    assert (known.at_path, known.ids, known.replaced) == ({"/disk": uid}, {uid: shard}, set())
+    assert (await nodes.shards_of_node(connection, NodeId("beta"))).ids == {}
     row = (await nodes.read_cluster(connection)).shards[shard]
     assert (row.id, row.path, row.state, row.owner) == (shard, "/disk", ShardState.ACTIVE, incarnation)
     assert (row.member.uid, row.member.zone, row.member.node, row.member.weight) == (uid, "z1", NODE, 2.5)
@@ -166,7 +167,8 @@ async def test_disk_that_was_replaced_is_not_expected_at_its_path_any_more(conne
     incarnation = await register(connection)
     await claim(connection, uuid4(), incarnation)
     await connection.execute("UPDATE shards SET replaced = true")
-    assert await nodes.shards_of_node(connection, NODE) == {}
+    known = await nodes.shards_of_node(connection, NODE)
+    assert (known.at_path, len(known.replaced)) == ({}, 1)
 
 
 async def test_claim_repeated_by_its_owner_is_no_error(connection: asyncpg.Connection) -> None:
@@ -239,17 +241,53 @@ async def test_heartbeat_reports_the_space_of_shards(connection: asyncpg.Connect
     incarnation = await register(connection)
     one = await claim(connection, uuid4(), incarnation, path="/one")
     two = await claim(connection, uuid4(), incarnation, path="/two")
-    await nodes.heartbeat(
-        connection, NODE, incarnation, {one: (ShardSpace(100 * GB, 40 * GB), True), two: (ShardSpace(GB, 0), False)}
-    )
+    full = SpaceReport(ShardSpace(GB, 0), False, "full")
+    reports = {one: SpaceReport(ShardSpace(100 * GB, 40 * GB), True), two: full}
+    await nodes.heartbeat(connection, NODE, incarnation, reports)
     shards = (await nodes.read_cluster(connection)).shards
     assert [(shards[s].capacity_bytes, shards[s].free_bytes, shards[s].writable) for s in (one, two)] == [
         (100 * GB, 40 * GB, True),
         (GB, 0, False),
     ]
-    await nodes.heartbeat(connection, NODE, incarnation, {one: (ShardSpace(100 * GB, 39 * GB), False)})
+    assert shards[two].reason == "full"
+    reports = {one: SpaceReport(ShardSpace(100 * GB, 39 * GB), False, "read-only"), two: full}
+    await nodes.heartbeat(connection, NODE, incarnation, reports)
     row = (await nodes.read_cluster(connection)).shards[one]
-    assert (row.free_bytes, row.writable) == (39 * GB, False)
+    assert (row.free_bytes, row.writable, row.reason) == (39 * GB, False, "read-only")
+
+
+async def test_shard_that_its_node_does_not_have_open_is_silent_and_the_reason_told(
+    connection: asyncpg.Connection,
+) -> None:
+    incarnation = await register(connection)
+    one = await claim(connection, uuid4(), incarnation, path="/one")
+    two = await claim(connection, uuid4(), incarnation, path="/two")
+    three = await claim(connection, uuid4(), incarnation, path="/three")
+    replaced = await claim(connection, uuid4(), incarnation, path="/four")
+    await connection.execute("UPDATE shards SET replaced = true WHERE id = $1", replaced)
+    await beat(connection, incarnation, one, two)
+    reports = {one: SpaceReport(ShardSpace(100 * GB, 40 * GB), True)}
+    await nodes.heartbeat(connection, NODE, incarnation, reports, {"/two": "empty", "/new": "not writable"})
+    first = await connection.fetchval("SELECT silent_since FROM shard_space WHERE shard_id = $1", two)
+    await nodes.heartbeat(connection, NODE, incarnation, reports, {"/two": "dead", "/new": "not writable"})
+    shards = (await nodes.read_cluster(connection)).shards
+    assert (shards[two].capacity_bytes, shards[two].writable, shards[two].reason) == (0, False, "dead")
+    assert "does not have it open" in shards[three].reason
+    assert shards[one].writable
+    silent = "SELECT shard_id, silent_since FROM shard_space WHERE silent_since IS NOT NULL ORDER BY 1"
+    assert [row["shard_id"] for row in await connection.fetch(silent)] == [two, three]
+    assert await connection.fetchval("SELECT silent_since FROM shard_space WHERE shard_id = $1", two) == first
+
+
+async def test_released_shard_may_be_claimed_by_another_node_and_fences_nobody(connection: asyncpg.Connection) -> None:
+    incarnation, uid = await register(connection), uuid4()
+    shard = await claim(connection, uid, incarnation)
+    await nodes.release_shard(connection, shard, uuid4())
+    assert await connection.fetchval("SELECT owner FROM shards") == incarnation, "only its owner gives it up"
+    await nodes.release_shard(connection, shard, incarnation)
+    await beat(connection, incarnation, shard)
+    other = await register(connection, "beta", "http://10.0.0.2:8181")
+    assert await claim(connection, uid, other, "beta") == shard
 
 
 async def test_heartbeat_of_a_node_whose_name_was_taken_is_fenced(connection: asyncpg.Connection) -> None:
