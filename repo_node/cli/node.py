@@ -163,7 +163,8 @@ def summary_of(path: Path, config: node_config.NodeConfig) -> str:
     ]
     for shard in config.shards:
         reserve = say_bytes(shard.reserve_bytes)
-        lines.append(f"  shard     {shard.path}, weight {shard.weight:g}, keeps {reserve} free")
+        weight = "by capacity" if shard.weight is None else f"{shard.weight:g}"
+        lines.append(f"  shard     {shard.path}, weight {weight}, keeps {reserve} free")
     return "\n".join(lines)
 
 

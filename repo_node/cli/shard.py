@@ -65,9 +65,9 @@ def list_shards(connection: ConnectionOptions, as_json: bool) -> None:
 @shard.command("add")
 @click.argument("path", metavar="DIRECTORY", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--config", metavar="FILE", type=FILE, required=True, help="The TOML of the node that has the disk.")
-@click.option("--weight", type=click.FloatRange(0.001, 1000), default=1.0, show_default=True, help="Its share.")
+@click.option("--weight", type=click.FloatRange(0.001, 1000), help="Its share; by default by its capacity.")
 @click.option("--reserve-bytes", type=click.IntRange(0), default=1 << 30, show_default=True, help="Kept free.")
-def add_shard(path: Path, config: Path, weight: float, reserve_bytes: int) -> None:
+def add_shard(path: Path, config: Path, weight: float | None, reserve_bytes: int) -> None:
     """Add a disk to a node's configuration, and let the node use it. Run it on that node's machine.
 
     DIRECTORY must be empty or absent: the node makes it a shard, at once when it runs. Copies then move there by
@@ -84,8 +84,9 @@ def add_shard(path: Path, config: Path, weight: float, reserve_bytes: int) -> No
     if absolute.exists() and any(entry.name != "lost+found" for entry in absolute.iterdir()):
         raise click.ClickException(f"{absolute} is not empty; a new shard must be.")
     text = config.read_text("utf-8")
-    section = f"\n[[shards]]\npath = {json.dumps(str(absolute))}\nweight = {weight}\nreserve_bytes = {reserve_bytes}\n"
-    config.write_text(text.rstrip("\n") + "\n" + section, "utf-8")
+    keys = {"path": json.dumps(str(absolute)), "weight": weight, "reserve_bytes": reserve_bytes}
+    section = "".join(f"{key} = {value}\n" for key, value in keys.items() if value is not None)
+    config.write_text(text.rstrip("\n") + "\n\n[[shards]]\n" + section, "utf-8")
     try:
         load_config(config)
     except click.ClickException:

@@ -7,7 +7,9 @@ mount point, a foreign or a cloned disk is refused, never filled.
 from __future__ import annotations
 
 import asyncio
+import os
 from contextlib import AsyncExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from uuid import UUID
 
@@ -26,6 +28,14 @@ MIN_FREE_BYTES = 1
 
 ANSWER_HOLDS_SECONDS = 10.0
 NO_SPACE = ShardSpace(0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class FileSystem:
+    """What a directory lies on. Two directories of one ``device`` share its capacity."""
+
+    device: int
+    capacity_bytes: int
 
 
 class OwnShard:
@@ -93,6 +103,13 @@ async def open_own_shard(shard: ShardId, section: ShardSection, expected: ShardI
         )
     )
     return OwnShard(expected.shard_uid, local, opened)
+
+
+def file_system_of(path: Path) -> FileSystem:
+    """Return what ``path`` lies on, or would if it were made; blocks. Raises ``OSError``."""
+    nearest = next(part for part in (path, *path.absolute().parents) if os.path.lexists(part))
+    found = os.statvfs(nearest)
+    return FileSystem(os.stat(nearest).st_dev, found.f_blocks * found.f_frsize)
 
 
 def identify(path: Path, cluster_id: UUID, known: KnownShards, *, may_create: bool) -> ShardIdentity:

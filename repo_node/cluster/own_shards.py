@@ -12,11 +12,12 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 from uuid import UUID
 
 import asyncpg
 
-from repo_node.cluster.own_shard import OwnShard, identify, open_own_shard
+from repo_node.cluster.own_shard import FileSystem, OwnShard, file_system_of, identify, open_own_shard
 from repo_node.config import ConfigError, ShardSection
 from repo_node.db import nodes
 from repo_node.db.errors import CatalogueUnavailable
@@ -26,7 +27,7 @@ from repo_node.metrics import Metrics
 from repo_node.settings import LiveSettings
 from sharding.disk import DiskExecutor
 from sharding.errors import ShardError
-from sharding.identity import ShardIdentity, ShardIdentityError
+from sharding.identity import ShardIdentityError
 from sharding.local import LocalShard
 from sharding.model import NodeId, ShardId
 from sharding.tasks import stop, wait
@@ -37,6 +38,9 @@ OPEN_WAIT_SECONDS, OPEN_WAIT_SECONDS_MIN = 20.0, 2.0
 """How long all disks of a node are waited for, and each at least. One that takes longer joins when it has answered."""
 
 SPACE_TIMEOUT_SECONDS = 2.0
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 Connect = Callable[[], AbstractAsyncContextManager[asyncpg.Connection]]
 Reread = Callable[[], Sequence[ShardSection]]
@@ -69,6 +73,7 @@ class Slot:
         self.attempt: asyncio.Task[None] | None = None
         self.error: Exception | None = None
         self.told = ""
+        self.file_system: FileSystem | None = None
 
     @property
     def path(self) -> Path:
@@ -198,15 +203,32 @@ class OwnShards:
 
     async def _open_closed(self, *, may_create: bool) -> None:
         """Begin to open what is not open, and wait for it as long as a disk that works may take."""
+        closed = [slot for slot in self._slots if slot.own is None and not slot.is_busy]
+        await asyncio.gather(*map(self._measure, closed))
         clock = asyncio.get_running_loop().time
         deadline = clock() + OPEN_WAIT_SECONDS
-        for slot in [slot for slot in self._slots if slot.own is None and not slot.is_busy]:
+        for slot in closed:
             # One by one, so that a new node's shards are numbered as its file lists them.
             slot.attempt = asyncio.create_task(self._attempt(slot, may_create=may_create))
             await asyncio.wait((slot.attempt,), timeout=max(deadline - clock(), OPEN_WAIT_SECONDS_MIN))
             if slot.is_busy:
                 slot.error = ShardIdentityError(f"{slot.path}: the disk does not answer")
                 self._tell(slot)
+
+    async def _measure(self, slot: Slot) -> None:
+        """Find out what a directory lies on, before any of those that may share it is claimed."""
+        try:
+            async with asyncio.timeout(OPEN_WAIT_SECONDS_MIN):
+                slot.file_system = await apart(file_system_of, slot.path)
+        except (OSError, TimeoutError):
+            slot.file_system = None
+
+    def _share_bytes(self, slot: Slot) -> int | None:
+        """Return a shard's part of its file system's capacity."""
+        if slot.file_system is None:
+            return None
+        devices = [other.file_system.device for other in self._slots if other.file_system is not None]
+        return slot.file_system.capacity_bytes // devices.count(slot.file_system.device)
 
     async def _attempt(self, slot: Slot, *, may_create: bool) -> None:
         """Open the shard at ``slot``, or keep why it cannot be."""
@@ -218,7 +240,7 @@ class OwnShards:
         self._tell(slot)
 
     async def _open(self, slot: Slot, *, may_create: bool) -> None:
-        described = await self._identify(slot.path, may_create=may_create)
+        described = await apart(identify, slot.path, self._owner.cluster_id, self._known, may_create=may_create)
         uid = described.shard_uid
         twin = next((other for other in self._slots if other is not slot and other.uid == uid), None)
         if twin is not None:
@@ -233,6 +255,7 @@ class OwnShards:
                 path=str(slot.path),
                 weight=slot.section.weight,
                 incarnation=owner.incarnation,
+                share_bytes=self._share_bytes(slot),
             )
         try:
             slot.own = await open_own_shard(shard, slot.section, described)
@@ -241,14 +264,6 @@ class OwnShards:
             raise
         self.opened[shard], self.shards[shard] = slot.own, slot.own.shard
         self.on_change()
-
-    async def _identify(self, path: Path, *, may_create: bool) -> ShardIdentity:
-        # A thread of its own, which nobody waits for at the end: a disk that hangs keeps it.
-        executor = DiskExecutor(1, name=f"identify-{path.name}")
-        try:
-            return await executor.run(identify, path, self._owner.cluster_id, self._known, may_create=may_create)
-        finally:
-            executor.shutdown(wait=False)
 
     async def _give_up(self, slot: Slot, cause: Exception) -> None:
         """Close the shard at ``slot`` and be its owner no more."""
@@ -299,3 +314,12 @@ class OwnShards:
         self.opened.clear()
         self.shards.clear()
         await asyncio.gather(*(own.close() for own in opened), return_exceptions=True)
+
+
+async def apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Return ``function(*args)`` from a thread of its own, which a disk that hangs may keep: nobody waits for it."""
+    executor = DiskExecutor(1, name=function.__name__)
+    try:
+        return await executor.run(function, *args, **kwargs)
+    finally:
+        executor.shutdown(wait=False)

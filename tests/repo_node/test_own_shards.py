@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -200,3 +201,12 @@ def test_copy_of_a_disk_is_not_opened_beside_it_while_the_node_runs(
         both = (*config.shards, config.shards[0].model_copy(update={"path": clone}))
         with run_nodes([config.model_copy(update={"shards": both})]):
             pass
+
+
+def test_shards_on_one_file_system_share_its_capacity_and_weigh_the_same(config: NodeConfig) -> None:
+    with run_nodes([config]) as cluster:
+        found = cluster.sql("SELECT weight, share_bytes FROM shards")
+        assert {row["weight"] for row in found} == {1.0}
+        capacity = os.statvfs(config.shards[0].path)
+        share = capacity.f_blocks * capacity.f_frsize // 3
+        assert [row["share_bytes"] for row in found] == [share] * 3

@@ -48,7 +48,7 @@ def test_check_config_says_what_a_good_file_amounts_to(nowhere: Holdfast, config
     assert "db.example, database metadata" in result.stdout
     assert "10.0.0.5:8181, reached at http://10.0.0.5:8181" in result.stdout
     assert f"{config_path.parent}/shards/a, weight 2, keeps 1.0 GiB free" in result.stdout
-    assert "/srv/b, weight 1" in result.stdout
+    assert "/srv/b, weight by capacity" in result.stdout
     assert "canary-secret" not in result.output
     assert (config_path.parent / "cluster.key").read_text() not in result.output
 

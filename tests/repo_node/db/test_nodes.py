@@ -42,10 +42,17 @@ async def claim(
     incarnation: UUID,
     node: str = NODE,
     path: str = "/disk",
-    weight: float = 1,
+    weight: float | None = 1,
+    share_bytes: int | None = None,
 ) -> ShardId:
     return await nodes.claim_shard(
-        connection, uid=uid, node=NodeId(node), path=path, weight=weight, incarnation=incarnation
+        connection,
+        uid=uid,
+        node=NodeId(node),
+        path=path,
+        weight=weight,
+        incarnation=incarnation,
+        share_bytes=share_bytes,
     )
 
 
@@ -153,6 +160,51 @@ async def test_claim_by_the_next_process_of_the_node_keeps_id_and_state(connecti
     assert await claim(connection, uid, second, path="/mnt/other", weight=3) == shard
     row = (await nodes.read_cluster(connection)).shards[shard]
     assert (row.owner, row.path, row.state, row.member.weight) == (second, "/mnt/other", ShardState.DRAINING, 3)
+
+
+async def weight_of(connection: asyncpg.Connection, shard: ShardId) -> float:
+    return (await nodes.read_cluster(connection)).shards[shard].member.weight
+
+
+async def test_new_shard_without_a_weight_gets_one_by_its_capacity_and_keeps_it(
+    connection: asyncpg.Connection,
+) -> None:
+    first, uid = await register(connection), uuid4()
+    one = await claim(connection, uid, first, path="/1", weight=None, share_bytes=8_000 * GB)
+    assert await weight_of(connection, one) == 1, "nothing to compare it with"
+    shares = {"/2": 8_001 * GB, "/3": 16_000 * GB, "/4": 4_000 * GB, "/5": 1 * GB, "/6": 900_000 * GB}
+    weights = [
+        await weight_of(connection, await claim(connection, uuid4(), first, path=path, weight=None, share_bytes=share))
+        for path, share in shares.items()
+    ]
+    assert weights == [1, 2, 0.5, 0.1, 10]
+    assert await weight_of(connection, await claim(connection, uuid4(), first, path="/7", weight=None)) == 1
+    again = await register(connection)
+    assert await claim(connection, uid, again, path="/1", weight=None, share_bytes=100 * GB) == one
+    assert await weight_of(connection, one) == 1
+    await claim(connection, uid, await register(connection), path="/1", weight=3, share_bytes=100 * GB)
+    assert await weight_of(connection, one) == 3, "what the configuration says holds"
+
+
+async def test_weights_that_an_administrator_gave_say_what_a_byte_weighs(connection: asyncpg.Connection) -> None:
+    incarnation = await register(connection)
+    for number in range(3):
+        await claim(connection, uuid4(), incarnation, path=f"/{number}", weight=2, share_bytes=4_000 * GB)
+    new = await claim(connection, uuid4(), incarnation, path="/new", weight=None, share_bytes=6_000 * GB)
+    assert await weight_of(connection, new) == 3
+
+
+async def test_shards_registered_at_the_same_time_are_weighed_against_one_another(
+    clean_dsn: str, connection: asyncpg.Connection
+) -> None:
+    incarnation, other = await register(connection), await asyncpg.connect(clean_dsn)
+    beta = await register(other, "beta", "http://10.0.0.2:8181")
+    one, two = await asyncio.gather(
+        claim(connection, uuid4(), incarnation, path="/1", weight=None, share_bytes=1_000 * GB),
+        claim(other, uuid4(), beta, "beta", path="/2", weight=None, share_bytes=4_000 * GB),
+    )
+    await other.close()
+    assert await weight_of(connection, two) == 4 * await weight_of(connection, one)
 
 
 async def test_claim_keeps_a_weight_that_an_administrator_has_set(connection: asyncpg.Connection) -> None:
