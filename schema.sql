@@ -56,7 +56,9 @@ CREATE TABLE shards (
     -- An administrator has said that another disk takes this one's place at its path.
     replaced    boolean NOT NULL DEFAULT false,
     -- An administrator has set the weight: what the node's configuration says of it counts no more.
-    weight_set  boolean NOT NULL DEFAULT false
+    weight_set  boolean NOT NULL DEFAULT false,
+    -- Its part of its file system's capacity, as its node last found it: other shards of the node may share that.
+    share_bytes bigint
 );
 
 -- Apart from shards, because every new replica locks its shard's row against deletion and this row
@@ -67,7 +69,9 @@ CREATE TABLE shard_space (
     free_bytes      bigint NOT NULL,
     writable        boolean NOT NULL,
     reported_at     timestamptz NOT NULL DEFAULT now(),
-    silent_since    timestamptz
+    silent_since    timestamptz,
+    -- Why it takes no writes, in its owner's words.
+    reason          text NOT NULL DEFAULT ''
 );
 
 -- Who is the primary node: the holder, under an epoch that only ever grows, until expires_at by the
@@ -396,6 +400,15 @@ CREATE FUNCTION live_replicas(p_blob bigint)
 RETURNS TABLE (shard_id smallint, generation uuid)
 LANGUAGE sql STABLE AS $$
     SELECT r.shard_id, r.generation FROM replicas r WHERE r.blob_id = p_blob AND r.state = 'live' OFFSET 0
+$$;
+
+-- The weight of a new shard with so much capacity: what the other shards have on the median for as many bytes, so that
+-- weights stay near 1 whatever disks are made of. By hundredths: disks of one kind differ by a few blocks.
+CREATE FUNCTION capacity_weight(p_share_bytes bigint)
+RETURNS double precision LANGUAGE sql STABLE AS $$
+    SELECT CASE WHEN p_share_bytes IS NULL OR count(*) = 0 THEN 1 ELSE round(least(10, greatest(0.1, p_share_bytes
+               / percentile_cont(0.5) WITHIN GROUP (ORDER BY s.share_bytes / s.weight)))::numeric, 2) END
+      FROM shards s WHERE s.share_bytes > 0 AND s.state <> 'lost'
 $$;
 
 -- Which replicas count: live, on a shard that serves reads, on a node heard of lately.

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 import resource
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cache
 from typing import Any, TypeVar
@@ -34,7 +34,8 @@ from repo_node.auth.authenticator import Authenticator
 from repo_node.cluster.epochs import ShardEpochs
 from repo_node.cluster.leadership import Leadership
 from repo_node.cluster.membership import Membership, connect
-from repo_node.cluster.own_shards import OwnShard, open_own_shards, refuse_foreign
+from repo_node.cluster.own_shard import OwnShard
+from repo_node.cluster.own_shards import Owner, OwnShards, Reread, refuse_foreign
 from repo_node.cluster.peer_watch import PeerWatch
 from repo_node.cluster.topology import Topology
 from repo_node.config import NodeConfig
@@ -66,7 +67,6 @@ from sharding.identity import ShardIdentityError
 from sharding.model import NodeId, ShardId, ZoneId
 from sharding.peer import Peer, open_peer_session
 from sharding.provider import ShardingProvider, StoreLimits
-from sharding.shard import Shard
 
 T = TypeVar("T")
 
@@ -93,15 +93,18 @@ REFUSALS = (
 """What ends a node with a sentence rather than a traceback."""
 
 
-def run(config: NodeConfig) -> int:
-    """Run a node until SIGTERM or SIGINT; return its exit status. Blocks."""
+def run(config: NodeConfig, reread: Reread | None = None) -> int:
+    """Run a node until SIGTERM or SIGINT; return its exit status. Blocks.
+
+    ``reread`` gives the shards that its file names by now, when it is asked to look.
+    """
     logs.configure(config.log)
     memory.tune()
     raise_file_limit(config.http.connections_max + FILES_BESIDES_CONNECTIONS)
     try:
         crash_points.arm(os.environ)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(serve(config))
+            runner.run(serve(config, reread))
     except asyncio.CancelledError:
         log.info("stopped before it was ready", extra={"facts": {"node": config.node.id}})
     except REFUSALS as error:
@@ -121,7 +124,7 @@ def raise_file_limit(wanted: int) -> None:
         log.warning("fewer open files are allowed than http.connections_max needs", extra={"facts": facts})
 
 
-async def serve(config: NodeConfig) -> None:
+async def serve(config: NodeConfig, reread: Reread | None = None) -> None:
     """Run a node until it is told to stop. Raises what ``REFUSALS`` lists."""
     end, stop, serving = EndLimit(asyncio.get_running_loop()), StopRequests(), asyncio.current_task()
     assert serving is not None
@@ -132,7 +135,7 @@ async def serve(config: NodeConfig) -> None:
 
     # Until it is ready, a node has nothing to finish: it may be waiting for Postgres.
     on_signals(give_up)
-    async with running_node(config) as (node, beating):
+    async with running_node(config, reread) as (node, beating):
         on_signals(stop.ask)
         log.info("ready", extra={"facts": {"node": config.node.id, "listen": str(config.http.listen)}})
         try:
@@ -147,15 +150,29 @@ async def serve(config: NodeConfig) -> None:
 
 
 @asynccontextmanager
-async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.Task[None]]]:
+async def running_node(
+    config: NodeConfig, reread: Reread | None = None
+) -> AsyncIterator[tuple[Node, asyncio.Task[None]]]:
     """Start everything in order; leave it in reverse. The task is the heartbeat, which ends only by an error."""
     incarnation, metrics, settings = uuid4(), Metrics(), LiveSettings()
     async with AsyncExitStack() as stack:
         # The socket first: who holds it is the successor of whoever was registered with it.
         internal_socket = stack.enter_context(listen_on(config.internal.listen))
         database = await stack.enter_async_context(open_database(config.database, metrics))
-        cluster_id, own = await join(stack, config, incarnation, database)
-        topology = await build_topology(stack, config, cluster_id, own, metrics)
+        name = NodeId(config.node.id)
+        cluster_id = await join(config, incarnation, database)
+        owner = Owner(cluster_id, name, incarnation)
+        own = OwnShards(
+            owner,
+            config.shards,
+            lambda: connect(database.servers, config, "shards"),
+            settings,
+            metrics,
+            reread=reread,
+        )
+        stack.push_async_callback(own.close)
+        await own.open_all()
+        topology = await build_topology(stack, config, cluster_id, own.opened, metrics)
         store = ShardingProvider(
             lambda: topology.view,
             lambda: StoreLimits(settings.now.commit_wait_seconds, settings.now.read_hedge_seconds),
@@ -175,13 +192,11 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
             on_principals=authenticator.forget,
             on_repositories=repositories.forget,
         )
-        name = NodeId(config.node.id)
-        owned = {shard: one.shard for shard, one in own.items()}
-        epochs = ShardEpochs(name, lambda: owned, lambda: membership.rows, topology.peer_at)
+        epochs = ShardEpochs(name, lambda: own.shards, lambda: membership.rows, topology.peer_at)
         leadership = Leadership(name, lambda: connect(database.servers, config, "lease"), epochs, settings, metrics)
         membership.on_lease = leadership.wake
         internal = internal_app(
-            shards=local_shards(own),
+            shards=own.find,
             node_id=name,
             incarnation=incarnation,
             cluster_id=lambda: cluster_id,
@@ -195,6 +210,7 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
             await nodes.announce(connection)
         stack.push_async_callback(membership.leave)
         beating = await stack.enter_async_context(task(membership.run()))
+        await stack.enter_async_context(task(own.run()))
         await stack.enter_async_context(task(watch_lag(metrics)))
         stack.push_async_callback(store.close)
         artifacts = Artifacts(
@@ -211,7 +227,7 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
         await stack.enter_async_context(task(leadership.run()))
         stack.push_async_callback(leadership.leave)
         await stack.enter_async_context(
-            maintenance(name, database, store, membership, settings, metrics, leadership, owned)
+            maintenance(name, database, store, membership, settings, metrics, leadership, own.shards)
         )
         peers = PeerWatch(name, lambda: membership.rows, topology.peer_at, settings, metrics)
         await stack.enter_async_context(task(peers.run()))
@@ -223,20 +239,17 @@ async def running_node(config: NodeConfig) -> AsyncIterator[tuple[Node, asyncio.
         yield node, beating
 
 
-async def join(
-    stack: AsyncExitStack, config: NodeConfig, incarnation: UUID, database: Database
-) -> tuple[UUID, dict[ShardId, OwnShard]]:
-    """Wait for Postgres, check that it can be trusted, register, and open the node's shards."""
+async def join(config: NodeConfig, incarnation: UUID, database: Database) -> UUID:
+    """Wait for Postgres, check that it can be trusted, and register; return the cluster's id."""
     async with reached(config, database.servers) as connection:
         await migrate.check_version(database)
         await check_durability(database)
         cluster = await nodes.read_cluster(connection)
         # Before it registers: a node of another cluster leaves no trace of itself in this one.
-        await asyncio.to_thread(refuse_foreign, [shard.path for shard in config.shards], cluster.cluster_id)
-        node = NodeId(config.node.id)
+        await refuse_foreign([shard.path for shard in config.shards], cluster.cluster_id)
         await nodes.register(
             connection,
-            node=node,
+            node=NodeId(config.node.id),
             zone=ZoneId(config.node.zone),
             url=f"http://{config.http.listen}",
             internal_url=config.internal.url,
@@ -244,10 +257,7 @@ async def join(
             incarnation=incarnation,
             schema_version=migrate.version_needed(),
         )
-        own = await open_own_shards(
-            stack, connection, config.shards, cluster_id=cluster.cluster_id, node=node, incarnation=incarnation
-        )
-    return cluster.cluster_id, own
+    return cluster.cluster_id
 
 
 @asynccontextmanager
@@ -291,11 +301,6 @@ async def build_topology(
         )
 
     return Topology(NodeId(config.node.id), ZoneId(config.node.zone), own, peer_at, internal, metrics)
-
-
-def local_shards(own: Mapping[ShardId, OwnShard]) -> Callable[[UUID], Shard | None]:
-    by_uid: dict[UUID, Shard] = {one.uid: one.shard for one in own.values()}
-    return by_uid.get
 
 
 def public_app(services: Services, node: Node) -> web.Application:

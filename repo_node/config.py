@@ -131,10 +131,10 @@ class InternalSection(Section):
 
 
 class ShardSection(Section):
-    """One shard directory of this node."""
+    """One shard directory of this node. Without a weight, a new shard gets one from its capacity."""
 
     path: Path = Field(strict=False)
-    weight: float = Field(1.0, gt=0, le=1000)
+    weight: float | None = Field(None, gt=0, le=1000)
     reserve_bytes: int = Field(1 << 30, ge=0)
     cached_bytes_max: int = Field(CACHED_BYTES_MAX, ge=0)
     threads: int = Field(4, ge=1, le=64)

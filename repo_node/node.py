@@ -117,14 +117,15 @@ class Node:
             return
         metrics.cluster.show_nodes(rows)
         for shard in rows.shards.values():
-            self._refresh_shard(shard, view)
+            self._refresh_shard(shard, view, rows)
 
-    def _refresh_shard(self, shard: ShardRow, view: StoreView) -> None:
+    def _refresh_shard(self, shard: ShardRow, view: StoreView, rows: ClusterRows) -> None:
         metrics, member = self.metrics, shard.member
         metrics.shard_free_bytes.labels(shard.id, member.node, member.zone).set(shard.free_bytes)
         metrics.shard_used_bytes.labels(shard.id, member.node, member.zone).set(
             max(shard.capacity_bytes - shard.free_bytes, 0)
         )
         metrics.shard_writable.labels(shard.id).set(shard.id in view.writable)
+        metrics.shard_silent.labels(shard.id).set(not shard.capacity_bytes or not rows.nodes[member.node].up)
         for state in ShardState:
             metrics.shard_state.labels(shard.id, state.value).set(shard.state is state)

@@ -81,6 +81,13 @@ class Settings(BaseModel):
     repair_retry_seconds: float = Field(5, ge=0.05, le=3600, description="until a repair is tried again, at first")
     repair_retry_seconds_max: float = Field(300, ge=0.05, le=86_400, description="until it is tried again, at last")
     lost_after_seconds: float = Field(300, ge=1, le=604_800, description="silence after which a shard counts as lost")
+    shard_retry_seconds: float = Field(10, ge=0.05, le=3600, description="between two tries to open a disk that failed")
+    shard_give_up_seconds: float = Field(
+        30,
+        ge=0.1,
+        le=86_400,
+        description="silence of a disk after which its node closes it, to open it when it is back",
+    )
     verdict_idle_seconds: float = Field(2, ge=0.05, le=3600, description="between two looks at silent shards")
     walk_idle_seconds: float = Field(2, ge=0.05, le=3600, description="between two looks for shards to walk over")
     drain_pass_seconds: float = Field(30, ge=0.05, le=86_400, description="between two passes over a draining shard")

@@ -100,6 +100,10 @@ class DiskExecutor(Executor):
             return False
         return True
 
+    def when_ended(self, function: Callable[[], None]) -> None:
+        """Call ``function`` when the last thread has ended, on that thread, or now if it has."""
+        self._ended.add_done_callback(lambda _: function())
+
     def _cancel_queued(self) -> None:
         while not self._calls.empty():
             call = self._calls.get()

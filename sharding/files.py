@@ -151,9 +151,10 @@ class ShardFiles:
         if now >= self._space_until:
             with translated(self.shard, LOOKING, f"asking for the free space of {self.path}"):
                 found = os.fstatvfs(self.blobs)
-                self._check_present()
-            free = found.f_bavail * found.f_frsize
-            self._space = ShardSpace(found.f_blocks * found.f_frsize, max(0, free - self._reserve_bytes))
+                self._check_in_place()
+            free = max(0, found.f_bavail * found.f_frsize - self._reserve_bytes)
+            read_only = bool(found.f_flag & os.ST_RDONLY)
+            self._space = ShardSpace(found.f_blocks * found.f_frsize, free, read_only)
             self._space_until = now + SPACE_SAMPLE_SECONDS
         return self._space
 
@@ -222,7 +223,15 @@ class ShardFiles:
 
     def _check_present(self) -> None:
         if not os.fstat(self.blobs).st_nlink:
-            raise ShardUnavailable(self.shard, f"{self.path}/blobs was removed; restart the node")
+            raise ShardUnavailable(self.shard, f"{self.path}/blobs was removed")
+
+    def _check_in_place(self) -> None:
+        # Through its descriptors an unmounted disk goes on to answer, and would be missed at the next start.
+        self._check_present()
+        if not os.path.lexists(self.path):
+            raise ShardUnavailable(self.shard, f"{self.path} is gone: is the disk mounted?")
+        if not os.path.samestat(os.fstat(self.claim.directory), os.stat(self.path)):
+            raise ShardUnavailable(self.shard, f"{self.path} is another directory now: is the disk mounted?")
 
     def _open_or_make(self, fan_out: str) -> int:
         with suppress(FileNotFoundError):

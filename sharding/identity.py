@@ -230,7 +230,7 @@ def _parse_identity(file: Path, text: bytes) -> ShardIdentity:
 def _make_directories(path: Path) -> None:
     missing = [part for part in (path, *path.absolute().parents) if not os.path.lexists(part)]
     for part in reversed(missing):
-        part.mkdir(mode=0o700)
+        part.mkdir(mode=0o700, exist_ok=True)  # another shard's may be made at the same time
         _sync_directory(part.absolute().parent)
 
 

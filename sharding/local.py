@@ -135,15 +135,25 @@ class LocalShard:
             await self.see_epoch(epoch)
         return found
 
+    @property
+    def is_given_up(self) -> bool:
+        """Whether it is closed, and its directory free for another owner."""
+        return self.files.claim.directory < 0
+
     async def close(self, timeout_seconds: float = CLOSE_SECONDS) -> None:
         """Finish what is queued, then give the directory up.
 
         Where a thread still hangs after ``timeout_seconds``, its descriptors and the claim stay until
-        the process ends: closing a descriptor under it could make it write into another file.
+        it ends: closing a descriptor under it could make it write into another file.
         """
         if await self._executor.close(timeout_seconds):
-            self._quarantine.close()
-            self.files.close()
+            self._give_up()
+        else:
+            self._executor.when_ended(self._give_up)
+
+    def _give_up(self) -> None:
+        self._quarantine.close()
+        self.files.close()
 
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return the result of one blocking call, made on the threads of this disk."""

@@ -94,6 +94,7 @@ class ShardSpace:
 
     capacity_bytes: int
     free_bytes: int
+    read_only: bool = False
 
 
 class Measurable(Protocol):

@@ -16,6 +16,7 @@ from repo_node.web.body import read_json
 from repo_node.web.context import REQUEST_ID, TARGET, principal_of
 from repo_node.web.routes import Routes
 from repo_node.web.state import NODE
+from sharding.model import NodeId
 
 BASE = "/artifactory/api/holdfast"
 ACTIONS = ("drain", "readonly", "activate", "replace")
@@ -26,10 +27,11 @@ REFUSALS = {
     "lost": "is lost: it can be activated (when its disk is back), replaced or removed",
     "replaced": "was replaced: another disk has its place, and it can only be removed",
     "not_drained": "is in use: drain it first, then remove it",
-    "in_use": "is open on a living node: take it out of the node's configuration and restart the node, then remove it",
+    "in_use": "is open on a living node: take it out of the node's file and `holdfast node reload` it, then remove it",
     "holds": "still holds copies that are to be moved: wait until it is drained",
     "up": "is up: stop it first",
     "down": "is not up: there is nothing to stop",
+    "unread": "is not up: it reads its file when it starts",
     "has_shards": "still has shards: drain and remove them first",
 }
 """Why an administrator's wish is not fulfilled, after the name of the shard or node."""
@@ -100,8 +102,10 @@ async def remove_shard(request: web.Request) -> web.StreamResponse:
 
 
 async def change_node(request: web.Request) -> web.StreamResponse:
-    """Drain every shard of a node, or take them into use again. Lost ones stay as they are."""
-    node, action = node_of(request), action_of(request, ("drain", "activate"))
+    """Drain every shard of a node, or take them into use again; or let it read its file anew. Lost ones stay."""
+    node, action = node_of(request), action_of(request, ("drain", "activate", "reload"))
+    if action == "reload":
+        return await reload_node(request, node)
     standings = await shards.list_all(request.app[NODE].database)
     own = [one.shard for one in standings.values() if one.node == node]
     if not own and node not in request.app[NODE].cluster().nodes:
@@ -115,6 +119,15 @@ async def stop_node(request: web.Request) -> web.StreamResponse:
     node = node_of(request)
     outcome = await shards.stop_node(request.app[NODE].database, node, **who(request))
     return json_response({"node": node, "outcome": checked(f"Node {node}", outcome)}, status=202)
+
+
+async def reload_node(request: web.Request, node: str) -> web.StreamResponse:
+    """Let a node read the list of shards in its file, open those that are new and give up those that are gone."""
+    row = request.app[NODE].cluster().nodes.get(NodeId(node))
+    outcome = "absent" if row is None else "asked" if row.up else "unread"
+    checked(f"Node {node}", outcome)
+    await shards.ask_reload(request.app[NODE].database, node)
+    return json_response({"node": node, "outcome": outcome}, status=202)
 
 
 async def remove_node(request: web.Request) -> web.StreamResponse:
@@ -185,6 +198,8 @@ def shard_document(one: Standing, cluster: ClusterRows) -> dict[str, Any]:
         "since": timestamp(one.since),
         "reason": one.reason,
         "replaced": one.replaced,
+        "available": bool(owner and owner.up and row and row.capacity_bytes),
+        "trouble": "" if row is None or row.writable else row.reason,
         "silent_seconds": round(one.silent_seconds, 3),
         "replicas": one.replicas,
         "free_bytes": row.free_bytes if row else None,

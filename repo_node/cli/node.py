@@ -59,11 +59,13 @@ def node(context: click.Context, path: Path | None) -> None:
             raise click.UsageError("--config runs a node; it goes with no other command.")
         return
     if path is None:
-        raise click.UsageError("Missing option '--config', or one of the commands list, stop, drain, activate, remove.")
+        raise click.UsageError(
+            "Missing option '--config', or one of the commands list, stop, drain, activate, reload, remove."
+        )
     config = load_config(path)
     from repo_node import app
 
-    sys.exit(app.run(config))
+    sys.exit(app.run(config, lambda: node_config.load(path).shards))
 
 
 @node.command("list")
@@ -145,6 +147,19 @@ def activate(connection: ConnectionOptions, name: str) -> None:
 @node.command()
 @click.argument("name", metavar="NODE")
 @connection_options
+def reload(connection: ConnectionOptions, name: str) -> None:
+    """Let a node read the list of shards in its file again: it opens new ones and gives up those that are gone.
+
+    An empty directory whose disk was replaced becomes a new shard. Other changes of the file wait for a restart.
+    """
+    path = f"{NODES_PATH}/{quote(name, safe='')}/reload"
+    run_call(connection, lambda client: client.call("POST", path, body={}), "outcome")
+    click.echo(f"{printable(name)} reads its list of shards again; `holdfast shard list` shows what came of it.")
+
+
+@node.command()
+@click.argument("name", metavar="NODE")
+@connection_options
 def remove(connection: ConnectionOptions, name: str) -> None:
     """Forget a node that is stopped and whose shards have been removed."""
     run_call(connection, lambda client: client.call("DELETE", f"{NODES_PATH}/{quote(name, safe='')}"), "outcome")
@@ -187,7 +202,8 @@ def summary_of(path: Path, config: node_config.NodeConfig) -> str:
     ]
     for shard in config.shards:
         reserve = say_bytes(shard.reserve_bytes)
-        lines.append(f"  shard     {shard.path}, weight {shard.weight:g}, keeps {reserve} free")
+        weight = "by capacity" if shard.weight is None else f"{shard.weight:g}"
+        lines.append(f"  shard     {shard.path}, weight {weight}, keeps {reserve} free")
     return "\n".join(lines)
 
 

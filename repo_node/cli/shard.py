@@ -17,6 +17,10 @@ from repo_node.cli.tables import new_console
 from repo_node.cli.wording import printable, say_count
 from repo_node.client.errors import ClientError
 from repo_node.client.rest import Client, Endpoint
+from repo_node.config import NodeConfig
+from repo_node.db import nodes
+from repo_node.db.errors import CatalogueUnavailable
+from repo_node.db.servers import Servers, drop
 
 SHARDS_PATH = "/api/holdfast/shards"
 POLL_SECONDS = 1.0
@@ -36,8 +40,8 @@ def shard() -> None:
 
     \b
     Examples:
-      holdfast shard replace 3        a dead disk: then restart its node with an empty one at the path
-      holdfast shard drain 3 --wait      then take it out of its node's file and restart the node:
+      holdfast shard replace 3        a dead disk: then mount an empty one and `holdfast node reload` its node
+      holdfast shard drain 3 --wait      then take it out of its node's file and `holdfast node reload` it:
       holdfast shard remove 3
     """
 
@@ -62,12 +66,12 @@ def list_shards(connection: ConnectionOptions, as_json: bool) -> None:
 @shard.command("add")
 @click.argument("path", metavar="DIRECTORY", type=click.Path(path_type=Path, file_okay=False))
 @click.option("--config", metavar="FILE", type=FILE, required=True, help="The TOML of the node that has the disk.")
-@click.option("--weight", type=click.FloatRange(0.001, 1000), default=1.0, show_default=True, help="Its share.")
+@click.option("--weight", type=click.FloatRange(0.001, 1000), help="Its share; by default by its capacity.")
 @click.option("--reserve-bytes", type=click.IntRange(0), default=1 << 30, show_default=True, help="Kept free.")
-def add_shard(path: Path, config: Path, weight: float, reserve_bytes: int) -> None:
-    """Add a disk to a node's configuration. Run it on that node's machine, then restart the node.
+def add_shard(path: Path, config: Path, weight: float | None, reserve_bytes: int) -> None:
+    """Add a disk to a node's configuration, and let the node use it. Run it on that node's machine.
 
-    DIRECTORY must be empty or absent: the node makes it a shard when it starts. Copies then move there by
+    DIRECTORY must be empty or absent: the node makes it a shard, at once when it runs. Copies then move there by
     themselves, about the share that its weight asks for.
 
     \b
@@ -81,14 +85,32 @@ def add_shard(path: Path, config: Path, weight: float, reserve_bytes: int) -> No
     if absolute.exists() and any(entry.name != "lost+found" for entry in absolute.iterdir()):
         raise click.ClickException(f"{absolute} is not empty; a new shard must be.")
     text = config.read_text("utf-8")
-    section = f"\n[[shards]]\npath = {json.dumps(str(absolute))}\nweight = {weight}\nreserve_bytes = {reserve_bytes}\n"
-    config.write_text(text.rstrip("\n") + "\n" + section, "utf-8")
+    keys = {"path": json.dumps(str(absolute)), "weight": weight, "reserve_bytes": reserve_bytes}
+    section = "".join(f"{key} = {value}\n" for key, value in keys.items() if value is not None)
+    config.write_text(text.rstrip("\n") + "\n\n[[shards]]\n" + section, "utf-8")
     try:
         load_config(config)
     except click.ClickException:
         config.write_text(text, "utf-8")
         raise
-    click.echo(f"Added {printable(str(absolute))} to {config}. Restart node {before.node.id} to take it into use.")
+    click.echo(f"Added {printable(str(absolute))} to {config}.")
+    name = before.node.id
+    try:
+        asyncio.run(tell_node(before))
+    except CatalogueUnavailable as error:
+        click.echo(f"Node {name} was not told: {printable(str(error))}. `holdfast node reload {name}`, or restart it.")
+    else:
+        click.echo(f"Node {name}, if it runs, takes it into use now; `holdfast shard list` shows it.")
+
+
+async def tell_node(config: NodeConfig) -> None:
+    """Have the node of this configuration read it again. Raises ``CatalogueUnavailable``."""
+    database = config.database
+    connection = await Servers(database.dsn, timeout_seconds=database.connect_timeout_seconds).connect()
+    try:
+        await nodes.ask_reload(connection, config.node.id)
+    finally:
+        drop(connection)
 
 
 @shard.command()
@@ -107,7 +129,7 @@ def drain(connection: ConnectionOptions, shard: int, wait: bool) -> None:
     if wait:
         show_until_gone(connection, shard, lambda row: row is None or row["replicas"] == 0)
         click.echo(
-            f"Shard {shard} is drained. Take it out of its node's file and restart the node; then "
+            f"Shard {shard} is drained. Take it out of its node's file and `holdfast node reload` it; then "
             f"`holdfast shard remove {shard}` ends it."
         )
 
@@ -158,17 +180,18 @@ def activate(connection: ConnectionOptions, shard: int) -> None:
 def replace(connection: ConnectionOptions, shard: int, yes: bool) -> None:
     """Give up a shard for good, so that an empty disk may take its place.
 
-    It is declared lost, its copies are made anew elsewhere from the others, and its node will make a new shard
-    of an empty directory at the same path when it starts next.
+    It is declared lost, its copies are made anew elsewhere from the others, and its node lets go of the old disk.
+    An empty one that is mounted at the same path becomes a new shard when the node is told to look.
 
     \b
     Example:
-      holdfast shard replace 3 && systemctl restart holdfast-node
+      holdfast shard replace 3
+      umount /srv/disk3; mount /dev/sdx1 /srv/disk3 && holdfast node reload node-1
     """
     if not yes:
         click.confirm(f"Give up everything on shard {shard}?", abort=True)
     change(connection, shard, "replace")
-    click.echo(f"Shard {shard} is given up. Mount an empty disk at its path and restart its node.")
+    click.echo(f"Shard {shard} is given up. Mount an empty disk at its path, then `holdfast node reload` its node.")
 
 
 @shard.command()

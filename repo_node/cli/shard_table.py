@@ -39,8 +39,13 @@ def table_of(rows: list[Row]) -> Table:
 def remark(row: Row) -> str:
     """Return in words what there is to know of a shard beyond its state."""
     parts = [str(row["reason"])] if row["reason"] else []
+    trouble = row.get("trouble", "")
     if not row["node_up"]:
         parts.append(f"silent for {say_seconds(row['silent_seconds'])}")
+    elif not row.get("available", True):
+        parts.append(f"unavailable for {say_seconds(row['silent_seconds'])}: {trouble}")
+    elif trouble:
+        parts.append(f"takes no writes: {trouble}")
     walk = row["walk"]
     if walk is not None and walk["kind"] == "forget":
         parts.append(f"leaving; {say_count(walk['kept_back'], 'copy', 'copies')} still needed")

@@ -113,6 +113,11 @@ def summary_lines(answer: dict[str, Any]) -> Iterator[Text]:
     down = [printable(str(node["id"])) for node in answer["nodes"] if not node["up"]]
     if down:
         yield Text(f"Down: {', '.join(down)}", style="red")
+    for shard in answer["shards"]:
+        if shard.get("trouble") and shard["state"] in ("active", "read_only", "draining"):
+            what = "takes no writes" if shard["up"] else "is unavailable"
+            where = f"Shard {shard['id']} on {shard['node']}"
+            yield Text(f"{where} {what}: {printable(str(shard['trouble']))}", style="yellow" if shard["up"] else "red")
     if held := answer.get("deletion_holds"):
         yield Text(f"Deletions are held ({printable(', '.join(map(str, held)))}); see holdfast gc status", style="red")
     for one in answer.get("partition_suspicions", ()):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
 from typing import Any
@@ -17,7 +17,7 @@ from uuid import UUID
 
 import asyncpg
 
-from repo_node.cluster.own_shards import OwnShard
+from repo_node.cluster.own_shards import OwnShards
 from repo_node.config import NodeConfig
 from repo_node.db import nodes
 from repo_node.db import settings as setting_rows
@@ -27,15 +27,13 @@ from repo_node.db.nodes import ClusterRows, Fenced
 from repo_node.db.servers import BROKEN, Servers, describe, drop
 from repo_node.metrics import Metrics
 from repo_node.settings import LiveSettings, SettingError, lenient
-from sharding.model import NodeId, ShardId
-from sharding.shard import ShardSpace
+from sharding.model import NodeId
 from sharding.tasks import wait
 
 log = logging.getLogger("holdfast.cluster")
 
 CHANNEL = "holdfast"
 RECONNECT_SECONDS = 0.5
-SPACE_TIMEOUT_SECONDS = 2.0
 
 
 @asynccontextmanager
@@ -62,7 +60,7 @@ class Membership:
         config: NodeConfig,
         servers: Servers,
         incarnation: UUID,
-        own: Mapping[ShardId, OwnShard],
+        own: OwnShards,
         settings: LiveSettings,
         metrics: Metrics,
         *,
@@ -81,6 +79,7 @@ class Membership:
         self._on_principals = on_principals
         self._on_repositories = on_repositories
         self._wake = asyncio.Event()
+        own.on_change = self._wake.set
         self._settings_changed = True
         self._beat_at = float("-inf")
         self._read_at = float("-inf")
@@ -142,7 +141,9 @@ class Membership:
 
     async def beat(self, connection: asyncpg.Connection) -> None:
         """Report this node, and read what changed in the cluster."""
-        await nodes.heartbeat(connection, self._node, self._incarnation, await self._spaces())
+        async with self._own.reporting:
+            reports = await self._own.reports()
+            await nodes.heartbeat(connection, self._node, self._incarnation, reports, self._own.absent())
         if self._settings_changed:
             self._settings_changed = False
             self._take_settings(await connection.fetch(setting_rows.READ.sql))
@@ -174,26 +175,28 @@ class Membership:
         self._fault = fault
         self._metrics.database_unsafe.set(fault is not None)
 
-    async def _spaces(self) -> dict[ShardId, tuple[ShardSpace, bool]]:
-        reports = await asyncio.gather(*(own.report(SPACE_TIMEOUT_SECONDS) for own in self._own.values()))
-        return dict(zip(self._own, reports, strict=True))
-
     def _hear(self, connection: Any, pid: int, channel: str, payload: str) -> None:
-        match payload:
-            case "users" | "tokens":
+        match payload.split(" "):
+            case ["users" | "tokens"]:
                 self._on_principals()
                 return
-            case "repositories":
+            case ["repositories"]:
                 self._on_repositories()
                 return
-            case "jobs":
+            case ["jobs"]:
                 self.on_jobs()
                 return
-            case "lease":
+            case ["lease"]:
                 self.on_lease()
                 return
-            case "settings":
+            case ["reload", node]:
+                if node == self._node:
+                    self._own.reload()
+                return
+            case ["settings"]:
                 self._settings_changed = True
+            case ["shards"]:
+                self._own.look()
         self._wake.set()
 
     def _hear_end(self, connection: Any) -> None:

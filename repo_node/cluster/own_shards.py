@@ -1,130 +1,352 @@
-"""A node's own shards: which directories they are, who may own them, opening them.
+"""A node's own shards: opened at its start, given up when their disk fails, opened again when it is back.
 
-A directory is made a shard once, when it is empty and no shard was known there before. An empty
-mount point, a foreign or a cloned disk is refused, never filled.
+A directory that cannot be used as a shard keeps none of the others from being used: it is said what
+is wrong with it, reported as silent, and tried again.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import AsyncExitStack
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 from uuid import UUID
 
 import asyncpg
 
-from repo_node.config import ShardSection
+from repo_node.cluster.own_shard import FileSystem, OwnShard, file_system_of, identify, open_own_shard
+from repo_node.config import ConfigError, ShardSection
 from repo_node.db import nodes
+from repo_node.db.errors import CatalogueUnavailable
+from repo_node.db.nodes import KnownShards, NameTaken, SpaceReport
+from repo_node.db.servers import BROKEN, describe
+from repo_node.metrics import Metrics
+from repo_node.settings import LiveSettings
 from sharding import identity
+from sharding.disk import DiskExecutor
 from sharding.errors import ShardError
-from sharding.identifiers import uuid7
-from sharding.identity import ShardIdentity, ShardIdentityError
-from sharding.local import LocalShard, open_local_shard
+from sharding.identity import ShardIdentityError
+from sharding.local import LocalShard
 from sharding.model import NodeId, ShardId
-from sharding.shard import ShardSpace
+from sharding.tasks import stop, wait
 
-MIN_FREE_BYTES = 1
-"""Free above the reserve, below which a shard says that it takes no new blobs."""
+log = logging.getLogger("holdfast.shards")
 
-ANSWER_HOLDS_SECONDS = 10.0
-NO_SPACE = ShardSpace(0, 0)
+OPEN_WAIT_SECONDS, OPEN_WAIT_SECONDS_MIN = 20.0, 2.0
+"""How long all disks of a node are waited for, and each at least. One that takes longer joins when it has answered."""
+
+SPACE_TIMEOUT_SECONDS = 2.0
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+Connect = Callable[[], AbstractAsyncContextManager[asyncpg.Connection]]
+Reread = Callable[[], Sequence[ShardSection]]
 
 
-class OwnShard:
-    """A shard this node owns and has open."""
+class ShardTwice(ShardIdentityError):
+    """Two directories of one node are the same shard: one is a copy, and nobody can tell which."""
 
-    def __init__(self, uid: UUID, shard: LocalShard) -> None:
-        self.uid = uid
-        self.shard = shard
-        self._space = NO_SPACE
-        self._answered_at = float("-inf")
 
-    async def report(self, timeout_seconds: float) -> tuple[ShardSpace, bool]:
-        """Return the shard's space and whether it takes writes; a disk that does not answer takes none.
+TOLERATED = (ShardIdentityError, ShardError, NameTaken, OSError)
+"""What keeps a directory from being used as a shard, and no other."""
 
-        A busy disk is not a dead one: for a while, its last answer still holds.
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """Who owns the shards: one start of a node of a cluster."""
+
+    cluster_id: UUID
+    node: NodeId
+    incarnation: UUID
+
+
+class Slot:
+    """A configured directory: its shard is open, is being opened, or cannot be used for a reason."""
+
+    def __init__(self, section: ShardSection) -> None:
+        self.section = section
+        self.own: OwnShard | None = None
+        self.uid: UUID | None = None
+        self.attempt: asyncio.Task[None] | None = None
+        self.error: Exception | None = None
+        self.told = ""
+        self.file_system: FileSystem | None = None
+
+    @property
+    def path(self) -> Path:
+        return self.section.path
+
+    @property
+    def is_busy(self) -> bool:
+        return self.attempt is not None and not self.attempt.done()
+
+
+class OwnShards:
+    """The shards of this node. ``open_all`` once, then ``run`` in a task, and ``close`` at the end."""
+
+    def __init__(
+        self,
+        owner: Owner,
+        sections: Sequence[ShardSection],
+        connect: Connect,
+        settings: LiveSettings,
+        metrics: Metrics,
+        *,
+        reread: Reread | None = None,
+    ) -> None:
+        self._owner = owner
+        self._connect = connect
+        self._settings = settings
+        self._metrics = metrics
+        self._reread = reread or (lambda: sections)
+        self._slots = [Slot(section) for section in sections]
+        self._wake = asyncio.Event()
+        self._reload = False
+        self._known = KnownShards({}, {}, frozenset())
+        self.opened: dict[ShardId, OwnShard] = {}
+        self.shards: dict[ShardId, LocalShard] = {}
+        """The same, as the jobs see them."""
+        self.reporting = asyncio.Lock()
+        """Held while they are reported: whoever is reported to own a shard must own it until that is over."""
+        self.on_change: Callable[[], None] = lambda: None
+        """Called when a shard has been opened or given up."""
+
+    def find(self, uid: UUID) -> LocalShard | None:
+        """Return the open shard of this uid."""
+        return next((own.shard for own in self.opened.values() if own.uid == uid), None)
+
+    async def reports(self) -> dict[ShardId, SpaceReport]:
+        """Return how each open shard stands."""
+        opened = dict(self.opened)
+        told = await asyncio.gather(*(own.report(SPACE_TIMEOUT_SECONDS) for own in opened.values()))
+        reports = dict(zip(opened, told, strict=True))
+        return {shard: reports[shard] for shard in opened if self.opened.get(shard) is opened[shard]}
+
+    def absent(self) -> dict[str, str]:
+        """Return why each directory that is not open is not, by path."""
+        return {str(slot.path): str(slot.error or "it is being opened") for slot in self._slots if slot.own is None}
+
+    def look(self) -> None:
+        """Look at the shards now: a row of one has changed."""
+        self._wake.set()
+
+    def reload(self) -> None:
+        """Read the list of shards in the node's file again, and use what it says."""
+        self._reload = True
+        self._wake.set()
+
+    async def open_all(self) -> None:
+        """Open every configured shard that can be opened.
+
+        Raises what is wrong when none can, ``ShardTwice`` when two are the same, and what Postgres raises.
         """
-        clock = asyncio.get_running_loop().time
+        await self._read_known()
+        await self._open_closed(may_create=True)
+        errors = [slot.error for slot in self._slots if slot.error is not None]
+        for error in errors:
+            if isinstance(error, ShardTwice) or not isinstance(error, TOLERATED):
+                raise error
+        if not self.opened and errors:
+            raise errors[0] if len(errors) == 1 else ShardIdentityError("; ".join(map(str, errors)))
+
+    async def run(self) -> None:
+        """Give up shards whose disks are silent, and open those that can be used again, until cancelled."""
+        while True:
+            await wait(self._wake, self._settings.now.shard_retry_seconds)
+            self._wake.clear()
+            try:
+                await self._turn()
+            except (CatalogueUnavailable, *BROKEN, asyncpg.PostgresError) as error:
+                log.warning("this node's shards were not looked at", extra={"facts": {"cause": describe(error)}})
+            except Exception:
+                # Whatever it is, a disk that is back must not wait for a restart.
+                log.exception("looking at this node's shards failed")
+
+    async def _turn(self) -> None:
+        asked, self._reload = self._reload, False
+        if asked:
+            await self._take_sections()
+        await self._read_known()
+        for slot in self._slots:
+            if slot.own is not None and (cause := self._why_given_up(slot.own)):
+                await self._give_up(slot, ShardIdentityError(f"{slot.path} was given up: {cause}"))
+        await self._open_closed(may_create=asked)
+
+    def _why_given_up(self, own: OwnShard) -> str:
+        if own.uid in self._known.replaced:
+            return "another disk is to take its place"
+        return own.trouble if own.silent_seconds >= self._settings.now.shard_give_up_seconds else ""
+
+    async def _take_sections(self) -> None:
+        """Take up the directories that the node's file names now, and give up those it names no more."""
         try:
-            async with asyncio.timeout(timeout_seconds):
-                self._space = await self.shard.space()
-            self._answered_at = clock()
-        except (ShardError, TimeoutError):
-            if clock() - self._answered_at >= ANSWER_HOLDS_SECONDS:
-                self._space = NO_SPACE
-        return self._space, self._space.free_bytes >= MIN_FREE_BYTES
+            sections = {section.path: section for section in await asyncio.to_thread(self._reread)}
+        except ConfigError as error:
+            log.error("the node's file cannot be used; its shards stay", extra={"facts": {"cause": str(error)}})
+            return
+        for slot in [slot for slot in self._slots if slot.path not in sections]:
+            self._slots.remove(slot)
+            await stop([slot.attempt] if slot.attempt else [])
+            if slot.own is not None:
+                await self._give_up(slot, ShardIdentityError(f"{slot.path} was taken out of the node's file"))
+            self._metrics.forget_refused_shard(str(slot.path))
+        known = {slot.path for slot in self._slots}
+        self._slots += [Slot(section) for path, section in sections.items() if path not in known]
+        log.info("the list of shards was read again", extra={"facts": {"shards": [*map(str, sections)]}})
 
+    async def _read_known(self) -> None:
+        async with self._connect() as connection:
+            self._known = await nodes.shards_of_node(connection, self._owner.node)
 
-async def open_own_shards(
-    stack: AsyncExitStack,
-    connection: asyncpg.Connection,
-    sections: Sequence[ShardSection],
-    *,
-    cluster_id: UUID,
-    node: NodeId,
-    incarnation: UUID,
-) -> dict[ShardId, OwnShard]:
-    """Identify, claim and open every configured shard.
+    async def _open_closed(self, *, may_create: bool) -> None:
+        """Begin to open what is not open, and wait for it as long as a disk that works may take."""
+        closed = [slot for slot in self._slots if slot.own is None and not slot.is_busy]
+        await asyncio.gather(*map(self._measure, closed))
+        clock = asyncio.get_running_loop().time
+        deadline = clock() + OPEN_WAIT_SECONDS
+        for slot in closed:
+            # One by one, so that a new node's shards are numbered as its file lists them.
+            slot.attempt = asyncio.create_task(self._attempt(slot, may_create=may_create))
+            await asyncio.wait((slot.attempt,), timeout=max(deadline - clock(), OPEN_WAIT_SECONDS_MIN))
+            if slot.is_busy:
+                slot.error = ShardIdentityError(f"{slot.path}: the disk does not answer")
+                self._tell(slot)
 
-    Raises ``ShardIdentityError``, ``NameTaken``, ``ShardUnavailable``, each with the path and what to do.
-    """
-    known = await nodes.shards_of_node(connection, node)
-    found: dict[UUID, Path] = {}
-    opened: dict[ShardId, OwnShard] = {}
-    for section in sections:
-        described = await asyncio.to_thread(identify, section.path, cluster_id, known)
+    async def _measure(self, slot: Slot) -> None:
+        """Find out what a directory lies on, before any of those that may share it is claimed."""
+        try:
+            async with asyncio.timeout(OPEN_WAIT_SECONDS_MIN):
+                slot.file_system = await apart(file_system_of, slot.path)
+        except (OSError, TimeoutError):
+            slot.file_system = None
+
+    def _share_bytes(self, slot: Slot) -> int | None:
+        """Return a shard's part of its file system's capacity."""
+        if slot.file_system is None:
+            return None
+        devices = [other.file_system.device for other in self._slots if other.file_system is not None]
+        return slot.file_system.capacity_bytes // devices.count(slot.file_system.device)
+
+    async def _attempt(self, slot: Slot, *, may_create: bool) -> None:
+        """Open the shard at ``slot``, or keep why it cannot be."""
+        try:
+            await self._open(slot, may_create=may_create)
+            slot.error = None
+        except Exception as error:
+            slot.uid, slot.error = None, error
+        self._tell(slot)
+
+    async def _open(self, slot: Slot, *, may_create: bool) -> None:
+        described = await apart(identify, slot.path, self._owner.cluster_id, self._known, may_create=may_create)
         uid = described.shard_uid
-        if uid in found:
-            raise ShardIdentityError(f"{section.path} and {found[uid]} are the same shard {uid}: one is a copy")
-        found[uid] = section.path
-        shard_id = await nodes.claim_shard(
-            connection,
-            uid=uid,
-            node=node,
-            path=str(section.path),
-            weight=section.weight,
-            incarnation=incarnation,
-        )
-        shard = await stack.enter_async_context(
-            open_local_shard(
-                shard_id,
-                section.path,
-                described,
-                reserve_bytes=section.reserve_bytes,
-                cached_bytes_max=section.cached_bytes_max,
-                threads=section.threads,
+        twin = next((other for other in self._slots if other is not slot and other.uid == uid), None)
+        if twin is not None:
+            raise ShardTwice(f"{slot.path} and {twin.path} are the same shard {uid}: one is a copy")
+        slot.uid = uid
+        owner = self._owner
+        async with self._connect() as connection:
+            shard = await nodes.claim_shard(
+                connection,
+                uid=uid,
+                node=owner.node,
+                path=str(slot.path),
+                weight=slot.section.weight,
+                incarnation=owner.incarnation,
+                share_bytes=self._share_bytes(slot),
             )
+        try:
+            slot.own = await open_own_shard(shard, slot.section, described)
+        except BaseException:
+            await self._release(shard)
+            raise
+        self.opened[shard], self.shards[shard] = slot.own, slot.own.shard
+        self.on_change()
+
+    async def _give_up(self, slot: Slot, cause: Exception) -> None:
+        """Close the shard at ``slot`` and be its owner no more."""
+        own, slot.own, slot.uid, slot.error = slot.own, None, None, cause
+        assert own is not None
+        del self.opened[own.shard.id], self.shards[own.shard.id]
+        self._tell(slot)
+        self.on_change()
+        if await own.close():
+            await self._release(own.shard.id)
+
+    async def _release(self, shard: ShardId) -> None:
+        try:
+            async with self.reporting, self._connect() as connection:
+                await nodes.release_shard(connection, shard, self._owner.incarnation)
+        except (CatalogueUnavailable, *BROKEN, asyncpg.PostgresError) as error:
+            # It stays claimed by a node that does not have it open, until that one claims it again or ends.
+            log.warning("a shard was not released", extra={"facts": {"shard": shard, "cause": describe(error)}})
+
+    def _tell(self, slot: Slot) -> None:
+        """Say once what is wrong with a directory, and once that it is well again."""
+        self._metrics.shard_refused.labels(str(slot.path)).set(slot.own is None)
+        cause = "" if slot.own is not None else str(slot.error)
+        if cause == slot.told:
+            return
+        facts: dict[str, object] = {"path": str(slot.path)}
+        if cause:
+            facts |= {"cause": cause, "do": self._advice(slot)}
+            log.critical("a shard cannot be used; the others are", extra={"facts": facts})
+        elif slot.own is not None:
+            log.warning("a shard can be used again", extra={"facts": {**facts, "shard": slot.own.shard.id}})
+        slot.told = cause
+
+    def _advice(self, slot: Slot) -> str:
+        uid = self._known.at_path.get(str(slot.path))
+        if uid is None:
+            return "correct the path or the directory; it is tried again by itself"
+        shard = self._known.ids[uid]
+        return (
+            f"repair or mount its disk, and it is opened by itself; or give it up: `holdfast shard replace {shard}` "
+            f"when another disk takes its place, `holdfast shard remove {shard}` (once it is lost) when none does"
         )
-        opened[shard_id] = OwnShard(uid, shard)
-    return opened
+
+    async def close(self) -> None:
+        """Stop opening shards, and close all that are open."""
+        await stop([slot.attempt for slot in self._slots if slot.attempt is not None])
+        opened = list(self.opened.values())
+        self.opened.clear()
+        self.shards.clear()
+        await asyncio.gather(*(own.close() for own in opened), return_exceptions=True)
 
 
-def refuse_foreign(paths: Iterable[Path], cluster_id: UUID) -> None:
-    """Raise ``ShardIdentityError`` when one of ``paths`` is a shard of another cluster; write nothing. Blocks."""
-    for path in paths:
-        found = identity.inspect(path)
-        if found is not None and found.cluster_id != cluster_id:
+async def refuse_foreign(paths: Iterable[Path], cluster_id: UUID) -> None:
+    """Raise ``ShardIdentityError`` when the shards at ``paths`` are another cluster's and none is of this one.
+
+    Nothing is written; a disk that cannot be looked at says nothing.
+    """
+    found = dict(zip(paths, await asyncio.gather(*map(cluster_at, paths)), strict=True))
+    if cluster_id in found.values():
+        return
+    for path, cluster in found.items():
+        if cluster is not None:
             raise ShardIdentityError(
-                f"{path} belongs to the cluster {found.cluster_id}, this one is {cluster_id}: is it the right disk, "
-                "and the right database? A lost database is brought back by holdfast restore, not by init-db"
+                f"{path} belongs to the cluster {cluster}, this one is {cluster_id}: is it the right disk, and the "
+                "right database? A lost database is brought back by holdfast restore, not by init-db"
             )
 
 
-def identify(path: Path, cluster_id: UUID, known: Mapping[str, UUID]) -> ShardIdentity:
-    """Return which shard ``path`` is, making a new one only where none was known before; blocks."""
-    refuse_foreign((path,), cluster_id)
-    found = identity.inspect(path)
-    expected = known.get(str(path))
-    if found is None:
-        if expected is not None:
-            raise ShardIdentityError(
-                f"{path} held shard {expected} and is empty or absent now: is its disk mounted? "
-                "Nothing was written. Mount it, or take the shard out of the configuration"
-            )
-        return identity.create(path, cluster_id, uuid7())
-    if expected not in (None, found.shard_uid):
-        raise ShardIdentityError(
-            f"{path} held shard {expected} and holds {found.shard_uid} now: is the right disk mounted?"
-        )
-    return found
+async def cluster_at(path: Path) -> UUID | None:
+    """Return to which cluster the shard at ``path`` belongs, None where that cannot be told."""
+    try:
+        async with asyncio.timeout(OPEN_WAIT_SECONDS_MIN):
+            found = await apart(identity.inspect, path)
+    except (ShardIdentityError, OSError, TimeoutError):
+        return None
+    return None if found is None else found.cluster_id
+
+
+async def apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Return ``function(*args)`` from a thread of its own, which a disk that hangs may keep: nobody waits for it."""
+    executor = DiskExecutor(1, name=function.__name__)
+    try:
+        return await executor.run(function, *args, **kwargs)
+    finally:
+        executor.shutdown(wait=False)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from uuid import UUID
 
-from repo_node.cluster.own_shards import OwnShard
+from repo_node.cluster.own_shard import OwnShard
 from repo_node.config import InternalSection
 from repo_node.db.nodes import ClusterRows, NodeRow, ShardRow
 from repo_node.metrics import Metrics
@@ -54,7 +54,8 @@ class Topology:
             failures_to_open=internal.failures_to_open,
             open_seconds=internal.open_seconds,
         )
-        self._own = {shard: self._guard(own[shard].shard) for shard in own}
+        self._opened = own
+        self._own: dict[ShardId, tuple[OwnShard, Guarded]] = {}
         self._remote: dict[ShardId, KnownPeerShard] = {}
         self._ring = Ring(())
         self.view = self._view(None)
@@ -71,9 +72,9 @@ class Topology:
             self._ring = await asyncio.to_thread(Ring, members)
             self._metrics.ring_builds.inc()
         for shard in rows.shards.values():
-            if shard.id not in self._own:
+            if shard.id not in self._opened:
                 self._know(shard, rows.nodes[shard.member.node])
-        for gone in set(self._remote) - set(rows.shards):
+        for gone in set(self._remote) - (set(rows.shards) - set(self._opened)):
             del self._remote[gone]
         self.view = self._view(rows)
 
@@ -85,20 +86,31 @@ class Topology:
             remote = RemoteShard(shard.id, shard.member.uid, self.peer_at(owner.internal_url))
             self._remote[shard.id] = KnownPeerShard(*made_from, self._guard(remote))
 
+    def _guarded_own(self) -> dict[ShardId, Guarded]:
+        """Return this node's shards; one that was opened anew has a clean record again."""
+        for shard in set(self._own) - set(self._opened):
+            del self._own[shard]
+        for shard, own in self._opened.items():
+            if shard not in self._own or self._own[shard][0] is not own:
+                self._own[shard] = own, self._guard(own.shard)
+        return {shard: guarded for shard, (_, guarded) in self._own.items()}
+
     def _view(self, rows: ClusterRows | None) -> StoreView:
-        shards = {**{shard: known.guarded for shard, known in self._remote.items()}, **self._own}
+        shards = {**{shard: known.guarded for shard, known in self._remote.items()}, **self._guarded_own()}
         writable: set[ShardId] = set()
         full: set[ShardId] = set()
         readable: set[ShardId] = set()
         for shard in rows.shards.values() if rows else ():
             guarded = shards.get(shard.id)
             reachable = guarded is not None and guarded.available and rows is not None and is_up(rows, shard)
-            if reachable and shard.state.serves_reads:
+            # None is told of a disk that does not answer, or that its node could not open.
+            answers = reachable and shard.capacity_bytes > 0
+            if answers and shard.state.serves_reads:
                 readable.add(shard.id)
-            if reachable and shard.state.takes_writes:
+            if answers and shard.state.takes_writes:
                 if shard.writable:
                     writable.add(shard.id)
-                elif shard.capacity_bytes:  # none is told of a disk that does not answer: it may have room
+                elif not shard.free_bytes:  # one mounted read-only has room, and the disks of the others need not
                     full.add(shard.id)
         return StoreView(
             ring=self._ring,

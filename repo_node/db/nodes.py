@@ -6,7 +6,7 @@ comes back on it, announcements do too, and what the node keeps in memory can be
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -36,6 +36,8 @@ class NodeRow:
 
 @dataclass(frozen=True, slots=True)
 class ShardRow:
+    """``reason`` is why it takes no writes, as its owner says; one that does not answer has no capacity."""
+
     member: Member
     path: str
     state: ShardState
@@ -43,10 +45,29 @@ class ShardRow:
     capacity_bytes: int
     free_bytes: int
     writable: bool
+    reason: str = ""
 
     @property
     def id(self) -> ShardId:
         return self.member.shard
+
+
+@dataclass(frozen=True, slots=True)
+class SpaceReport:
+    """What an owner says of a shard: how much room it has, whether it takes writes, and if not, why."""
+
+    space: ShardSpace
+    writable: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class KnownShards:
+    """The shards a node last had, and which at which path, but for those whose place another disk is to take."""
+
+    ids: Mapping[UUID, ShardId]
+    at_path: Mapping[str, UUID]
+    replaced: Set[UUID]
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,34 +101,51 @@ REGISTER = """
      WHERE n.internal_url = excluded.internal_url OR NOT node_is_up(n)
     RETURNING id
 """
-SHARDS_OF_NODE = "SELECT uid, path FROM shards WHERE node_id = $1 AND NOT replaced"
+SHARDS_OF_NODE = "SELECT id, uid, path, replaced FROM shards WHERE node_id = $1"
 IS_REGISTERED = "SELECT EXISTS (SELECT 1 FROM nodes WHERE id = $1 AND incarnation = $2)"
 # One process claims a shard at one path alone, however many of its directories say that they are this shard.
+# A weight that nobody gave is found once, from its capacity.
 CLAIM_SHARD = """
-    INSERT INTO shards AS s (uid, node_id, path, weight, owner)
-    SELECT $1, n.id, $3, $4, n.incarnation FROM nodes n WHERE n.id = $2 AND n.incarnation = $5
+    INSERT INTO shards AS s (uid, node_id, path, weight, owner, share_bytes)
+    SELECT $1, n.id, $3, coalesce($4::double precision, capacity_weight($6)), n.incarnation, $6
+      FROM nodes n WHERE n.id = $2 AND n.incarnation = $5
     ON CONFLICT (uid) DO UPDATE
        SET node_id = excluded.node_id, path = excluded.path, owner = excluded.owner,
-           weight = CASE WHEN s.weight_set THEN s.weight ELSE excluded.weight END
+           share_bytes = coalesce(excluded.share_bytes, s.share_bytes),
+           weight = CASE WHEN s.weight_set OR $4 IS NULL THEN s.weight ELSE excluded.weight END
      WHERE CASE WHEN s.node_id = excluded.node_id THEN s.owner IS DISTINCT FROM excluded.owner OR s.path = excluded.path
                 ELSE NOT EXISTS (SELECT 1 FROM nodes o
                                   WHERE o.id = s.node_id AND o.incarnation = s.owner AND node_is_up(o))
            END
     RETURNING id
 """
+# One new shard after another: each is weighed against those before it.
+WEIGHING = "SELECT pg_advisory_xact_lock(3, 1)"
+RELEASE_SHARD = "UPDATE shards SET owner = NULL WHERE id = $1 AND owner = $2"
 HEARTBEAT = """
     UPDATE nodes SET heartbeat_at = clock_timestamp() WHERE id = $1 AND incarnation = $2 RETURNING id
 """
-OWNED = "SELECT count(*) FROM shards WHERE id = ANY ($1::smallint[]) AND owner = $2"
+# A shard that this node just now gave up has no owner: that is nobody's claim.
+TAKEN = "SELECT EXISTS (SELECT 1 FROM shards WHERE id = ANY ($1::smallint[]) AND owner <> $2)"
 REPORT_SPACE = """
-    INSERT INTO shard_space (shard_id, capacity_bytes, free_bytes, writable)
-    SELECT * FROM unnest($1::smallint[], $2::bigint[], $3::bigint[], $4::boolean[])
+    INSERT INTO shard_space (shard_id, capacity_bytes, free_bytes, writable, reason)
+    SELECT * FROM unnest($1::smallint[], $2::bigint[], $3::bigint[], $4::boolean[], $5::text[])
     ON CONFLICT (shard_id) DO UPDATE
        SET capacity_bytes = excluded.capacity_bytes, free_bytes = excluded.free_bytes,
-           writable = excluded.writable, reported_at = now()
+           writable = excluded.writable, reason = excluded.reason, reported_at = now()
+"""
+# Whatever else was this node's is silent: nobody is told of room that nobody looked at.
+REPORT_ABSENT = """
+    INSERT INTO shard_space (shard_id, capacity_bytes, free_bytes, writable, reason)
+    SELECT s.id, 0, 0, false, coalesce(r.reason, 'its node does not have it open')
+      FROM shards s LEFT JOIN unnest($3::text[], $4::text[]) AS r (path, reason) ON r.path = s.path
+     WHERE s.node_id = $1 AND NOT s.replaced AND s.id <> ALL ($2::smallint[])
+    ON CONFLICT (shard_id) DO UPDATE
+       SET capacity_bytes = 0, free_bytes = 0, writable = false, reason = excluded.reason, reported_at = now()
 """
 # As the trigger on shards says it; what a first heartbeat reports has no trigger.
 ANNOUNCE = "SELECT pg_notify('holdfast', 'shards')"
+ASK_RELOAD = "SELECT pg_notify('holdfast', 'reload ' || $1)"
 LEAVE = """
     WITH leaving AS (UPDATE nodes SET leaving = $2 WHERE id = $1 AND incarnation = $2 RETURNING id)
     SELECT pg_notify('holdfast', 'nodes') FROM leaving
@@ -130,7 +168,7 @@ NODES = """
 SHARDS = """
     SELECT s.id, s.uid, s.node_id, n.zone, s.path, s.weight, s.state, s.owner,
            coalesce(f.capacity_bytes, 0) AS capacity_bytes, coalesce(f.free_bytes, 0) AS free_bytes,
-           coalesce(f.writable, false) AS writable
+           coalesce(f.writable, false) AS writable, coalesce(f.reason, '') AS reason
       FROM shards s JOIN nodes n ON n.id = s.node_id LEFT JOIN shard_space f ON f.shard_id = s.id
 """
 
@@ -154,20 +192,35 @@ async def register(
         )
 
 
-async def shards_of_node(connection: asyncpg.Connection, node: NodeId) -> dict[str, UUID]:
-    """Return which shard this node last had at which path, but for those whose disk was replaced."""
-    return {row["path"]: row["uid"] for row in await connection.fetch(SHARDS_OF_NODE, node)}
+async def shards_of_node(connection: asyncpg.Connection, node: NodeId) -> KnownShards:
+    """Return the shards this node last had."""
+    rows = await connection.fetch(SHARDS_OF_NODE, node)
+    return KnownShards(
+        {row["uid"]: ShardId(row["id"]) for row in rows},
+        {row["path"]: row["uid"] for row in rows if not row["replaced"]},
+        {row["uid"] for row in rows if row["replaced"]},
+    )
 
 
 async def claim_shard(
-    connection: asyncpg.Connection, *, uid: UUID, node: NodeId, path: str, weight: float, incarnation: UUID
+    connection: asyncpg.Connection,
+    *,
+    uid: UUID,
+    node: NodeId,
+    path: str,
+    weight: float | None,
+    incarnation: UUID,
+    share_bytes: int | None = None,
 ) -> ShardId:
     """Become the owner of a shard.
 
-    Raises ``NameTaken`` while another living node, or this one at another path, owns it, and
+    ``share_bytes`` is its part of its file system's capacity, from which a new shard without a ``weight`` gets
+    one. Raises ``NameTaken`` while another living node, or this one at another path, owns it, and
     ``Fenced`` when this process is no longer the node it registered as.
     """
-    shard = await connection.fetchval(CLAIM_SHARD, uid, node, path, weight, incarnation)
+    async with connection.transaction():
+        await connection.execute(WEIGHING)
+        shard = await connection.fetchval(CLAIM_SHARD, uid, node, path, weight, incarnation, share_bytes)
     if shard is not None:
         return ShardId(shard)
     if not await connection.fetchval(IS_REGISTERED, node, incarnation):
@@ -175,29 +228,38 @@ async def claim_shard(
     raise NameTaken(f"{path}: shard {uid} is in use elsewhere: is this disk a clone, or mounted twice?")
 
 
+async def release_shard(connection: asyncpg.Connection, shard: ShardId, incarnation: UUID) -> None:
+    """Be the owner of a shard no more."""
+    await connection.execute(RELEASE_SHARD, shard, incarnation)
+
+
 async def heartbeat(
     connection: asyncpg.Connection,
     node: NodeId,
     incarnation: UUID,
-    spaces: Mapping[ShardId, tuple[ShardSpace, bool]],
+    reports: Mapping[ShardId, SpaceReport],
+    absent: Mapping[str, str] | None = None,
 ) -> None:
-    """Say that this node lives, and for each shard of its own how much room it has and whether it takes writes.
+    """Say that this node lives, and how each shard is that it has open.
 
-    Raises ``Fenced`` when another process has taken the node's name or one of its shards.
+    Its other shards are reported as silent; ``absent`` says why, by path. Raises ``Fenced`` when another
+    process has taken the node's name or one of its shards.
     """
-    shards = list(spaces)
+    shards, told, reasons = list(reports), list(reports.values()), absent or {}
     async with connection.transaction():
         if await connection.fetchval(HEARTBEAT, node, incarnation) is None:
             raise Fenced(f"another process registered as node {node}")
-        if await connection.fetchval(OWNED, shards, incarnation) != len(shards):
+        if await connection.fetchval(TAKEN, shards, incarnation):
             raise Fenced(f"another node claimed a shard of node {node}")
         await connection.execute(
             REPORT_SPACE,
             shards,
-            [spaces[shard][0].capacity_bytes for shard in shards],
-            [spaces[shard][0].free_bytes for shard in shards],
-            [spaces[shard][1] for shard in shards],
+            [one.space.capacity_bytes for one in told],
+            [one.space.free_bytes for one in told],
+            [one.writable for one in told],
+            [one.reason for one in told],
         )
+        await connection.execute(REPORT_ABSENT, node, shards, list(reasons), list(reasons.values()))
 
 
 async def announce(connection: asyncpg.Connection) -> None:
@@ -208,6 +270,11 @@ async def announce(connection: asyncpg.Connection) -> None:
 async def leave(connection: asyncpg.Connection, node: NodeId, incarnation: UUID) -> None:
     """Say that this node is being taken out of service, and goes on to serve what it has."""
     await connection.execute(LEAVE, node, incarnation)
+
+
+async def ask_reload(connection: asyncpg.Connection, node: str) -> None:
+    """Have a node read the list of shards in its file anew, if it runs."""
+    await connection.execute(ASK_RELOAD, node)
 
 
 async def stop(connection: asyncpg.Connection, node: NodeId, incarnation: UUID) -> None:
@@ -251,4 +318,5 @@ def shard_row(row: asyncpg.Record) -> ShardRow:
         capacity_bytes=row["capacity_bytes"],
         free_bytes=row["free_bytes"],
         writable=row["writable"],
+        reason=row["reason"],
     )

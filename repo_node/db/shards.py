@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from repo_node.db.nodes import ASK_RELOAD
 from repo_node.db.pool import Database, Statement
 from sharding.model import NodeId, ShardId, ShardState
 
@@ -28,6 +29,7 @@ STOP_NODE = Statement(
       FROM nodes n LEFT JOIN told t ON t.id = n.id WHERE n.id = $1
     """,
 )
+RELOAD = Statement("node_reload", ASK_RELOAD)
 WEIGH = Statement(
     "shard_weigh",
     """
@@ -119,3 +121,8 @@ async def remove_node(database: Database, node: str, *, principal: str, request_
     """Remove a node; the outcomes are those of ``remove_node``."""
     row: Any = await database.write(REMOVE_NODE, node, principal, request_id)
     return str(row["outcome"])
+
+
+async def ask_reload(database: Database, node: str) -> None:
+    """Have a node read the list of shards in its file anew, if it runs."""
+    await database.write(RELOAD, node)

@@ -154,7 +154,8 @@ class Layout:
         for name in (f"shard-{number}" for number in range(1, plan.shards + 1)):
             if name not in known:
                 private.make_private_directory(path.parent / name)
-                shards.append({"path": name, "reserve_bytes": SHARD_RESERVE_BYTES})
+                # They share one disk, whose capacity says nothing of any of them.
+                shards.append({"path": name, "weight": 1.0, "reserve_bytes": SHARD_RESERVE_BYTES})
         if not before:
             # There is no load balancer that would have to notice that a node leaves.
             before = {"http": {"drain_notice_seconds": 0.0}}

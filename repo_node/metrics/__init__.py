@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Generic, TypeVar
 
 from prometheus_client import (
@@ -148,6 +149,23 @@ class Metrics:
         self.shard_writable = Gauge(
             "holdfast_shard_writable", "1 when this node would write to the shard", ["shard"], registry=registry
         )
+
+        self.shard_refused = Gauge(
+            "holdfast_shard_refused_state",
+            "1 while this node cannot use a directory of its file",
+            ["directory"],
+            registry=registry,
+        )
+        self.shard_silent = Gauge(
+            "holdfast_shard_silent_state",
+            "1 while nobody has the shard open, its disk does not answer or its node is down",
+            ["shard"],
+            registry=registry,
+        )
+
+    def forget_refused_shard(self, path: str) -> None:
+        with suppress(KeyError):
+            self.shard_refused.remove(path)
 
     def _database(self, registry: CollectorRegistry) -> None:
         self.query_seconds = Labelled(

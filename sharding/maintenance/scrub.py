@@ -115,7 +115,9 @@ class Scrub:
 
     def _most_behind(self, limits: ScrubLimits) -> PassState | None:
         at = now()
-        going = [one for one in self._passes if not one.is_finished and self._resting.get(one.shard, 0.0) <= at]
+        # A shard that its node gave up meanwhile is looked at no more.
+        here = (one for one in self._passes if one.shard in self._shards)
+        going = [one for one in here if not one.is_finished and self._resting.get(one.shard, 0.0) <= at]
         return min(going, key=lambda one: one.lead(limits, at), default=None)
 
     async def _go_on(self, one: PassState) -> Step:

@@ -45,6 +45,11 @@ class RunningNode:
     loop: asyncio.AbstractEventLoop
     node: Node = field(init=False)
     beating: asyncio.Task[None] = field(init=False)
+    sections: Sequence[Disk] = field(init=False)
+    """The shards that its file names by now."""
+
+    def __post_init__(self) -> None:
+        self.sections = self.config.shards
 
     @property
     def port(self) -> int:
@@ -219,7 +224,8 @@ def run_nodes(
         async with AsyncExitStack() as stack:
             nodes = [RunningNode(config, loop) for config in configs]
             for one in nodes:
-                one.node, one.beating = await stack.enter_async_context(running_node(one.config))
+                running = running_node(one.config, lambda one=one: one.sections)
+                one.node, one.beating = await stack.enter_async_context(running)
             while not all(map(is_ready, nodes)):
                 await asyncio.sleep(0.02)
             started.set_result(nodes)

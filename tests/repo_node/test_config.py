@@ -78,7 +78,7 @@ def test_minimal_configuration_has_the_defaults(node: Node) -> None:
     assert config.database.pool_connections_max == 16
     assert (config.log.format, config.log.level) == ("text", "info")
     [shard] = config.shards
-    assert (shard.path, shard.weight, shard.reserve_bytes) == (node.directory / "disk-1", 1.0, 1 << 30)
+    assert (shard.path, shard.weight, shard.reserve_bytes) == (node.directory / "disk-1", None, 1 << 30)
 
 
 def test_cluster_key_is_read_from_its_file(node: Node) -> None:

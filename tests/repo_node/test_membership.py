@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from datetime import datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import uuid4
 
 import pytest
@@ -201,7 +202,7 @@ async def test_what_was_proved_before_announcements_arrive_is_forgotten(
         configure("postgresql://nowhere", directory),
         Servers("postgresql://nowhere", timeout_seconds=1),
         uuid4(),
-        {},
+        SimpleNamespace(),  # type: ignore[arg-type]
         LiveSettings(),
         Metrics(),
         on_cluster=update,

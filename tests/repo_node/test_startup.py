@@ -175,17 +175,18 @@ def with_shards(config: NodeConfig, *paths: Path) -> NodeConfig:
 
 
 @pytest.mark.parametrize("how", ["empty", "absent"])
-def test_an_unmounted_disk_is_refused_and_not_filled(stopped: tuple[NodeConfig, str], how: str) -> None:
+def test_a_node_without_any_of_its_disks_is_refused_and_fills_none(stopped: tuple[NodeConfig, str], how: str) -> None:
     config, path = stopped
-    shard = shard_paths(config)[0]
-    aside = shard.rename(shard.with_name("aside"))
-    if how == "empty":
-        shard.mkdir()
+    for shard in shard_paths(config):
+        shard.rename(shard.with_suffix(".aside"))
+        if how == "empty":
+            shard.mkdir()
     refuse(config, ShardIdentityError, "is its disk mounted")
-    assert not shard.exists() or not any(shard.iterdir())
-    if how == "empty":
-        shard.rmdir()
-    aside.rename(shard)
+    for shard in shard_paths(config):
+        assert not shard.exists() or not any(shard.iterdir())
+        if how == "empty":
+            shard.rmdir()
+        shard.with_suffix(".aside").rename(shard)
     with run_nodes([config]) as cluster:
         assert cluster.admin.get(path).body == b"kept"
 
@@ -226,7 +227,7 @@ def test_a_disk_of_another_cluster_is_refused(
 
 
 def test_a_directory_with_other_things_in_it_is_refused(module_dsn: str, directory: Path) -> None:
-    config = configure(module_dsn, directory, name="tidy")
+    config = configure(module_dsn, directory, name="tidy", shards=1)
     shard = shard_paths(config)[0]
     shard.mkdir(parents=True)
     (shard / "thesis.txt").write_text("not a shard")

@@ -66,7 +66,7 @@ def test_status_shows_nodes_shards_and_counts(three: RunningCluster) -> None:
     assert len(document["shards"]) == 6
     for shard in document["shards"]:
         assert set(shard) == {
-            "id", "uid", "node", "zone", "path", "state", "up", "writable", "weight",
+            "id", "uid", "node", "zone", "path", "state", "up", "writable", "trouble", "weight",
             "capacity_bytes", "free_bytes", "replicas",
         }  # fmt: skip
         assert (shard["state"], shard["up"], shard["writable"]) == ("active", True, True)

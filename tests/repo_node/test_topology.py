@@ -9,10 +9,10 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from repo_node.cluster.own_shards import ANSWER_HOLDS_SECONDS, OwnShard
+from repo_node.cluster.own_shard import ANSWER_HOLDS_SECONDS, OwnShard
 from repo_node.cluster.topology import Topology
 from repo_node.config import InternalSection
-from repo_node.db.nodes import ClusterRows, NodeRow, ShardRow
+from repo_node.db.nodes import ClusterRows, NodeRow, ShardRow, SpaceReport
 from repo_node.metrics import Metrics
 from sharding.errors import ShardUnavailable
 from sharding.model import Member, NodeId, ShardId, ShardState, ZoneId
@@ -66,7 +66,7 @@ async def test_each_shard_is_what_its_row_says(topology: Topology) -> None:
     view = topology.view
     assert view.writable == {1}
     assert view.full == {2}, "a disk that does not answer may have room"
-    assert view.readable == {1, 2, 3, 4, 5}
+    assert view.readable == {1, 2, 4, 5}, "a disk that does not answer is read last"
     assert {member.shard for member in view.ring.members} == {1, 2, 3, 4, 6}
 
 
@@ -106,10 +106,22 @@ class Disk:
 async def test_a_busy_disk_keeps_its_last_answer_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     disk = Disk()
     own = OwnShard(uuid4(), disk)  # type: ignore[arg-type]
-    assert await own.report(1.0) == (ShardSpace(100, 50), True)
+    assert await own.report(1.0) == SpaceReport(ShardSpace(100, 50), True)
     disk.answer = ShardUnavailable(ShardId(1), "busy")
-    assert await own.report(1.0) == (ShardSpace(100, 50), True)
+    assert await own.report(1.0) == SpaceReport(ShardSpace(100, 50), True)
     monkeypatch.setattr(own, "_answered_at", own._answered_at - ANSWER_HOLDS_SECONDS)
-    assert await own.report(1.0) == (ShardSpace(0, 0), False)
+    assert await own.report(1.0) == SpaceReport(ShardSpace(0, 0), False, "shard 1: busy")
+    assert own.silent_seconds >= ANSWER_HOLDS_SECONDS
     disk.answer = ShardSpace(100, 0)
-    assert await own.report(1.0) == (ShardSpace(100, 0), False)
+    assert await own.report(1.0) == SpaceReport(ShardSpace(100, 0), False, "no room is left above its reserve")
+    assert own.silent_seconds == 0
+
+
+async def test_a_disk_mounted_read_only_takes_no_writes_until_it_is_writable_again() -> None:
+    disk = Disk()
+    own = OwnShard(uuid4(), disk)  # type: ignore[arg-type]
+    disk.answer = ShardSpace(100, 50, read_only=True)
+    report = await own.report(1.0)
+    assert not report.writable and "read-only" in report.reason
+    disk.answer = ShardSpace(100, 50)
+    assert await own.report(1.0) == SpaceReport(ShardSpace(100, 50), True)

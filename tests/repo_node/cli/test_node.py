@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from repo_node.config import NodeConfig
+from repo_node.config import NodeConfig, ShardSection
 from repo_node.keys import new_cluster_key
 from tests.repo_node.cli.conftest import Holdfast
 
@@ -47,7 +48,7 @@ def test_check_config_says_what_a_good_file_amounts_to(nowhere: Holdfast, config
     assert "db.example:5432, database metadata" in result.stdout
     assert "10.0.0.5:8181, reached at http://10.0.0.5:8181" in result.stdout
     assert f"{config_path.parent}/shards/a, weight 2, keeps 1.0 GiB free" in result.stdout
-    assert "/srv/b, weight 1" in result.stdout
+    assert "/srv/b, weight by capacity" in result.stdout
     assert "canary-secret" not in result.output
     assert (config_path.parent / "cluster.key").read_text() not in result.output
 
@@ -86,8 +87,11 @@ def test_node_runs_the_application_and_ends_with_its_status(
 ) -> None:
     ran: list[NodeConfig] = []
 
-    def run(config: NodeConfig) -> int:
+    def run(config: NodeConfig, reread: Callable[[], Sequence[ShardSection]]) -> int:
         ran.append(config)
+        assert reread() == config.shards
+        config_path.write_text(config_path.read_text() + '\n[[shards]]\npath = "more"\n')
+        assert [shard.path.name for shard in reread()][len(config.shards) :] == ["more"]
         return status
 
     app = ModuleType("repo_node.app")

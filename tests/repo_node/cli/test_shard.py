@@ -79,7 +79,7 @@ def test_drain_waits_until_nothing_is_left(holdfast: Holdfast, node: FakeNode) -
     result = holdfast("shard", "drain", "3", "--wait")
     assert result.exit_code == 0, result.output
     assert "1,234 copies left" in result.stderr
-    assert "Shard 3 is drained. Take it out of its node's file and restart the node" in result.stdout
+    assert "Shard 3 is drained. Take it out of its node's file and `holdfast node reload` it" in result.stdout
 
 
 @pytest.mark.parametrize(
@@ -124,6 +124,20 @@ def test_remove_of_a_lost_shard_waits_until_it_is_gone_or_needed(holdfast: Holdf
     assert result.exit_code == 1 and "5 blobs with a copy on it are not whole elsewhere" in result.stderr
 
 
+def test_shard_that_cannot_be_used_is_listed_with_what_is_wrong_with_it(holdfast: Holdfast, node: FakeNode) -> None:
+    gone = row(4, available=False, trouble="/srv/4 is empty: is its disk mounted?", silent_seconds=90.0)
+    list_of(node, [row(3, available=True, trouble="its file system is mounted read-only"), gone])
+    words = " ".join(holdfast("shard", "list").stdout.split())
+    assert "takes no writes" in words and "read-only" in words
+    assert "unavailable for" in words and "is empty" in words
+
+
+def test_node_is_told_to_read_its_file_again(holdfast: Holdfast, node: FakeNode) -> None:
+    node.json_answers["POST", "/api/holdfast/nodes/node-1/reload"] = (202, {"node": "node-1", "outcome": "asked"})
+    result = holdfast("node", "reload", "node-1")
+    assert result.exit_code == 0 and "node-1 reads its list of shards again" in result.stdout
+
+
 def test_add_writes_a_section_that_can_be_loaded(nowhere: Holdfast, tmp_path: Path) -> None:
     key = tmp_path / "cluster.key"
     key.write_text(new_cluster_key())
@@ -132,7 +146,7 @@ def test_add_writes_a_section_that_can_be_loaded(nowhere: Holdfast, tmp_path: Pa
     config.write_text(TOML)
     result = nowhere("shard", "add", str(tmp_path / "disk3"), "--config", str(config), "--weight", "2")
     assert result.exit_code == 0, result.output
-    assert "Restart node node1" in result.stdout
+    assert "was not told" in result.stdout and "holdfast node reload node1" in result.stdout
     added = node_config.load(config).shards[-1]
     assert (added.path, added.weight, added.reserve_bytes) == (tmp_path / "disk3", 2, 1 << 30)
     again = nowhere("shard", "add", str(tmp_path / "disk3"), "--config", str(config))

@@ -148,3 +148,13 @@ def test_status_watch_goes_on_over_failures_until_it_is_interrupted(
     _, complaints = process.communicate(timeout=30)
     assert answers == [make_status(), {"error": "not now (status 400, request request-77)"}, make_status()]
     assert (process.returncode, complaints) == (0, "")
+
+
+def test_shards_that_cannot_be_used_are_named_with_the_reason(holdfast: Holdfast, node: FakeNode) -> None:
+    answer = make_status()
+    answer["shards"][0] |= {"up": False, "writable": False, "trouble": "/srv/1 is empty: is its disk mounted?"}
+    answer["shards"][1] |= {"writable": False, "trouble": "its file system is mounted read-only"}
+    node.json_answers[STATUS] = (200, answer)
+    words = " ".join(holdfast("status").stdout.split())
+    assert "is unavailable: /srv/1 is empty: is its disk mounted?" in words
+    assert "takes no writes: its file system is mounted read-only" in words

@@ -10,7 +10,7 @@ import asyncpg
 import pytest
 
 from repo_node.db import nodes, shards
-from repo_node.db.nodes import Fenced, NameTaken
+from repo_node.db.nodes import Fenced, NameTaken, SpaceReport
 from sharding.model import NodeId, ShardId, ShardState, ZoneId
 from sharding.shard import ShardSpace
 from tests.repo_node.db.scene import Scene, only_row, table
@@ -43,10 +43,17 @@ async def claim(
     incarnation: UUID,
     node: str = NODE,
     path: str = "/disk",
-    weight: float = 1,
+    weight: float | None = 1,
+    share_bytes: int | None = None,
 ) -> ShardId:
     return await nodes.claim_shard(
-        connection, uid=uid, node=NodeId(node), path=path, weight=weight, incarnation=incarnation
+        connection,
+        uid=uid,
+        node=NodeId(node),
+        path=path,
+        weight=weight,
+        incarnation=incarnation,
+        share_bytes=share_bytes,
     )
 
 
@@ -55,8 +62,8 @@ async def silence(connection: asyncpg.Connection, node: str = NODE) -> None:
 
 
 async def beat(connection: asyncpg.Connection, incarnation: UUID, *shards: ShardId) -> None:
-    spaces = {shard: (ShardSpace(100 * GB, 40 * GB), True) for shard in shards}
-    await nodes.heartbeat(connection, NODE, incarnation, spaces)
+    reports = {shard: SpaceReport(ShardSpace(100 * GB, 40 * GB), True) for shard in shards}
+    await nodes.heartbeat(connection, NODE, incarnation, reports)
 
 
 # ---------------------------------------------------------------- names
@@ -157,8 +164,9 @@ async def test_silent_node_is_down_until_it_is_heard_again(connection: asyncpg.C
 async def test_new_shard_is_claimed_and_remembered_by_path(connection: asyncpg.Connection) -> None:
     incarnation, uid = await register(connection), uuid4()
     shard = await claim(connection, uid, incarnation, weight=2.5)
-    assert await nodes.shards_of_node(connection, NODE) == {"/disk": uid}
-    assert await nodes.shards_of_node(connection, NodeId("beta")) == {}
+    known = await nodes.shards_of_node(connection, NODE)
+    assert (known.at_path, known.ids, known.replaced) == ({"/disk": uid}, {uid: shard}, set())
+    assert (await nodes.shards_of_node(connection, NodeId("beta"))).ids == {}
     row = (await nodes.read_cluster(connection)).shards[shard]
     assert (row.id, row.path, row.state, row.owner) == (shard, "/disk", ShardState.ACTIVE, incarnation)
     assert (row.member.uid, row.member.zone, row.member.node, row.member.weight) == (uid, "z1", NODE, 2.5)
@@ -175,6 +183,51 @@ async def test_claim_by_the_next_process_of_the_node_keeps_id_and_state(connecti
     assert (row.owner, row.path, row.state, row.member.weight) == (second, "/mnt/other", ShardState.DRAINING, 3)
 
 
+async def weight_of(connection: asyncpg.Connection, shard: ShardId) -> float:
+    return (await nodes.read_cluster(connection)).shards[shard].member.weight
+
+
+async def test_new_shard_without_a_weight_gets_one_by_its_capacity_and_keeps_it(
+    connection: asyncpg.Connection,
+) -> None:
+    first, uid = await register(connection), uuid4()
+    one = await claim(connection, uid, first, path="/1", weight=None, share_bytes=8_000 * GB)
+    assert await weight_of(connection, one) == 1, "nothing to compare it with"
+    shares = {"/2": 8_001 * GB, "/3": 16_000 * GB, "/4": 4_000 * GB, "/5": 1 * GB, "/6": 900_000 * GB}
+    weights = [
+        await weight_of(connection, await claim(connection, uuid4(), first, path=path, weight=None, share_bytes=share))
+        for path, share in shares.items()
+    ]
+    assert weights == [1, 2, 0.5, 0.1, 10]
+    assert await weight_of(connection, await claim(connection, uuid4(), first, path="/7", weight=None)) == 1
+    again = await register(connection)
+    assert await claim(connection, uid, again, path="/1", weight=None, share_bytes=100 * GB) == one
+    assert await weight_of(connection, one) == 1
+    await claim(connection, uid, await register(connection), path="/1", weight=3, share_bytes=100 * GB)
+    assert await weight_of(connection, one) == 3, "what the configuration says holds"
+
+
+async def test_weights_that_an_administrator_gave_say_what_a_byte_weighs(connection: asyncpg.Connection) -> None:
+    incarnation = await register(connection)
+    for number in range(3):
+        await claim(connection, uuid4(), incarnation, path=f"/{number}", weight=2, share_bytes=4_000 * GB)
+    new = await claim(connection, uuid4(), incarnation, path="/new", weight=None, share_bytes=6_000 * GB)
+    assert await weight_of(connection, new) == 3
+
+
+async def test_shards_registered_at_the_same_time_are_weighed_against_one_another(
+    clean_dsn: str, connection: asyncpg.Connection
+) -> None:
+    incarnation, other = await register(connection), await asyncpg.connect(clean_dsn)
+    beta = await register(other, "beta", "http://10.0.0.2:8181")
+    one, two = await asyncio.gather(
+        claim(connection, uuid4(), incarnation, path="/1", weight=None, share_bytes=1_000 * GB),
+        claim(other, uuid4(), beta, "beta", path="/2", weight=None, share_bytes=4_000 * GB),
+    )
+    await other.close()
+    assert await weight_of(connection, two) == 4 * await weight_of(connection, one)
+
+
 async def test_claim_keeps_a_weight_that_an_administrator_has_set(connection: asyncpg.Connection) -> None:
     first, uid = await register(connection), uuid4()
     shard = await claim(connection, uid, first, weight=2)
@@ -187,7 +240,8 @@ async def test_disk_that_was_replaced_is_not_expected_at_its_path_any_more(conne
     incarnation = await register(connection)
     await claim(connection, uuid4(), incarnation)
     await connection.execute("UPDATE shards SET replaced = true")
-    assert await nodes.shards_of_node(connection, NODE) == {}
+    known = await nodes.shards_of_node(connection, NODE)
+    assert (known.at_path, len(known.replaced)) == ({}, 1)
 
 
 async def test_claim_repeated_by_its_owner_is_no_error(connection: asyncpg.Connection) -> None:
@@ -260,17 +314,53 @@ async def test_heartbeat_reports_the_space_of_shards(connection: asyncpg.Connect
     incarnation = await register(connection)
     one = await claim(connection, uuid4(), incarnation, path="/one")
     two = await claim(connection, uuid4(), incarnation, path="/two")
-    await nodes.heartbeat(
-        connection, NODE, incarnation, {one: (ShardSpace(100 * GB, 40 * GB), True), two: (ShardSpace(GB, 0), False)}
-    )
+    full = SpaceReport(ShardSpace(GB, 0), False, "full")
+    reports = {one: SpaceReport(ShardSpace(100 * GB, 40 * GB), True), two: full}
+    await nodes.heartbeat(connection, NODE, incarnation, reports)
     shards = (await nodes.read_cluster(connection)).shards
     assert [(shards[s].capacity_bytes, shards[s].free_bytes, shards[s].writable) for s in (one, two)] == [
         (100 * GB, 40 * GB, True),
         (GB, 0, False),
     ]
-    await nodes.heartbeat(connection, NODE, incarnation, {one: (ShardSpace(100 * GB, 39 * GB), False)})
+    assert shards[two].reason == "full"
+    reports = {one: SpaceReport(ShardSpace(100 * GB, 39 * GB), False, "read-only"), two: full}
+    await nodes.heartbeat(connection, NODE, incarnation, reports)
     row = (await nodes.read_cluster(connection)).shards[one]
-    assert (row.free_bytes, row.writable) == (39 * GB, False)
+    assert (row.free_bytes, row.writable, row.reason) == (39 * GB, False, "read-only")
+
+
+async def test_shard_that_its_node_does_not_have_open_is_silent_and_the_reason_told(
+    connection: asyncpg.Connection,
+) -> None:
+    incarnation = await register(connection)
+    one = await claim(connection, uuid4(), incarnation, path="/one")
+    two = await claim(connection, uuid4(), incarnation, path="/two")
+    three = await claim(connection, uuid4(), incarnation, path="/three")
+    replaced = await claim(connection, uuid4(), incarnation, path="/four")
+    await connection.execute("UPDATE shards SET replaced = true WHERE id = $1", replaced)
+    await beat(connection, incarnation, one, two)
+    reports = {one: SpaceReport(ShardSpace(100 * GB, 40 * GB), True)}
+    await nodes.heartbeat(connection, NODE, incarnation, reports, {"/two": "empty", "/new": "not writable"})
+    first = await connection.fetchval("SELECT silent_since FROM shard_space WHERE shard_id = $1", two)
+    await nodes.heartbeat(connection, NODE, incarnation, reports, {"/two": "dead", "/new": "not writable"})
+    shards = (await nodes.read_cluster(connection)).shards
+    assert (shards[two].capacity_bytes, shards[two].writable, shards[two].reason) == (0, False, "dead")
+    assert "does not have it open" in shards[three].reason
+    assert shards[one].writable
+    silent = "SELECT shard_id, silent_since FROM shard_space WHERE silent_since IS NOT NULL ORDER BY 1"
+    assert [row["shard_id"] for row in await connection.fetch(silent)] == [two, three]
+    assert await connection.fetchval("SELECT silent_since FROM shard_space WHERE shard_id = $1", two) == first
+
+
+async def test_released_shard_may_be_claimed_by_another_node_and_fences_nobody(connection: asyncpg.Connection) -> None:
+    incarnation, uid = await register(connection), uuid4()
+    shard = await claim(connection, uid, incarnation)
+    await nodes.release_shard(connection, shard, uuid4())
+    assert await connection.fetchval("SELECT owner FROM shards") == incarnation, "only its owner gives it up"
+    await nodes.release_shard(connection, shard, incarnation)
+    await beat(connection, incarnation, shard)
+    other = await register(connection, "beta", "http://10.0.0.2:8181")
+    assert await claim(connection, uid, other, "beta") == shard
 
 
 async def test_heartbeat_of_a_node_whose_name_was_taken_is_fenced(connection: asyncpg.Connection) -> None:

@@ -1,0 +1,212 @@
+"""A node whose disks fail, are missing or change while it runs: the others go on, and what is back is used again."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from repo_node.config import NodeConfig
+from sharding.identity import ShardIdentityError
+from tests.repo_node.nodes import (
+    RunningCluster,
+    RunningNode,
+    configure,
+    errors_of,
+    new_path,
+    random_bytes,
+    run_nodes,
+    wait_until,
+)
+
+BASE = "/artifactory/api/holdfast"
+QUICK = {
+    "shard_retry_seconds": 0.1,
+    "shard_give_up_seconds": 0.3,
+    "heartbeat_seconds": 0.2,
+    "verdict_idle_seconds": 0.1,
+    "walk_idle_seconds": 0.1,
+    "repair_idle_seconds": 0.1,
+    "drain_pass_seconds": 0.2,
+}
+
+
+@pytest.fixture
+def config(ready_dsn: str, directory: Path) -> NodeConfig:
+    return configure(ready_dsn, directory, shards=3)
+
+
+def has_open(count: int) -> Callable[[RunningNode], bool]:
+    return lambda one: one.node.is_ready() and len(one.node.view().writable) == count
+
+
+def rows(cluster: RunningCluster) -> dict[int, dict[str, Any]]:
+    return {row["id"]: row for row in cluster.admin.get(f"{BASE}/shards").json()["shards"]}
+
+
+def shard_at(cluster: RunningCluster, path: Path) -> int:
+    return int(cluster.sql("SELECT id FROM shards WHERE path = $1 AND NOT replaced", str(path))[0]["id"])
+
+
+def is_available(cluster: RunningCluster, shard: int) -> bool:
+    row = rows(cluster).get(shard)
+    return bool(row and row["available"] and shard in cluster.first.node.view().writable)
+
+
+def spoil(disk: Path, how: str) -> None:
+    """Put something else where a shard was; the shard itself goes to ``aside``."""
+    disk.rename(disk.with_name("aside"))
+    match how:
+        case "empty":
+            disk.mkdir()
+        case "foreign":
+            shutil.copytree(disk.with_name("aside"), disk)
+            document = json.loads((disk / "shard.json").read_text())
+            document["cluster_id"] = "01890000-0000-7000-8000-000000000000"
+            (disk / "shard.json").write_text(json.dumps(document))
+        case "damaged":
+            disk.mkdir()
+            (disk / "shard.json").write_text("{")
+
+
+@pytest.mark.parametrize("how", ["empty", "absent", "foreign", "damaged"])
+def test_node_starts_without_a_bad_disk_and_uses_it_when_it_is_back(
+    config: NodeConfig, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    bad, path = config.shards[0].path, new_path()
+    with run_nodes([config]) as cluster:
+        cluster.set(QUICK)
+        assert cluster.admin.put(path, b"kept").status == 201
+        shard = shard_at(cluster, bad)
+    spoil(bad, how)
+    before = sorted(bad.rglob("*")) if bad.exists() else None
+    with caplog.at_level(logging.CRITICAL), run_nodes([config], has_open(2)) as cluster:
+        assert cluster.admin.get(path).body == b"kept"
+        assert cluster.admin.put(new_path(), random_bytes(100)).status == 201
+        row = rows(cluster)[shard]
+        assert (row["available"], row["state"]) == (False, "active") and str(bad) in row["trouble"]
+        status = cluster.admin.get(f"{BASE}/status").json()
+        assert [one["trouble"] for one in status["shards"] if not one["up"]] == [row["trouble"]]
+        text = cluster.admin.get("/metrics").body.decode()
+        assert f'holdfast_shard_refused_state{{directory="{bad}"}} 1.0' in text
+        assert f'holdfast_shard_silent_state{{shard="{shard}"}} 1.0' in text
+        (record,) = [record for record in caplog.records if "cannot be used" in record.message]
+        assert f"holdfast shard replace {shard}" in record.facts["do"]  # type: ignore[attr-defined]
+        assert before == (sorted(bad.rglob("*")) if bad.exists() else None), "nothing was written there"
+        if bad.exists():
+            shutil.rmtree(bad)
+        bad.with_name("aside").rename(bad)
+        wait_until(lambda: is_available(cluster, shard))
+        assert rows(cluster)[shard]["trouble"] == ""
+        assert shard_at(cluster, bad) == shard
+
+
+def test_bad_disk_is_lost_in_its_time_and_returns_in_doubt(config: NodeConfig) -> None:
+    bad = config.shards[0].path
+    with run_nodes([config]) as cluster:
+        cluster.set(QUICK)
+        paths = [new_path() for _ in range(20)]
+        for path in paths:
+            assert cluster.admin.put(path, path.encode()).status == 201
+        shard = shard_at(cluster, bad)
+    spoil(bad, "empty")
+    with run_nodes([config], has_open(2)) as cluster:
+        cluster.set({"lost_after_seconds": 1})
+        wait_until(lambda: rows(cluster)[shard]["state"] == "lost", 60)
+        assert not any(bad.iterdir())
+        bad.rmdir()
+        bad.with_name("aside").rename(bad)
+        wait_until(lambda: rows(cluster)[shard]["state"] == "active", 60)
+        for path in paths:
+            assert cluster.admin.get(path).body == path.encode()
+
+
+def test_directory_that_vanishes_under_a_running_node_is_given_up_and_used_again(config: NodeConfig) -> None:
+    gone, path = config.shards[1].path, new_path()
+    with run_nodes([config]) as cluster:
+        cluster.set(QUICK)
+        shard = shard_at(cluster, gone)
+        gone.rename(gone.with_name("aside"))
+        wait_until(lambda: not rows(cluster)[shard]["available"])
+        wait_until(lambda: "is empty or absent" in rows(cluster)[shard]["trouble"])
+        assert cluster.sql("SELECT owner FROM shards WHERE id = $1", shard)[0]["owner"] is None
+        gone.mkdir()
+        for _ in range(5):
+            assert cluster.admin.put(new_path(), random_bytes(100)).status == 201
+        assert not any(gone.iterdir()), "an empty mount point was filled"
+        gone.rmdir()
+        gone.with_name("aside").rename(gone)
+        wait_until(lambda: is_available(cluster, shard))
+        assert cluster.admin.put(path, b"after").status == 201
+
+
+def test_replaced_disk_is_let_go_and_an_empty_one_taken_over_when_told(config: NodeConfig) -> None:
+    disk = config.shards[2].path
+    with run_nodes([config]) as cluster:
+        cluster.set(QUICK)
+        old = shard_at(cluster, disk)
+        assert cluster.admin.post_json(f"{BASE}/shards/{old}/replace", {}).status == 200
+        wait_until(lambda: cluster.first.metric("holdfast_shard_refused_state", directory=str(disk)))
+        wait_until(lambda: old not in cluster.first.node._topology._opened)
+        disk.rename(disk.with_name("old"))
+        disk.mkdir()
+        wait_until(lambda: cluster.first.node._topology._opened.keys() == {1, 2, 3} - {old})
+        assert cluster.admin.put(new_path(), random_bytes(100)).status == 201
+        assert not any(disk.iterdir()), "an empty mount point was filled before anybody said so"
+        answer = cluster.admin.post_json(f"{BASE}/nodes/node-1/reload", {})
+        assert (answer.status, answer.json()["outcome"]) == (202, "asked")
+        wait_until(lambda: len(rows(cluster)) == 4 and is_available(cluster, shard_at(cluster, disk)))
+        assert shard_at(cluster, disk) != old
+        removed = cluster.admin.request("DELETE", f"{BASE}/shards/{old}")
+        assert removed.status in (200, 202), removed.body
+
+
+def test_added_and_removed_shards_take_effect_when_the_file_is_read_again(config: NodeConfig) -> None:
+    out, more = config.shards[0].path, config.shards[0].path.with_name("shard-4")
+    with run_nodes([config]) as cluster:
+        cluster.set(QUICK)
+        first = shard_at(cluster, out)
+        assert cluster.admin.post_json(f"{BASE}/shards/{first}/drain", {}).status == 200
+        wait_until(lambda: rows(cluster)[first]["replicas"] == 0)
+        assert errors_of(cluster.admin.request("DELETE", f"{BASE}/shards/{first}"))[0] == 409
+        added = config.shards[0].model_copy(update={"path": more})
+        cluster.first.sections = (*config.shards[1:], added)
+        assert cluster.admin.post_json(f"{BASE}/nodes/node-1/reload", {}).status == 202
+        wait_until(lambda: len(rows(cluster)) == 4 and is_available(cluster, shard_at(cluster, more)))
+        wait_until(lambda: cluster.sql("SELECT owner FROM shards WHERE id = $1", first)[0]["owner"] is None)
+        assert cluster.admin.request("DELETE", f"{BASE}/shards/{first}").status == 200
+        assert cluster.admin.put(new_path(), random_bytes(100)).status == 201
+        assert errors_of(cluster.admin.post_json(f"{BASE}/nodes/nobody/reload", {}))[0] == 404
+
+
+def test_copy_of_a_disk_is_not_opened_beside_it_while_the_node_runs(
+    config: NodeConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    with run_nodes([config]) as cluster:
+        cluster.set(QUICK)
+        clone = config.shards[0].path.with_name("clone")
+        shutil.copytree(config.shards[0].path, clone)
+        cluster.first.sections = (*config.shards, config.shards[0].model_copy(update={"path": clone}))
+        assert cluster.admin.post_json(f"{BASE}/nodes/node-1/reload", {}).status == 202
+        wait_until(lambda: any("cannot be used" in record.message for record in caplog.records))
+        assert len(rows(cluster)) == 3
+        assert cluster.first.metric("holdfast_shard_refused_state", directory=str(clone)) == 1
+    with pytest.raises(ShardIdentityError, match="one is a copy"):
+        both = (*config.shards, config.shards[0].model_copy(update={"path": clone}))
+        with run_nodes([config.model_copy(update={"shards": both})]):
+            pass
+
+
+def test_shards_on_one_file_system_share_its_capacity_and_weigh_the_same(config: NodeConfig) -> None:
+    with run_nodes([config]) as cluster:
+        found = cluster.sql("SELECT weight, share_bytes FROM shards")
+        assert {row["weight"] for row in found} == {1.0}
+        capacity = os.statvfs(config.shards[0].path)
+        share = capacity.f_blocks * capacity.f_frsize // 3
+        assert [row["share_bytes"] for row in found] == [share] * 3
