@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Protocol
 
 from repo_node.db import artifacts as rows
 from repo_node.db import blobs
@@ -76,6 +77,24 @@ class Deployed:
     digests: BlobDigests
 
 
+class Pulse(Protocol):
+    """What a node's heartbeats tell."""
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether heartbeats and announcements come back."""
+        ...
+
+    @property
+    def silence_seconds(self) -> float:
+        """How long ago the last heartbeat came back."""
+        ...
+
+    def database_time(self) -> datetime:
+        """Return the database's time without asking it, rather too early than too late."""
+        ...
+
+
 class RepositoryGone(Exception):
     """The commit of an upload found no repository of the id that the upload was for."""
 
@@ -83,8 +102,7 @@ class RepositoryGone(Exception):
 class Artifacts:
     """Uploads, downloads, listings and deletions.
 
-    ``database_time`` tells the database's time without asking it, rather too early than too late. ``fresh`` says
-    whether heartbeats come back: only then does Postgres know that something is absent.
+    ``pulse`` tells of this node's heartbeats: while they don't come back, Postgres does not know what is absent.
     """
 
     def __init__(
@@ -95,16 +113,13 @@ class Artifacts:
         settings: LiveSettings,
         metrics: Metrics,
         recent: RecentItems,
-        *,
-        fresh: Callable[[], bool],
-        database_time: Callable[[], datetime],
+        pulse: Pulse,
     ) -> None:
         self._database = database
         self._store = store
         self._repositories = repositories
         self._recent = recent
-        self._fresh = fresh
-        self._database_time = database_time
+        self._pulse = pulse
         self._settings = settings
         self._metrics = metrics
         self._reports = Background(REPORTS_MAX)
@@ -129,7 +144,7 @@ class Artifacts:
             self._metrics.uploads_in_flight.dec()
 
     async def _deploy(self, request: DeployRequest, body: AsyncIterator[Buffer]) -> Deployed:
-        repository, started_at = await self._repositories.recall(request.at.repository), self._database_time()
+        repository, started_at = await self._repositories.recall(request.at.repository), self._pulse.database_time()
         policy = self._settings.now.write_policy(repository.redundancy)
         async with self._store.open_upload(policy) as upload:
             began = time.perf_counter()
@@ -167,8 +182,11 @@ class Artifacts:
         return now
 
     async def _receive(self, upload: Upload, body: AsyncIterator[Buffer]) -> None:
-        limit = self._settings.now.body_bytes_max
+        limit, silence_seconds_max = self._settings.now.body_bytes_max, self._settings.now.upload_silence_seconds_max
         async for piece in body:
+            if (silence_seconds := self._pulse.silence_seconds) > silence_seconds_max:
+                # Rather now than when the rest of a large body has been sent in vain.
+                raise CatalogueUnavailable(f"no heartbeat reached Postgres for {silence_seconds:.0f} s of an upload")
             if upload.size + len(piece) > limit:
                 raise BodyTooLarge(f"The body is larger than {limit} bytes (setting body_bytes_max).")
             await upload.write(piece)
@@ -236,7 +254,7 @@ class Artifacts:
         found = await rows.resolve(self._database, at.repository, at.folder, at.name)
         if found.item is not None:
             return found.item
-        if not self._fresh():
+        if not self._pulse.is_fresh:
             # It may be a server that a failover has left behind.
             raise CatalogueUnavailable("Postgres says that it is absent, and confirms no heartbeat")
         if found.repository_id is None:
@@ -248,7 +266,7 @@ class Artifacts:
 
         Postgres is asked always; when heartbeats fail too, for ``stale_after_seconds`` only.
         """
-        mark, asked_at, fresh = self._recent.mark(at), time.monotonic(), self._fresh()
+        mark, asked_at, fresh = self._recent.mark(at), time.monotonic(), self._pulse.is_fresh
         try:
             if fresh or self._recent.find(at) is None:
                 item = await self.get(at)

@@ -16,6 +16,7 @@ from tests.postgres import TestServer
 from tests.repo_node.db.severing_proxy import Fate, SeveringProxy, open_proxy
 from tests.repo_node.gateway import Gateway, OpenGateway, in_thread
 from tests.repo_node.nodes import (
+    SOON_SECONDS,
     RunningCluster,
     basic,
     configure,
@@ -150,6 +151,23 @@ def test_an_upload_whose_commit_finds_no_postgres_is_503_and_leaves_nothing(behi
     wait_until(lambda: not set(cluster.files()) - before)
     assert cluster.admin.get(path).status == 404
     assert cluster.admin.put(path, body).status == 201
+
+
+def test_an_upload_that_comes_while_postgres_stays_away_is_ended_in_the_middle_of_its_body(behind: Behind) -> None:
+    cluster, path = behind.cluster, new_path()
+    before = set(cluster.files())
+    with cluster.settings(upload_silence_seconds_max=2), cluster.admin.raw() as raw:
+        raw.send_head("PUT", path, f"Content-Length: {1 << 30}")
+        raw.send(random_bytes(1 << 20))
+        wait_until(lambda: cluster.first.metric("holdfast_uploads_in_flight") == 1)
+        with away(behind, "freeze"):
+            deadline = time.monotonic() + SOON_SECONDS
+            while raw.is_silent(0.2):
+                assert time.monotonic() < deadline
+                raw.send(random_bytes(1000))
+            status, headers, _ = raw.read_answer()
+            assert (status, headers["retry-after"], headers["connection"]) == (503, "2", "close")
+    wait_until(lambda: not set(cluster.files()) - before)
 
 
 # ---------------------------------------------------------------------- reads from memory
