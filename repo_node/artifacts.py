@@ -262,17 +262,10 @@ class Artifacts:
         raise NotFound("File not found.")
 
     async def get_lately(self, at: ArtifactPath) -> Found:
-        """Return what is at a path or, while Postgres is away, the artifact that it told of lately. Errors as ``get``.
-
-        Postgres is asked always; when heartbeats fail too, for ``stale_after_seconds`` only.
-        """
+        """Return what is at a path or, while Postgres is away, what it told of it lately. Errors as ``get``."""
         mark, asked_at, fresh = self._recent.mark(at), time.monotonic(), self._pulse.is_fresh
         try:
-            if fresh or self._recent.find(at) is None:
-                item = await self.get(at)
-            else:
-                async with asyncio.timeout(self._settings.now.stale_after_seconds):
-                    item = await self.get(at)
+            item = await self._ask(at, patiently=fresh)
         except NotFound:
             self._recent.forget(at)
             raise
@@ -284,6 +277,20 @@ class Artifacts:
         if fresh:
             self._recent.keep(at, item, mark, asked_at)
         return Found(item)
+
+    async def _ask(self, at: ArtifactPath, *, patiently: bool) -> Item:
+        """Ask Postgres; where memory could answer too, for ``stale_after_seconds`` in the end.
+
+        One failure while heartbeats come back says little: a single connection may have broken.
+        """
+        if patiently or self._recent.find(at) is None:
+            try:
+                return await self.get(at)
+            except CatalogueUnavailable:
+                if self._recent.find(at) is None:
+                    raise
+        async with asyncio.timeout(self._settings.now.stale_after_seconds):
+            return await self.get(at)
 
     def open(self, blob: Blob) -> BlobReader:
         """Return a reader of the artifact's bytes."""

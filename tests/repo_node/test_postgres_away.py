@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import pytest
 
 from repo_node.cluster.membership import Membership
+from repo_node.db import artifacts as artifact_rows
+from repo_node.db.errors import CatalogueUnavailable
 from repo_node.web.streaming import STALE_HEADER
 from tests.postgres import TestServer
 from tests.repo_node.db.severing_proxy import Fate, SeveringProxy, open_proxy
@@ -235,6 +237,24 @@ def test_who_was_seen_revoked_reads_nothing_from_memory(behind: Behind) -> None:
     wait_until(lambda: client.get(behind.path).status == 401)
     with away(behind, "cut"):
         assert client.get(behind.path).status == 503
+
+
+def test_a_statement_that_fails_alone_is_no_reason_to_read_from_memory(
+    behind: Behind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, resolve = 0, artifact_rows.resolve
+
+    async def fail_once(*args: str) -> artifact_rows.LookUp:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            raise CatalogueUnavailable("the connection broke")
+        return await resolve(*args)  # type: ignore[arg-type]
+
+    assert behind.cluster.admin.get(behind.path).status == 200
+    monkeypatch.setattr(artifact_rows, "resolve", fail_once)
+    answer = behind.cluster.admin.get(behind.path)
+    assert (answer.status, STALE_HEADER in answer.headers, asked) == (200, False, 2)
 
 
 def test_without_stale_seconds_nothing_is_read_from_memory(behind: Behind) -> None:
