@@ -213,16 +213,7 @@ async def running_node(
         await stack.enter_async_context(task(own.run()))
         await stack.enter_async_context(task(watch_lag(metrics)))
         stack.push_async_callback(store.close)
-        artifacts = Artifacts(
-            database,
-            store,
-            repositories,
-            settings,
-            metrics,
-            recent,
-            fresh=lambda: membership.is_fresh,
-            database_time=membership.database_time,
-        )
+        artifacts = Artifacts(database, store, repositories, settings, metrics, recent, membership)
         stack.push_async_callback(artifacts.close)
         await stack.enter_async_context(task(leadership.run()))
         stack.push_async_callback(leadership.leave)

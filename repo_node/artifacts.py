@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Protocol
 
 from repo_node.db import artifacts as rows
 from repo_node.db import blobs
@@ -78,6 +79,24 @@ class Deployed:
     digests: BlobDigests
 
 
+class Pulse(Protocol):
+    """What a node's heartbeats tell."""
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether heartbeats and announcements come back."""
+        ...
+
+    @property
+    def silence_seconds(self) -> float:
+        """How long ago the last heartbeat came back."""
+        ...
+
+    def database_time(self) -> datetime:
+        """Return the database's time without asking it, rather too early than too late."""
+        ...
+
+
 class RepositoryGone(Exception):
     """The commit of an upload found no repository of the id that the upload was for."""
 
@@ -85,8 +104,7 @@ class RepositoryGone(Exception):
 class Artifacts:
     """Uploads, downloads, listings and deletions.
 
-    ``database_time`` tells the database's time without asking it, rather too early than too late. ``fresh`` says
-    whether heartbeats come back: only then does Postgres know that something is absent.
+    ``pulse`` tells of this node's heartbeats: while they don't come back, Postgres does not know what is absent.
     """
 
     def __init__(
@@ -97,16 +115,13 @@ class Artifacts:
         settings: LiveSettings,
         metrics: Metrics,
         recent: RecentItems,
-        *,
-        fresh: Callable[[], bool],
-        database_time: Callable[[], datetime],
+        pulse: Pulse,
     ) -> None:
         self._database = database
         self._store = store
         self._repositories = repositories
         self._recent = recent
-        self._fresh = fresh
-        self._database_time = database_time
+        self._pulse = pulse
         self._settings = settings
         self._metrics = metrics
         self._reports = Background(REPORTS_MAX)
@@ -131,7 +146,7 @@ class Artifacts:
             self._metrics.uploads_in_flight.dec()
 
     async def _deploy(self, request: DeployRequest, body: AsyncIterator[Buffer]) -> Deployed:
-        repository, started_at = await self._repositories.recall(request.at.repository), self._database_time()
+        repository, started_at = await self._repositories.recall(request.at.repository), self._pulse.database_time()
         policy = self._settings.now.write_policy(repository.redundancy)
         async with self._store.open_upload(policy) as upload:
             began = time.perf_counter()
@@ -173,8 +188,11 @@ class Artifacts:
         return now
 
     async def _receive(self, upload: Upload, body: AsyncIterator[Buffer]) -> None:
-        limit = self._settings.now.body_bytes_max
+        limit, silence_seconds_max = self._settings.now.body_bytes_max, self._settings.now.upload_silence_seconds_max
         async for piece in body:
+            if (silence_seconds := self._pulse.silence_seconds) > silence_seconds_max:
+                # Rather now than when the rest of a large body has been sent in vain.
+                raise CatalogueUnavailable(f"no heartbeat reached Postgres for {silence_seconds:.0f} s of an upload")
             if upload.size + len(piece) > limit:
                 raise BodyTooLarge(f"The body is larger than {limit} bytes (setting body_bytes_max).")
             await upload.write(piece)
@@ -243,7 +261,7 @@ class Artifacts:
         found = await rows.resolve(self._database, at.repository, at.folder, at.name)
         if found.item is not None:
             return found.item
-        if not self._fresh():
+        if not self._pulse.is_fresh:
             # It may be a server that a failover has left behind.
             raise CatalogueUnavailable("Postgres says that it is absent, and confirms no heartbeat")
         if found.repository_id is None:
@@ -251,17 +269,10 @@ class Artifacts:
         raise NotFound("File not found.")
 
     async def get_lately(self, at: ArtifactPath) -> Found:
-        """Return what is at a path or, while Postgres is away, the artifact that it told of lately. Errors as ``get``.
-
-        Postgres is asked always; when heartbeats fail too, for ``stale_after_seconds`` only.
-        """
-        mark, asked_at, fresh = self._recent.mark(at), time.monotonic(), self._fresh()
+        """Return what is at a path or, while Postgres is away, what it told of it lately. Errors as ``get``."""
+        mark, asked_at, fresh = self._recent.mark(at), time.monotonic(), self._pulse.is_fresh
         try:
-            if fresh or self._recent.find(at) is None:
-                item = await self.get(at)
-            else:
-                async with asyncio.timeout(self._settings.now.stale_after_seconds):
-                    item = await self.get(at)
+            item = await self._ask(at, patiently=fresh)
         except NotFound:
             self._recent.forget(at)
             raise
@@ -273,6 +284,20 @@ class Artifacts:
         if fresh:
             self._recent.keep(at, item, mark, asked_at)
         return Found(item)
+
+    async def _ask(self, at: ArtifactPath, *, patiently: bool) -> Item:
+        """Ask Postgres; where memory could answer too, for ``stale_after_seconds`` in the end.
+
+        One failure while heartbeats come back says little: a single connection may have broken.
+        """
+        if patiently or self._recent.find(at) is None:
+            try:
+                return await self.get(at)
+            except CatalogueUnavailable:
+                if self._recent.find(at) is None:
+                    raise
+        async with asyncio.timeout(self._settings.now.stale_after_seconds):
+            return await self.get(at)
 
     def open(self, blob: Blob) -> BlobReader:
         """Return a reader of the artifact's bytes."""

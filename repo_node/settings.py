@@ -55,6 +55,9 @@ class Settings(BaseModel):
     uploads_in_flight_max: int = Field(256, ge=1, le=100_000, description="uploads one node runs at once")
     requests_per_user_max: int = Field(1000, ge=1, le=1_000_000, description="requests of one user a node runs at once")
     upload_seconds_max: float = Field(86_400, ge=60, le=604_800, description="age at which an upload can't commit")
+    upload_silence_seconds_max: float = Field(
+        30, gt=0, le=86_400, description="so long without Postgres, an upload is ended in the middle of its body"
+    )
     commit_wait_seconds: float = Field(20, gt=0, le=600, description="how long an upload waits for slow shards")
     outcome_wait_seconds: float = Field(10, gt=0, le=600, description="how long a commit of unknown outcome is asked")
     read_hedge_seconds: float = Field(1, gt=0, le=60, description="a read this slow also asks another replica")

@@ -81,7 +81,7 @@ class Membership:
         self._wake = asyncio.Event()
         own.on_change = self._wake.set
         self._settings_changed = True
-        self._beat_at = float("-inf")
+        self._beat_at = self._heard_at = float("-inf")
         self._read_at = float("-inf")
         self._fault: str | None = None
         self.rows: ClusterRows | None = None
@@ -97,6 +97,11 @@ class Membership:
         """Whether announcements have been arriving until just now."""
         silence = asyncio.get_running_loop().time() - self._beat_at
         return silence < 2 * self._settings.now.heartbeat_seconds + self._config.database.statement_timeout_seconds
+
+    @property
+    def silence_seconds(self) -> float:
+        """How long ago a heartbeat last came back, whatever has become of its connection."""
+        return asyncio.get_running_loop().time() - self._heard_at
 
     def cluster(self) -> ClusterRows:
         """Return the cluster as last read. Raises ``CatalogueUnavailable`` before the first time."""
@@ -157,7 +162,7 @@ class Membership:
         ):
             self.stop_asked.set()
         await self._on_cluster(self.rows)
-        self._beat_at = asyncio.get_running_loop().time()
+        self._beat_at = self._heard_at = asyncio.get_running_loop().time()
 
     def _take_settings(self, rows: list[asyncpg.Record]) -> None:
         """Let ``rows`` hold from now on. Raises ``SettingError`` at the start; later, what held goes on to hold."""

@@ -33,9 +33,18 @@ class Ledger:
 class LedgerClient:
     """Uploads and downloads against one or several base URLs; each request is retried once elsewhere."""
 
-    def __init__(self, urls: Sequence[str], *, seed: int = 1, retries: int = 1, timeout_seconds: float = 30) -> None:
+    def __init__(
+        self,
+        urls: Sequence[str],
+        *,
+        seed: int = 1,
+        retries: int = 1,
+        timeout_seconds: float = 30,
+        folder: str = "load",
+    ) -> None:
         self.ledger = Ledger()
         self.urls = list(urls)
+        self._folder = folder
         self._random = random.Random(seed)
         self._retries = retries
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=3)
@@ -135,7 +144,7 @@ class LedgerClient:
             while not stop.is_set():
                 count += 1
                 body = self._random.randbytes(self._random.choice(sizes))
-                await self.put(f"generic-local/load/{number}/{count}", body)
+                await self.put(f"generic-local/{self._folder}/{number}/{count}", body)
                 if self.ledger.acknowledged:
                     await self.get(self._random.choice(list(self.ledger.acknowledged)))
                 await asyncio.sleep(pause_seconds)

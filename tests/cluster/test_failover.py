@@ -52,6 +52,11 @@ def made(shared: tuple[PostgresPair, Cluster]) -> Cluster:
     return shared[1]
 
 
+def load_client(made: Cluster, folder: str) -> LedgerClient:
+    """Each test has a folder of its own: nodes may remember what lay at a path before it was overwritten elsewhere."""
+    return LedgerClient([node.url for node in made.nodes], folder=folder)
+
+
 async def uploads_go_on(client: LedgerClient, seconds: float = RECOVERY_SECONDS) -> None:
     before = len(client.ledger.acknowledged)
     await until(lambda: len(client.ledger.acknowledged) >= before + UPLOADS, "uploads to go on", seconds)
@@ -68,7 +73,7 @@ async def settle(client: LedgerClient, made: Cluster) -> None:
 async def test_no_acknowledged_upload_is_lost_when_postgres_is_killed_and_fails_over(
     pair: PostgresPair, made: Cluster
 ) -> None:
-    async with LedgerClient([node.url for node in made.nodes]) as client:
+    async with load_client(made, "killed") as client:
 
         async def fail_over() -> None:
             await uploads_go_on(client)
@@ -85,7 +90,7 @@ async def test_a_frozen_postgres_that_wakes_after_its_failover_is_believed_by_no
 ) -> None:
     """It still answers and takes writes, which only a synchronous standby keeps it from acknowledging."""
     old = pair.primary
-    async with LedgerClient([node.url for node in made.nodes]) as client:
+    async with load_client(made, "woken") as client:
 
         async def fail_over() -> None:
             await uploads_go_on(client)
@@ -103,6 +108,26 @@ async def test_a_frozen_postgres_that_wakes_after_its_failover_is_believed_by_no
             assert execute(old, COUNT) == left
 
         await under_load(client, fail_over, workers=4)
+        await settle(client, made)
+
+
+async def test_uploads_go_on_by_themselves_after_a_restart_and_a_freeze_of_postgres(
+    pair: PostgresPair, made: Cluster
+) -> None:
+    """Without a failover."""
+    async with load_client(made, "restarted") as client:
+
+        async def restart_and_freeze() -> None:
+            await uploads_go_on(client)
+            await asyncio.to_thread(pair.primary.kill)
+            await asyncio.to_thread(pair.primary.postgres.start)
+            await uploads_go_on(client)
+            pair.primary.freeze()
+            await asyncio.sleep(4)
+            pair.primary.thaw()
+            await uploads_go_on(client)
+
+        await under_load(client, restart_and_freeze, workers=4)
         await settle(client, made)
 
 

@@ -11,11 +11,14 @@ from dataclasses import dataclass
 import pytest
 
 from repo_node.cluster.membership import Membership
+from repo_node.db import artifacts as artifact_rows
+from repo_node.db.errors import CatalogueUnavailable
 from repo_node.web.streaming import STALE_HEADER
 from tests.postgres import TestServer
 from tests.repo_node.db.severing_proxy import Fate, SeveringProxy, open_proxy
 from tests.repo_node.gateway import Gateway, OpenGateway, in_thread
 from tests.repo_node.nodes import (
+    SOON_SECONDS,
     RunningCluster,
     basic,
     configure,
@@ -152,6 +155,23 @@ def test_an_upload_whose_commit_finds_no_postgres_is_503_and_leaves_nothing(behi
     assert cluster.admin.put(path, body).status == 201
 
 
+def test_an_upload_that_comes_while_postgres_stays_away_is_ended_in_the_middle_of_its_body(behind: Behind) -> None:
+    cluster, path = behind.cluster, new_path()
+    before = set(cluster.files())
+    with cluster.settings(upload_silence_seconds_max=2), cluster.admin.raw() as raw:
+        raw.send_head("PUT", path, f"Content-Length: {1 << 30}")
+        raw.send(random_bytes(1 << 20))
+        wait_until(lambda: cluster.first.metric("holdfast_uploads_in_flight") == 1)
+        with away(behind, "freeze"):
+            deadline = time.monotonic() + SOON_SECONDS
+            while raw.is_silent(0.2):
+                assert time.monotonic() < deadline
+                raw.send(random_bytes(1000))
+            status, headers, _ = raw.read_answer()
+            assert (status, headers["retry-after"], headers["connection"]) == (503, "2", "close")
+    wait_until(lambda: not set(cluster.files()) - before)
+
+
 # ---------------------------------------------------------------------- reads from memory
 
 
@@ -217,6 +237,24 @@ def test_who_was_seen_revoked_reads_nothing_from_memory(behind: Behind) -> None:
     wait_until(lambda: client.get(behind.path).status == 401)
     with away(behind, "cut"):
         assert client.get(behind.path).status == 503
+
+
+def test_a_statement_that_fails_alone_is_no_reason_to_read_from_memory(
+    behind: Behind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, resolve = 0, artifact_rows.resolve
+
+    async def fail_once(*args: str) -> artifact_rows.LookUp:
+        nonlocal asked
+        asked += 1
+        if asked == 1:
+            raise CatalogueUnavailable("the connection broke")
+        return await resolve(*args)  # type: ignore[arg-type]
+
+    assert behind.cluster.admin.get(behind.path).status == 200
+    monkeypatch.setattr(artifact_rows, "resolve", fail_once)
+    answer = behind.cluster.admin.get(behind.path)
+    assert (answer.status, STALE_HEADER in answer.headers, asked) == (200, False, 2)
 
 
 def test_without_stale_seconds_nothing_is_read_from_memory(behind: Behind) -> None:

@@ -79,6 +79,7 @@ def test_init_db_refuses_a_file_in_no_directory_before_it_does_anything(nowhere:
         ([], "no database is named"),
         (["--dsn", "mysql://root:canary-secret@h/d"], "the DSN is not a Postgres URL"),
         (["--dsn", "postgresql://h/d", "--config", "node.toml"], "not both"),
+        (["--dsn", "postgresql://u:canary-secret@h,/d"], "one of its hosts is empty"),
     ],
 )
 def test_init_db_refuses_wrong_usage(nowhere: Holdfast, arguments: list[str], words: str) -> None:
@@ -110,3 +111,5 @@ def test_init_db_keeps_a_wrong_password_to_itself(nowhere: Holdfast, empty_dsn: 
 def test_a_message_loses_the_password_as_written_and_decoded() -> None:
     dsn = "postgresql://u:p%40ss@h/d"
     assert hide_password(f"no {dsn}, p%40ss and p@ss", dsn) == "no the DSN, *** and ***"
+    several = "postgresql://u:p%40ss@h:1,i:2/d"
+    assert hide_password(f"no {several}, p%40ss and p@ss", several) == "no the DSN, *** and ***"

@@ -53,6 +53,17 @@ def test_check_config_says_what_a_good_file_amounts_to(nowhere: Holdfast, config
     assert (config_path.parent / "cluster.key").read_text() not in result.output
 
 
+def test_check_config_names_every_server_of_the_database(nowhere: Holdfast, config_path: Path) -> None:
+    config_path.write_text(TOML.replace("db.example:5432", "db-1.example,db-2.example:6432"))
+    result = nowhere("check-config", str(config_path))
+    assert "db-1.example:5432, db-2.example:6432, database metadata" in result.stdout
+    config_path.write_text(TOML.replace("/metadata", "/metadata?target_session_attrs=any"))
+    result = nowhere("check-config", str(config_path))
+    assert result.exit_code == 2
+    assert "database.dsn: target_session_attrs=any can lead to a standby" in result.output
+    assert "canary-secret" not in result.output
+
+
 @pytest.mark.parametrize(
     ("old", "new", "words"),
     [
