@@ -277,6 +277,13 @@ CREATE TABLE jobs (
     PRIMARY KEY (node_id, job)
 );
 
+-- The last time of each cron expression that has been served; the expression's first sight, before that.
+CREATE TABLE schedules (
+    job        text PRIMARY KEY COLLATE "C",
+    cron       text NOT NULL,
+    served_at  timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
 -- Walks over all replicas of a shard whose state calls for it, in bounded steps that any node takes:
 -- 'lost' and 'drain' ask for repairs, 'return' doubts the replicas of a shard that comes back, 'forget' drops
 -- those of one that never will.

@@ -19,6 +19,7 @@ from aiohttp import web
 from repo_node import __version__, keys, logs, memory
 from repo_node.api import artifacts as artifacts_api
 from repo_node.api import checks as checks_api
+from repo_node.api import events as events_api
 from repo_node.api import gc as gc_api
 from repo_node.api import holdfast as holdfast_api
 from repo_node.api import jobs as jobs_api
@@ -300,7 +301,7 @@ def public_app(services: Services, node: Node) -> web.Application:
     app[SERVICES], app[NODE] = services, node
     app.on_response_prepare.append(complete_head)
     routes = Routes(app)
-    own_apis = (holdfast_api, jobs_api, members_api, checks_api, gc_api, trash_api)
+    own_apis = (holdfast_api, events_api, jobs_api, members_api, checks_api, gc_api, trash_api)
     for api in (system_api, repositories_api, storage_api, *own_apis, artifacts_api):
         api.add_routes(routes)
     return app

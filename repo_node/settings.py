@@ -9,10 +9,11 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from repo_node.cron import check_cron
 from sharding.tally import WritePolicy
 
 GRACE_SECONDS_MIN = 0 if os.environ.get("HOLDFAST_TEST_WITHOUT_GRACE") else 60
@@ -35,6 +36,8 @@ RISKS: Mapping[str, tuple[float, str]] = {
 
 PLAIN = r"^[^\x00-\x1f\x7f]*$"
 """Text that can stand in a log, a header and on a terminal."""
+
+Cron = Annotated[str, Field(max_length=100, pattern=PLAIN), AfterValidator(check_cron)]
 
 
 class SettingError(ValueError):
@@ -168,6 +171,13 @@ class Settings(BaseModel):
     )
     trash_days: float = Field(14, ge=0, le=3650, description="how long the trash keeps artifacts; 0: it keeps none")
     trash_idle_seconds: float = Field(600, ge=0.1, le=604_800, description="between two looks for expired trash")
+    gc_cron: Cron = Field("", description="when gc runs, in UTC; empty: every gc_idle_seconds")
+    trash_cron: Cron = Field("", description="when expired trash goes, in UTC; empty: every trash_idle_seconds")
+    backup_cron: Cron = Field("", description="when backups are taken, in UTC; empty: every backup_period_seconds")
+    reconcile_cron: Cron = Field(
+        "", description="when shards are compared with their rows, in UTC; empty: every reconcile_period_seconds"
+    )
+    schedule_idle_seconds: float = Field(2, ge=0.05, le=3600, description="between two looks at the schedules")
     read_only_reason: str = Field(
         "", max_length=500, pattern=PLAIN, description="why nothing may be changed now; empty: changes are made"
     )

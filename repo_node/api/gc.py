@@ -14,6 +14,7 @@ from repo_node.db.removals import RemovalRows
 from repo_node.errors import RequestError
 from repo_node.web.body import read_json
 from repo_node.web.context import REQUEST_ID, SERVICES, principal_of
+from repo_node.web.queries import number
 from repo_node.web.routes import Routes
 from repo_node.web.state import NODE
 from sharding.maintenance.gc import Candidate, Gc, GcLimits, blobs_allowed
@@ -110,10 +111,3 @@ async def release(request: web.Request) -> web.StreamResponse:
         request.app[NODE].database, principal=principal_of(request).name, request_id=request[REQUEST_ID]
     )
     return json_response({"released": released})
-
-
-def number(request: web.Request, name: str, default: int) -> int:
-    text = request.query.get(name, str(default))
-    if not (text.isascii() and text.isdigit() and len(text) <= 18):
-        raise RequestError(f"{name} must be a number.")
-    return int(text)

@@ -20,6 +20,7 @@ LEFT_OUT = frozenset(
         "schema_migrations",
         "events",
         "jobs",
+        "schedules",
         "lease",
         "checks",
         "backups",

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from repo_node.backups.schedule import ScheduledBackup
 from repo_node.cluster.leadership import Leadership, OnPrimary
 from repo_node.cluster.membership import Membership
 from repo_node.cluster.verdict import Census, ShardWalk, VerdictJob
@@ -17,9 +18,10 @@ from repo_node.db.pool import Database
 from repo_node.db.removals import RemovalRows
 from repo_node.maintenance.audits import add_audit_jobs
 from repo_node.maintenance.healing import Copies, RepairQueue, Walks
+from repo_node.maintenance.schedule import Requests, Scheduled, Timetable
 from repo_node.metrics import Metrics
 from repo_node.read_only import PausedWhileReadOnly
-from repo_node.settings import LiveSettings
+from repo_node.settings import LiveSettings, Settings
 from repo_node.trash import TrashExpiry
 from sharding.background import Background
 from sharding.identifiers import mint_generation
@@ -27,6 +29,7 @@ from sharding.local import LocalShard
 from sharding.maintenance.gc import Gc, GcFeed, GcLimits
 from sharding.maintenance.job import Job, Pace
 from sharding.maintenance.rebalance import Rebalance, Trim
+from sharding.maintenance.reconcile import Reconcile
 from sharding.maintenance.removal import Removal
 from sharding.maintenance.repair import Repair, RepairLimits
 from sharding.maintenance.worker import Runner
@@ -177,12 +180,27 @@ def add_gc(parts: Parts) -> None:
         paused = PausedWhileReadOnly(OnPrimary(job, leadership), settings)
         parts.runner.add(paused, lambda: Pace(None, idle_seconds()))
 
-    on_primary(
-        Gc(garbage, lambda: leadership.lease, limits, parts.metrics.deletion), lambda: settings.now.gc_idle_seconds
-    )
+    def scheduled(job: Job, cron: Callable[[], str], idle_seconds: Callable[[], float]) -> None:
+        by_cron = Scheduled(OnPrimary(job, leadership), cron, timetable, lambda: leadership.lease)
+
+        def looks() -> float:
+            return settings.now.schedule_idle_seconds if cron() else idle_seconds()
+
+        parts.runner.add(PausedWhileReadOnly(by_cron, settings), lambda: Pace(None, looks()))
+
+    timetable = Timetable(parts.database, lambda: leadership.lease, parts.membership.database_time)
+    gc = Gc(garbage, lambda: leadership.lease, limits, parts.metrics.deletion)
+    scheduled(gc, lambda: settings.now.gc_cron, lambda: settings.now.gc_idle_seconds)
     on_primary(GcFeed(garbage, lambda: leadership.lease), lambda: settings.now.gc_feed_seconds)
     expiry = TrashExpiry(parts.database, lambda: leadership.lease, settings, parts.metrics.deletion)
-    on_primary(expiry, lambda: settings.now.trash_idle_seconds)
+    scheduled(expiry, lambda: settings.now.trash_cron, lambda: settings.now.trash_idle_seconds)
+    requests = Requests(lambda: node_schedules(settings.now), timetable)
+    parts.runner.add(OnPrimary(requests, leadership), lambda: Pace(None, settings.now.schedule_idle_seconds))
+
+
+def node_schedules(now: Settings) -> tuple[tuple[str, str], ...]:
+    """Return what each node does for its own disks, with its cron expression."""
+    return (ScheduledBackup.name, now.backup_cron), (Reconcile.name, now.reconcile_cron)
 
 
 def add_audits(parts: Parts) -> None:

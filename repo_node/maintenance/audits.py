@@ -24,6 +24,8 @@ from sharding.maintenance.scrub_plan import ScrubLimits
 from sharding.maintenance.worker import Runner
 from sharding.model import NodeId, ShardId
 
+NEVER_SECONDS = 100 * 366 * 86_400.0
+
 
 def add_audit_jobs(
     runner: Runner,
@@ -60,12 +62,13 @@ def add_audit_jobs(
         lambda: Pace(None, idle_seconds=settings.now.reconcile_interval_seconds),
     )
     backup = ScheduledBackup(node, own, database, settings, metrics)
-    runner.add(backup, lambda: Pace(None, settings.now.backup_idle_seconds))
+    runner.add(backup, lambda: Pace(None, settings.now.backup_idle_seconds, enabled=not settings.now.backup_cron))
 
 
 def reconcile_limits(now: Settings) -> ReconcileLimits:
     return ReconcileLimits(
-        period_seconds=now.reconcile_period_seconds,
+        # By schedule it is asked for, as an operator asks.
+        period_seconds=NEVER_SECONDS if now.reconcile_cron else now.reconcile_period_seconds,
         retry_seconds=now.reconcile_retry_seconds,
         settle_seconds=now.upload_seconds_max + now.reconcile_margin_seconds,
         rest_ratio=now.reconcile_rest_ratio,

@@ -77,7 +77,9 @@ async def begin_upload(writer: asyncio.StreamWriter, path: str, length: int) -> 
 
 
 @pytest.mark.parametrize("size", [10, 3_000_000])
-async def test_one_node_left_of_three_still_reads_and_writes(three: Cluster, size: int) -> None:
+async def test_one_node_left_of_three_still_reads_and_writes_and_copies_spread_when_zones_return(
+    three: Cluster, size: int
+) -> None:
     survivor = three.nodes[2]
     async with LedgerClient([three.url]) as client:
         for number in range(10):
@@ -94,19 +96,39 @@ async def test_one_node_left_of_three_still_reads_and_writes(three: Cluster, siz
             node.start()
         await until(three.is_whole, "the others to come back", 30)
         await client.verify()
+        await until(lambda: min(zones_of_blobs(three)) >= 2, "every blob to be in two zones again", 60)
     assert client.ledger.wrong == []
+
+
+def zones_of_blobs(made: Cluster) -> set[int]:
+    """Return in how many zones the blobs have copies that count."""
+    rows = made.query(
+        """
+        SELECT count(DISTINCT n.zone) AS zones
+          FROM blobs b LEFT JOIN replicas r ON r.blob_id = b.id AND r.state = 'live'
+          LEFT JOIN shards s ON s.id = r.shard_id LEFT JOIN nodes n ON n.id = s.node_id GROUP BY b.id
+        """
+    )
+    return {row["zones"] for row in rows}
 
 
 def living(node: NodeProcess) -> int:
     return sum(one["up"] for one in status(node)["nodes"])
 
 
-async def test_last_node_of_two_still_acknowledges_writes(two: Cluster) -> None:
+async def test_last_node_of_two_still_acknowledges_writes_and_they_spread_when_the_other_returns(two: Cluster) -> None:
     two.nodes[0].kill()
     await until(lambda: living(two.nodes[1]) == 1, "the survivor to notice", 20)
     async with LedgerClient([two.url]) as client:
         assert await client.put("generic-local/small", b"small")
         assert await client.put("generic-local/large", b"large" * 1_000_000)
         await client.verify()
+        assert all(len(copies) == 2 for copies in two.replicas_on_disk().values())
+        assert zones_of_blobs(two) == {1}
+        two.start()
+        await until(lambda: zones_of_blobs(two) == {2}, "both blobs to be in both zones", 60)
+        two.nodes[1].kill()
+        client.urls = [two.nodes[0].url]
+        await until(lambda: living(two.nodes[0]) == 1, "the other one to notice", 20)
+        await client.verify()
     assert client.ledger.wrong == []
-    assert all(len(copies) == 2 for copies in two.replicas_on_disk().values())

@@ -81,6 +81,32 @@ def test_a_broken_connection_is_distrusted_at_once_and_made_anew(
     assert not first.beating.done()
 
 
+def test_what_was_announced_while_nobody_listened_is_read_after_the_reconnect(
+    ready_dsn: str, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(membership, "RECONNECT_SECONDS", 1.0)
+    with run_nodes([configure(ready_dsn, directory)]) as cluster:
+        first = cluster.first
+        # Heartbeats and looks so rare that none of them can be what tells.
+        cluster.set({"node_down_seconds": 600, "heartbeat_seconds": 60, "trim_period_seconds": 86_400})
+        reader = first.client(f"Bearer {cluster.token('read', description='to be revoked')}")
+        assert reader.get(REPOSITORIES).status == 200
+        wait_until(lambda: cluster.sql("SELECT 1 FROM jobs WHERE job = 'backup' AND finished_at IS NOT NULL"))
+        break_heartbeat_connection(cluster, "node-1")
+        wait_until(lambda: not first.is_ready(), 5)
+        cluster.sql("INSERT INTO settings VALUES ('read_only_reason', '\"unheard\"', now(), 'test')")
+        cluster.sql("SELECT set_shard_state(1::smallint, 'read_only', 'test', 'test', '')")
+        cluster.sql("UPDATE tokens SET revoked_at = now()")
+        cluster.sql("UPDATE jobs SET requested_at = clock_timestamp() WHERE job = 'backup'")
+        cluster.sql("UPDATE nodes SET stop_asked = incarnation")
+        wait_until(lambda: first.holds({"read_only_reason": "unheard"}))
+        wait_until(lambda: first.node.view().writable == {2})
+        wait_until(lambda: reader.get(REPOSITORIES).status == 401)
+        wait_until(first.node.stop_asked.is_set)
+        answered = "SELECT answered_at >= requested_at FROM jobs WHERE job = 'backup'"
+        wait_until(lambda: cluster.sql(answered)[0][0])
+
+
 def test_a_node_whose_name_another_process_took_ends(ready_dsn: str, directory: Path) -> None:
     with run_nodes([configure(ready_dsn, directory)]) as cluster:
         cluster.sql("UPDATE nodes SET incarnation = gen_random_uuid()")

@@ -18,6 +18,7 @@ from tests.repo_node.db.scene import Queries, Scene, open_scene
 EMPTIED = (
     "events",
     "jobs",
+    "schedules",
     "removals",
     "shard_walks",
     "shard_cursors",
