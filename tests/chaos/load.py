@@ -29,7 +29,10 @@ ATTEMPTS_MAX = 2
 RETRY_SECONDS = 0.5
 REQUEST_SECONDS_MAX = 40.0
 DONE = {"put": (201,), "delete": (204,)}
-STALE_HEADER = "X-Holdfast-Stale-Seconds"
+STALE_HEADER = "X-Holdfast-Stale"
+"""On what a node knew so many seconds ago, while Postgres is away."""
+
+STALE_MARGIN_SECONDS = 3.0
 HOLDFAST_HEADER = "X-Request-Id"
 """Told from answers of the load balancer's own by what every answer of a node carries."""
 
@@ -206,8 +209,11 @@ async def read(
                 found = sha256(body)
                 check_advertised(ledger, response, found, f"GET {path} ({identity})")
             if status in (200, 404):
-                since = 1 if STALE_HEADER in response.headers else moment
-                ledger.saw(path, since, found, f"GET ({identity})")
+                if STALE_HEADER in response.headers:
+                    age_seconds = float(response.headers[STALE_HEADER]) + STALE_MARGIN_SECONDS
+                    moment = min(moment, ledger.moment_at(path, time.time() - age_seconds))
+                    ledger.outcomes["get stale"] += 1
+                ledger.saw(path, moment, found, f"GET ({identity})")
     except GONE as error:
         outcome, status = f"get {type(error).__name__}", 0
     if counted:

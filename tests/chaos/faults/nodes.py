@@ -131,7 +131,10 @@ class Crash:
             case "gc":
                 await make_primary(scene, self._node)
             case "repair":
-                await Spoil(delete).begin(scene, chance)
+                # Any node may take a repair.
+                while self._node.running:
+                    await Spoil(delete).begin(scene, chance)
+                    await scene.rest(unless=lambda: not self._node.running)
             case "quarantine":
                 await Spoil(flip_bit, self._node).begin(scene, chance)
             case "move":
