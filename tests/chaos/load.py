@@ -160,9 +160,7 @@ class Worker:
                     # It is not there, so it is as good as deleted; but then it must have been possible that it is not.
                     self._ledger.saw(path, moment, None, f"DELETE ({identity})")
                     outcome, is_counted = Outcome.ACKNOWLEDGED, False
-                elif response.status in (507, 503) or response.status >= 500:
-                    outcome = Outcome.UNKNOWN
-                else:
+                elif response.status not in (408, 429) and response.status < 500:
                     self._ledger.violate("I14", f"{verb} {path} ({identity}) was answered with {response.status}")
                 self._ledger.outcomes[f"{verb} {response.status}"] += 1
         except GONE as error:
