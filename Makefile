@@ -1,15 +1,18 @@
 # make up     a three-node cluster on this machine, until Ctrl-C
 # make test   every test, in WORKERS processes (3)
 # make lint   what a reviewer's machine checks
+# make chaos  faults drawn by SEED befall a cluster under load for SECONDS; chaos-long: for twenty minutes
 # make bench  the benchmarks, with their tables, JSON and plots in benchmarks/results/
 
 PYTHON ?= python3
 WORKERS ?= 3
+SEED ?= 1
+SECONDS ?= 180
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 INSTALLED_BENCH := .venv/.installed-bench
 
-.PHONY: up test lint bench install clean
+.PHONY: up test lint chaos chaos-long bench install clean
 
 up: install
 	@$(BIN)/holdfast up
@@ -22,13 +25,19 @@ lint: install
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
+chaos: install
+	@$(BIN)/python -m tests.chaos --seed $(SEED) --seconds $(SECONDS)
+
+chaos-long:
+	@$(MAKE) chaos SECONDS=1200
+
 bench: install $(INSTALLED_BENCH)
 	@$(BIN)/python -m benchmarks.bench_ring
-	@$(BIN)/python -m benchmarks.bench_scrub
 	@$(BIN)/python -m benchmarks.bench_transfer
 	@$(BIN)/python -m benchmarks.bench_repair
 	@$(BIN)/python -m benchmarks.bench_scrub
 	@$(BIN)/python -m benchmarks.bench_gc
+	@$(BIN)/python -m benchmarks.bench_failover
 
 install: $(INSTALLED)
 

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import FrameType
 from typing import NoReturn
 
+import pytest
+
 from tests.chaos.report import Report
 from tests.chaos.run import run
 from tests.chaos.scene import open_scene
@@ -19,7 +21,7 @@ REPORTS = Path(__file__).parents[2] / "chaos-reports"
 
 
 def main() -> int:
-    """Run and report; return the exit status: 0 nothing wrong, 1 violations, 130 interrupted."""
+    """Run and report; return the exit status: 0 nothing wrong, 1 violations, 2 no run, 130 interrupted."""
     parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=__doc__)
     parser.add_argument("--seed", type=int, default=1, help="draws the faults and their order")
     parser.add_argument("--seconds", type=float, default=120, help="for how long faults are made")
@@ -37,6 +39,9 @@ def main() -> int:
             scene.say(f"seed {report.seed}: the scene is set in {scene.directory}")
             asyncio.run(run(scene, report, seconds=arguments.seconds, only=arguments.only))
             directory = scene.directory
+    except (pytest.skip.Exception, pytest.fail.Exception) as reason:
+        print(f"no run is possible here: {reason}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("interrupted; everything was ended", file=sys.stderr)
         return 130

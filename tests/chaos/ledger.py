@@ -6,6 +6,7 @@ take effect at any later time, so its path is retired: it is read on, and writte
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -46,9 +47,10 @@ class Holding:
 
 @dataclass(slots=True)
 class History:
-    """One path. ``states`` are the sets of what was possible, one after the other."""
+    """One path. ``states`` are the sets of what was possible, one after the other, ``times`` when each began."""
 
     states: list[frozenset[Version]] = field(default_factory=lambda: [frozenset({None})])
+    times: list[float] = field(default_factory=lambda: [float("-inf")])
     retired: bool = False
     attempts: Counter[tuple[str, Outcome]] = field(default_factory=Counter)
     holdings: list[Holding] = field(default_factory=list)
@@ -56,6 +58,11 @@ class History:
     @property
     def possible(self) -> frozenset[Version]:
         return self.states[-1]
+
+    def enter(self, state: frozenset[Version], at: float) -> None:
+        """Go on to another state."""
+        self.states.append(state)
+        self.times.append(at)
 
     def possible_since(self, moment: int) -> frozenset[Version]:
         """Return all that may have been there since ``moment``, which is an earlier length of ``states``."""
@@ -71,7 +78,7 @@ class Operation:
         self._version = version
         self._before = history.possible
         self._is_doubtful = False
-        history.states.append(self._before | {version})
+        history.enter(self._before | {version}, began)
         if history.holdings and history.holdings[-1].until == float("inf"):
             history.holdings[-1].until = began
 
@@ -86,13 +93,13 @@ class Operation:
         history, version = self._history, self._version
         match outcome:
             case Outcome.ACKNOWLEDGED:
-                history.states.append(frozenset({version}))
+                history.enter(frozenset({version}), at)
                 if version is not None:
                     history.holdings.append(Holding(version, at))
             case Outcome.REFUSED if not self._is_doubtful:
-                history.states.append(self._before)
+                history.enter(self._before, at)
             case _:
-                history.states.append(self._before | {version})
+                history.enter(self._before | {version}, at)
 
 
 class Ledger:
@@ -112,6 +119,10 @@ class Ledger:
     def moment(self, path: str) -> int:
         """Return when a read begins, for ``saw``."""
         return len(self.paths[path].states)
+
+    def moment_at(self, path: str, at: float) -> int:
+        """Return ``moment`` as it would have been at a time."""
+        return bisect_right(self.paths[path].times, at)
 
     def saw(self, path: str, moment: int, version: Version, what: str) -> None:
         """Compare what a read that began at ``moment`` brought with what it may have brought."""

@@ -29,7 +29,10 @@ ATTEMPTS_MAX = 2
 RETRY_SECONDS = 0.5
 REQUEST_SECONDS_MAX = 40.0
 DONE = {"put": (201,), "delete": (204,)}
-STALE_HEADER = "X-Holdfast-Stale-Seconds"
+STALE_HEADER = "X-Holdfast-Stale"
+"""On what a node knew so many seconds ago, while Postgres is away."""
+
+STALE_MARGIN_SECONDS = 3.0
 HOLDFAST_HEADER = "X-Request-Id"
 """Told from answers of the load balancer's own by what every answer of a node carries."""
 
@@ -157,9 +160,7 @@ class Worker:
                     # It is not there, so it is as good as deleted; but then it must have been possible that it is not.
                     self._ledger.saw(path, moment, None, f"DELETE ({identity})")
                     outcome, is_counted = Outcome.ACKNOWLEDGED, False
-                elif response.status in (507, 503) or response.status >= 500:
-                    outcome = Outcome.UNKNOWN
-                else:
+                elif response.status not in (408, 429) and response.status < 500:
                     self._ledger.violate("I14", f"{verb} {path} ({identity}) was answered with {response.status}")
                 self._ledger.outcomes[f"{verb} {response.status}"] += 1
         except GONE as error:
@@ -206,8 +207,11 @@ async def read(
                 found = sha256(body)
                 check_advertised(ledger, response, found, f"GET {path} ({identity})")
             if status in (200, 404):
-                since = 1 if STALE_HEADER in response.headers else moment
-                ledger.saw(path, since, found, f"GET ({identity})")
+                if STALE_HEADER in response.headers:
+                    age_seconds = float(response.headers[STALE_HEADER]) + STALE_MARGIN_SECONDS
+                    moment = min(moment, ledger.moment_at(path, time.time() - age_seconds))
+                    ledger.outcomes["get stale"] += 1
+                ledger.saw(path, moment, found, f"GET ({identity})")
     except GONE as error:
         outcome, status = f"get {type(error).__name__}", 0
     if counted:

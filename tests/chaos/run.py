@@ -43,8 +43,10 @@ async def run(scene: Scene, report: Report, *, seconds: float, only: str) -> Non
         await load
     if not report.violations:
         scene.say("the load has ended; looking at everything")
-        evidence = await gather(scene)
-        report.violations += check(evidence)
+        try:
+            report.violations += check(await gather(scene))
+        except Exception as error:
+            report.violations.append(Violation("evidence", f"not all could be looked at: {error!r}"))
     report.violations += scene.ledger.violations
     report.count(scene.ledger)
 

@@ -186,9 +186,13 @@ class Scene:
         for node in self.nodes:
             await self.start_node(node)
         await self.until(self.cluster.is_whole, "every node to write to every shard", READY_SECONDS_MAX)
+        await self.rest()
+
+    async def rest(self, unless: Callable[[], bool] = lambda: False) -> None:
+        """Wait until every copy is there and every damage is found and made good, or until ``unless``."""
         seen: list[str] = []
         try:
-            await self.until(lambda: self._is_at_rest(seen), "the cluster to be whole", REST_SECONDS_MAX)
+            await self.until(lambda: unless() or self._is_at_rest(seen), "the cluster to be whole", REST_SECONDS_MAX)
         except AssertionError as error:
             raise AssertionError(f"{error}: {seen[-1] if seen else 'nothing could be seen'}") from None
 

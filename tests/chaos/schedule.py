@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle, groupby
 
 HOLD_SECONDS = (2.0, 9.0)
 PAUSE_SECONDS = (1.0, 3.0)
@@ -26,12 +27,21 @@ class Draw:
 
 
 def draws(seed: int, names: Sequence[str]) -> Iterator[Draw]:
-    """Yield faults without end: every one of ``names`` once, in an order of its own, then all again in another."""
+    """Yield faults without end, one of every kind in each round; what kind a fault is of is said before its dot.
+
+    The faults of a kind take turns, so that each of ``names`` comes before any of its kind comes again.
+    """
     chance = random.Random(seed)
+    kinds = {kind: list(group) for kind, group in groupby(sorted(names), key=lambda name: name.partition(".")[0])}
+    turns = {kind: turn(group, chance) for kind, group in kinds.items()}
     number = 0
     while True:
-        for name in chance.sample(sorted(names), len(names)):
+        for kind in chance.sample(sorted(kinds), len(kinds)):
             number += 1
-            yield Draw(
-                number, name, chance.uniform(*HOLD_SECONDS), chance.uniform(*PAUSE_SECONDS), f"{seed}/{number}/{name}"
-            )
+            name, hold, pause = next(turns[kind]), chance.uniform(*HOLD_SECONDS), chance.uniform(*PAUSE_SECONDS)
+            yield Draw(number, name, hold, pause, f"{seed}/{number}/{name}")
+
+
+def turn(names: Sequence[str], chance: random.Random) -> Iterator[str]:
+    """Yield ``names`` over and over, in an order drawn once."""
+    return cycle(chance.sample(names, len(names)))

@@ -68,6 +68,17 @@ def test_read_that_brings_what_cannot_be_is_a_violation(last: str | None, seen: 
     assert [one.invariant for one in ledger.violations] == [invariant]
 
 
+def test_read_that_owns_to_be_old_may_bring_what_was_there_then_and_nothing_older() -> None:
+    ledger = with_old()
+    write(ledger, NEW, DONE, at=20)
+    write(ledger, OTHER, DONE, at=30)
+    ledger.saw("path", ledger.moment_at("path", 25), NEW, "GET")
+    ledger.saw("path", ledger.moment_at("path", 25), OTHER, "GET")
+    assert ledger.violations == []
+    ledger.saw("path", ledger.moment_at("path", 25), OLD, "GET")
+    assert [one.invariant for one in ledger.violations] == ["I3"]
+
+
 def test_holdings_begin_with_an_acknowledgement_and_end_when_the_next_write_begins() -> None:
     ledger = with_old()
     write(ledger, NEW, DONE, at=20)

@@ -23,9 +23,12 @@ def test_order_of_the_names_changes_nothing() -> None:
     assert list(islice(draws(1, names), 50)) == list(islice(draws(1, shuffled), 50))
 
 
-def test_every_fault_comes_once_before_any_comes_again() -> None:
-    drawn = list(islice(draws(3, list(FAULTS)), len(FAULTS)))
-    assert sorted(draw.name for draw in drawn) == sorted(FAULTS)
+def test_every_round_has_a_fault_of_each_kind_and_in_time_every_fault_comes() -> None:
+    kinds = {name.partition(".")[0] for name in FAULTS}
+    drawn = list(islice(draws(3, list(FAULTS)), len(kinds) * len(FAULTS)))
+    for start in range(0, len(drawn), len(kinds)):
+        assert {draw.name.partition(".")[0] for draw in drawn[start : start + len(kinds)]} == kinds
+    assert {draw.name for draw in drawn} == set(FAULTS)
     assert all(HOLD_SECONDS[0] <= draw.hold_seconds <= HOLD_SECONDS[1] for draw in drawn)
 
 

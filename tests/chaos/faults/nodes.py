@@ -11,9 +11,9 @@ from sharding.crash_points import ALLOWED, AT, NAMES
 from tests.chaos.faults.disks import Spoil, delete, flip_bit
 from tests.chaos.faults.fault import Fault
 from tests.chaos.scene import LEASE_SECONDS, Scene, find_faketime
-from tests.cluster.processes import NodeProcess
+from tests.cluster.processes import NodeProcess, is_ready
 
-CRASH_SECONDS_MAX = 30.0
+CRASH_SECONDS_MAX = 60.0
 ELECTIONS_MAX = 6
 AWAY_SECONDS = 4.0
 HOUR = 3_600
@@ -123,11 +123,18 @@ class Crash:
         return f"{node.id} at passing {count}"
 
     async def _lead_there(self, scene: Scene, chance: random.Random) -> None:
+        if self._point.startswith("upload."):
+            return
+        while self._node.running and not await scene.apart(answers, self._node):
+            await asyncio.sleep(0.2)
         match self._point.partition(".")[0]:
             case "gc":
                 await make_primary(scene, self._node)
             case "repair":
-                await Spoil(delete).begin(scene, chance)
+                # Any node may take a repair.
+                while self._node.running:
+                    await Spoil(delete).begin(scene, chance)
+                    await scene.rest(unless=lambda: not self._node.running)
             case "quarantine":
                 await Spoil(flip_bit, self._node).begin(scene, chance)
             case "move":
@@ -143,20 +150,27 @@ class Crash:
         await scene.start_node(self._node)
 
 
+def answers(node: NodeProcess) -> bool:
+    """Say whether a node that may end at any moment is ready."""
+    try:
+        return is_ready(node)
+    except AssertionError:
+        return False
+
+
 async def choose(scene: Scene, chance: random.Random, *, is_primary: bool) -> NodeProcess:
     node = chance.choice(scene.nodes)
     return (await scene.apart(scene.primary) or node) if is_primary else node
 
 
 async def make_primary(scene: Scene, node: NodeProcess) -> None:
-    """End the primaries until it is the turn of ``node``, which dies in office perhaps before it is seen there."""
+    """Stop the primaries until it is the turn of ``node``, which dies in office perhaps before it is seen there."""
     for _ in range(ELECTIONS_MAX):
         holder = await scene.apart(scene.primary)
         if holder is node or not node.running:
             return
         if holder is not None:
-            await scene.end_node(holder)
-            await asyncio.sleep(LEASE_SECONDS * 1.5)
+            await scene.stop_node(holder)
             await scene.start_node(holder)
         await asyncio.sleep(0.5)
 
