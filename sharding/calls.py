@@ -161,6 +161,8 @@ def parse_request(message: Message) -> Call:
     body = memoryview(message.body)
     try:
         shard, start = UUID(bytes=bytes(body[:16])), 17 + body[16]
+        if start > len(body):
+            raise ValueError("its request id is cut short")
         identity = bytes(body[17:start]).decode("ascii")
         return Call(shard, identity, unpack(message.kind, body[start:]))
     except (ValueError, IndexError, StructError) as error:

@@ -150,8 +150,8 @@ class ReconcileCatalogue(PresenceCatalogue, Protocol):
         ...
 
     async def leftovers_may_go(self) -> bool:
-        """Say whether what no row knows may leave a quarantine: not while deletions are held, nor while some blob
+        """Say whether what no row knows may leave a quarantine.
 
-        has no good copy left, which may lie there under any name.
+        Not while deletions are held, nor while some blob has no good copy left: it may lie there under any name.
         """
         ...

@@ -103,6 +103,7 @@ def test_a_message_longer_than_any_is_refused_before_memory_is_taken_for_it() ->
 @example(Kind.READ, bytes(16) + b"\xff")
 @example(Kind.DELETE, bytes(17) + bytes(47))
 @example(Kind.SIZES, bytes(17) + bytes(49))
+@example(Kind.SIZES, bytes(16) + b"\x01")
 @example(Kind.DONE, bytes(17))
 def test_a_body_that_is_no_request_is_called_so(kind: int, body: bytes) -> None:
     try:
