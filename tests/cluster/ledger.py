@@ -32,11 +32,20 @@ class Ledger:
 class LedgerClient:
     """Uploads and downloads against one or several base URLs; each request is retried once elsewhere."""
 
-    def __init__(self, urls: Sequence[str], *, seed: int = 1, retries: int = 1, timeout_seconds: float = 30) -> None:
+    def __init__(
+        self,
+        urls: Sequence[str],
+        *,
+        seed: int = 1,
+        retries: int = 1,
+        timeout_seconds: float = 30,
+        keep_alive: bool = False,
+    ) -> None:
         self.ledger = Ledger()
         self.urls = list(urls)
         self._random = random.Random(seed)
         self._retries = retries
+        self._keep_alive = keep_alive
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=3)
         self._session: aiohttp.ClientSession | None = None
 
@@ -44,7 +53,7 @@ class LedgerClient:
         self._session = aiohttp.ClientSession(
             headers={"Authorization": aiohttp.encode_basic_auth("admin", PASSWORD)},
             timeout=self._timeout,
-            connector=aiohttp.TCPConnector(limit=0, force_close=True),
+            connector=aiohttp.TCPConnector(limit=0, force_close=not self._keep_alive),
         )
         return self
 
