@@ -226,6 +226,8 @@ class Artifacts:
         return result.created_at
 
     async def _commit_rows(self, deployment: Deployment, placement: Placement) -> Known[CommitResult]:
+        # Slow shards may have taken their time. Not later: a commit that was sent once is asked to its end.
+        require_writable(self._settings)
         first = await self._commit_once(deployment, placement, None)
         if first.result.outcome is not CommitOutcome.CONFIRM:
             return first

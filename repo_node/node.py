@@ -116,6 +116,8 @@ class Node:
         if rows is None:
             return
         metrics.cluster.show_nodes(rows)
+        # Of itself it knows more than Postgres, which may be away.
+        metrics.cluster.leaving.labels(view.node).set(self._leaving)
         for shard in rows.shards.values():
             self._refresh_shard(shard, view, rows)
 

@@ -34,6 +34,8 @@ log = logging.getLogger("holdfast.cluster")
 
 CHANNEL = "holdfast"
 RECONNECT_SECONDS = 0.5
+LAST_WORDS_SECONDS_MAX = 5.0
+"""For each word of a node that leaves: Postgres may be frozen, and the node's end has a limit."""
 
 
 @asynccontextmanager
@@ -218,13 +220,13 @@ class Membership:
         self._on_repositories()
 
     async def say_leaving(self) -> None:
-        """Tell the cluster that this node is being taken out of service; best effort."""
+        """Tell the cluster that this node is being taken out of service; best effort, and bounded."""
         with suppress(CatalogueUnavailable, *BROKEN, asyncpg.PostgresError):
-            async with connect(self._servers, self._config) as connection:
+            async with asyncio.timeout(LAST_WORDS_SECONDS_MAX), connect(self._servers, self._config) as connection:
                 await nodes.leave(connection, self._node, self._incarnation)
 
     async def leave(self) -> None:
-        """Tell the cluster that this node stops; best effort."""
+        """Tell the cluster that this node stops; best effort, and bounded."""
         with suppress(CatalogueUnavailable, *BROKEN, asyncpg.PostgresError):
-            async with connect(self._servers, self._config) as connection:
+            async with asyncio.timeout(LAST_WORDS_SECONDS_MAX), connect(self._servers, self._config) as connection:
                 await nodes.stop(connection, self._node, self._incarnation)

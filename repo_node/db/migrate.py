@@ -139,7 +139,7 @@ async def apply_step(connection: asyncpg.Connection, step: Migration) -> None:
                 await connection.execute(step.sql)
                 await connection.execute(RECORD, step.version, step.name)
             return
-        except asyncpg.LockNotAvailableError:
+        except (asyncpg.LockNotAvailableError, asyncpg.DeadlockDetectedError):
             log.warning("migration %s waits for a lock; again in %.0f s", step.name, LOCK_PAUSE_SECONDS)
         await asyncio.sleep(LOCK_PAUSE_SECONDS)
 

@@ -13,6 +13,8 @@ from repo_node.node import Node
 from repo_node.web.connections import LimitedRunner
 
 BACKLOG = 1024
+PEERS_SHARE = 1 / 3
+"""Of the time that the node's end may take: it may be spent twice, on their uploads and on the ends of these."""
 
 
 @asynccontextmanager
@@ -36,8 +38,9 @@ async def serving_public(app: web.Application, config: NodeConfig, node: Node) -
 
 @asynccontextmanager
 async def serving_internal(app: web.Application, config: NodeConfig, listener: socket.socket) -> AsyncIterator[None]:
-    """Serve peers on ``listener``, which was bound before."""
-    runner = web.AppRunner(app, shutdown_timeout=config.internal.call_timeout_seconds)
+    """Serve peers on ``listener``, which was bound before. At the end, what they stage may end within bounds."""
+    wait_seconds = min(config.internal.call_timeout_seconds, config.http.stop_timeout_seconds * PEERS_SHARE)
+    runner = web.AppRunner(app, shutdown_timeout=wait_seconds)
     async with running(runner):
         await web.SockSite(runner, listener, backlog=BACKLOG).start()
         yield

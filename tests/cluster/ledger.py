@@ -41,12 +41,14 @@ class LedgerClient:
         retries: int = 1,
         timeout_seconds: float = 30,
         folder: str = "load",
+        keep_alive: bool = False,
     ) -> None:
         self.ledger = Ledger()
         self.urls = list(urls)
         self._folder = folder
         self._random = random.Random(seed)
         self._retries = retries
+        self._keep_alive = keep_alive
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=3)
         self._session: aiohttp.ClientSession | None = None
 
@@ -54,7 +56,7 @@ class LedgerClient:
         self._session = aiohttp.ClientSession(
             headers={"Authorization": aiohttp.encode_basic_auth("admin", PASSWORD)},
             timeout=self._timeout,
-            connector=aiohttp.TCPConnector(limit=0, force_close=True),
+            connector=aiohttp.TCPConnector(limit=0, force_close=not self._keep_alive),
         )
         return self
 

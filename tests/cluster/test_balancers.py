@@ -25,11 +25,15 @@ def balanced(request: pytest.FixtureRequest, tmp_path: Path, dsn: str) -> Iterat
 
 
 async def load_through(
-    balanced: tuple[Cluster, str], during: Callable[[Cluster], Awaitable[None]], *, retries: int = 1
+    balanced: tuple[Cluster, str],
+    during: Callable[[Cluster], Awaitable[None]],
+    *,
+    retries: int = 1,
+    keep_alive: bool = False,
 ) -> LedgerClient:
     """Load the cluster through its balancer, read everything back, and return the client with its ledger."""
     made, url = balanced
-    async with LedgerClient([url], retries=retries, timeout_seconds=60) as client:
+    async with LedgerClient([url], retries=retries, timeout_seconds=60, keep_alive=keep_alive) as client:
         await under_load(client, lambda: during(made))
         assert len(client.ledger.acknowledged) > 10
         await client.verify()
@@ -73,8 +77,10 @@ async def test_frozen_node_costs_nothing_acknowledged(balanced: tuple[Cluster, s
     assert all(not key.startswith("get 404") for key in client.ledger.failures)
 
 
-@pytest.mark.parametrize("nodes", [3, 2])
-async def test_restart_of_all_nodes_loses_no_request_even_without_a_retry(tmp_path: Path, dsn: str, nodes: int) -> None:
+@pytest.mark.parametrize(("nodes", "keep_alive"), [(3, False), (2, True)])
+async def test_restart_of_all_nodes_loses_no_request_even_without_a_retry(
+    tmp_path: Path, dsn: str, nodes: int, keep_alive: bool
+) -> None:
     with cluster(tmp_path / "cluster", dsn, nodes=nodes) as made, haproxy(made, tmp_path) as url:
 
         async def roll(made: Cluster) -> None:
@@ -84,7 +90,7 @@ async def test_restart_of_all_nodes_loses_no_request_even_without_a_retry(tmp_pa
                 await restart(made, node)
                 await asyncio.sleep(1.5)
 
-        client = await load_through((made, url), roll, retries=0)
+        client = await load_through((made, url), roll, retries=0, keep_alive=keep_alive)
         assert client.ledger.failures == {}
 
 

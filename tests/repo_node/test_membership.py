@@ -154,6 +154,8 @@ def test_a_node_that_leaves_says_so_and_finishes(ready_dsn: str, directory: Path
             raw.send(body[:1_500_000])
             cluster.on_loop(first.node.leave())
             assert first.client().get(READINESS).status == 404
+            first.admin.get("/metrics")
+            assert first.metric("holdfast_node_leaving_state", node="node-1") == 1
             assert first.client().get("/artifactory/api/system/ping").status == 503
             raw.send(body[1_500_000:])
             status, headers, _ = raw.read_answer()
