@@ -66,7 +66,12 @@ async def list_nodes(request: web.Request) -> web.StreamResponse:
                     "version": one.version,
                     "heartbeat_age_seconds": round(one.heartbeat_age_seconds, 3),
                     "shards": [
-                        {"id": shard.shard, "state": shard.state.value, "replicas": shard.replicas}
+                        {
+                            "id": shard.shard,
+                            "state": shard.state.value,
+                            "replicas": shard.replicas,
+                            "replicas_counted": shard.is_counted,
+                        }
                         for shard in standings.values()
                         if shard.node == one.id
                     ],
@@ -185,6 +190,7 @@ def shard_document(one: Standing, cluster: ClusterRows) -> dict[str, Any]:
         "trouble": "" if row is None or row.writable else row.reason,
         "silent_seconds": round(one.silent_seconds, 3),
         "replicas": one.replicas,
+        "replicas_counted": one.is_counted,
         "free_bytes": row.free_bytes if row else None,
         "capacity_bytes": row.capacity_bytes if row else None,
         "walk": None

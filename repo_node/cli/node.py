@@ -14,7 +14,7 @@ from repo_node import config as node_config
 from repo_node.cli.calls import run_call
 from repo_node.cli.connection import ConnectionOptions, connection_options
 from repo_node.cli.tables import new_console, new_table
-from repo_node.cli.wording import printable, say_bytes
+from repo_node.cli.wording import printable, say_bytes, say_copies
 
 NODES_PATH = "/api/holdfast/nodes"
 FILE = click.Path(path_type=Path, dir_okay=False)
@@ -82,7 +82,10 @@ def list_nodes(connection: ConnectionOptions, as_json: bool) -> None:
             Text(printable(str(row["zone"]))),
             Text("up", style="green") if row["up"] else Text("down", style="red"),
             Text(printable(str(row["version"]))),
-            f"{sum(shard['replicas'] for shard in row['shards']):,}",
+            say_copies(
+                sum(shard["replicas"] for shard in row["shards"]),
+                is_counted=all(shard.get("replicas_counted", True) for shard in row["shards"]),
+            ),
             Text(printable(", ".join(f"{shard['id']} {shard['state']}" for shard in row["shards"]))),
         )
     new_console().print(table)

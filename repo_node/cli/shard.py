@@ -14,7 +14,7 @@ from repo_node.cli.connection import ConnectionOptions, connection_options, find
 from repo_node.cli.node import FILE, load_config
 from repo_node.cli.shard_table import Row, table_of
 from repo_node.cli.tables import new_console
-from repo_node.cli.wording import printable, say_count
+from repo_node.cli.wording import printable, say_copies, say_count
 from repo_node.client.errors import ClientError
 from repo_node.client.rest import Client, Endpoint
 from repo_node.config import NodeConfig
@@ -185,8 +185,9 @@ def replace(connection: ConnectionOptions, shard: int, yes: bool) -> None:
       holdfast shard replace 3
       umount /srv/disk3; mount /dev/sdx1 /srv/disk3 && holdfast node reload node-1
     """
+    listed = find_row(connection, shard)
     if not yes:
-        click.confirm(f"Give up everything on shard {shard}?", abort=True)
+        click.confirm(f"Give up everything on {describe_row(listed)}?", abort=True)
     change(connection, shard, "replace")
     click.echo(f"Shard {shard} is given up. Mount an empty disk at its path, then `holdfast node reload` its node.")
 
@@ -202,8 +203,9 @@ def remove(connection: ConnectionOptions, shard: int, yes: bool) -> None:
     Example:
       holdfast shard remove 3
     """
+    listed = find_row(connection, shard)
     if not yes:
-        click.confirm(f"Remove shard {shard} from the cluster?", abort=True)
+        click.confirm(f"Remove {describe_row(listed)} from the cluster?", abort=True)
     path = f"{SHARDS_PATH}/{shard}"
     answer = run_call(connection, lambda client: client.call("DELETE", path), "outcome")
     if answer["outcome"] == "forgetting":
@@ -215,6 +217,21 @@ def remove(connection: ConnectionOptions, shard: int, yes: bool) -> None:
                 "as soon as they are; `holdfast status` shows the repairs."
             )
     click.echo(f"Shard {shard} is removed.")
+
+
+def find_row(connection: ConnectionOptions, shard: int) -> Row:
+    """Return a shard as it is listed: nobody is asked about one that is not there."""
+    rows = run_call(connection, lambda client: client.call("GET", SHARDS_PATH), "shards")["shards"]
+    row: Row | None = next((row for row in rows if row["id"] == shard), None)
+    if row is None:
+        raise click.ClickException(f"There is no shard {shard}; `holdfast shard list` shows them all.")
+    return row
+
+
+def describe_row(row: Row) -> str:
+    """Return which shard this is, so that a mistyped number is noticed."""
+    copies = say_copies(row["replicas"], is_counted=row.get("replicas_counted", True))
+    return f"shard {row['id']} ({printable(str(row['path']))} on {printable(str(row['node']))}, {copies} copies)"
 
 
 def is_kept_back(row: Row) -> bool:
@@ -247,5 +264,6 @@ async def watch(endpoint: Endpoint, shard: int, is_over: Any) -> Row | None:
             quiet_seconds += POLL_SECONDS
             if row is not None and quiet_seconds >= LINE_SECONDS:
                 quiet_seconds = 0.0
-                console.print(f"shard {shard}: {row['replicas']:,} copies left")
+                left = say_copies(row["replicas"], is_counted=row.get("replicas_counted", True))
+                console.print(f"shard {shard}: {left} copies left")
             await asyncio.sleep(POLL_SECONDS)

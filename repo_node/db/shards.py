@@ -27,13 +27,25 @@ WEIGH = Statement(
     SELECT id FROM weighed
     """,
 )
+COUNTED_MAX = 10_000
+"""Copies of a shard that are counted, in milliseconds. Of more, Postgres' statistics tell about how many there are."""
+
 LIST = Statement(
     "shards_list",
     """
+    WITH estimates AS (
+        SELECT e.shard_id, (e.part * c.reltuples)::bigint AS replicas
+          FROM pg_class c, pg_stats p,
+               unnest(p.most_common_vals::text::smallint[], p.most_common_freqs) AS e (shard_id, part)
+         WHERE c.oid = 'replicas'::regclass AND p.schemaname = current_schema()
+           AND p.tablename = 'replicas' AND p.attname = 'shard_id'
+    )
     SELECT s.id, s.node_id, s.state, s.state_since, s.state_reason, s.replaced, w.kind, w.walked, w.kept_back, w.passes,
            extract(epoch FROM clock_timestamp() - coalesce(f.silent_since, f.reported_at, s.created_at)
            )::double precision AS silent_seconds,
-           (SELECT count(*) FROM replicas r WHERE r.shard_id = s.id AND r.blob_id IS NOT NULL) AS replicas
+           (SELECT count(*) FROM (SELECT 1 FROM replicas r WHERE r.shard_id = s.id AND r.blob_id IS NOT NULL
+                                   ORDER BY r.generation LIMIT $1::integer + 1) AS found) AS counted,
+           coalesce((SELECT e.replicas FROM estimates e WHERE e.shard_id = s.id), 0) AS estimated
       FROM shards s LEFT JOIN shard_walks w ON w.shard_id = s.id LEFT JOIN shard_space f ON f.shard_id = s.id
      ORDER BY s.id
     """,
@@ -42,7 +54,10 @@ LIST = Statement(
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How a shard stands. ``walk`` is what goes over its replicas: lost, drain, return, forget, or None."""
+    """How a shard stands. ``walk`` is what goes over its replicas: lost, drain, return, forget, or None.
+
+    Where ``is_counted`` is false, ``replicas`` is about how many there are.
+    """
 
     shard: ShardId
     node: NodeId
@@ -52,14 +67,15 @@ class Standing:
     replaced: bool
     silent_seconds: float
     replicas: int
+    is_counted: bool
     walk: str | None
     walked: int
     kept_back: int
     passes: int
 
 
-async def list_all(database: Database) -> Mapping[ShardId, Standing]:
-    """Return how every shard stands. Counts every replica."""
+async def list_all(database: Database, *, counted_max: int = COUNTED_MAX) -> Mapping[ShardId, Standing]:
+    """Return how every shard stands, with its replicas counted where there are no more than ``counted_max``."""
     return {
         ShardId(row["id"]): Standing(
             shard=ShardId(row["id"]),
@@ -69,13 +85,14 @@ async def list_all(database: Database) -> Mapping[ShardId, Standing]:
             reason=row["state_reason"],
             replaced=row["replaced"],
             silent_seconds=row["silent_seconds"],
-            replicas=row["replicas"],
+            replicas=row["counted"] if row["counted"] <= counted_max else max(row["counted"], row["estimated"]),
+            is_counted=row["counted"] <= counted_max,
             walk=row["kind"],
             walked=row["walked"] or 0,
             kept_back=row["kept_back"] or 0,
             passes=row["passes"] or 0,
         )
-        for row in await database.fetch(LIST)
+        for row in await database.fetch(LIST, counted_max)
     }
 
 

@@ -95,6 +95,7 @@ def test_shard_is_changed(
     holdfast: Holdfast, node: FakeNode, arguments: tuple[str, ...], path: str, outcome: str, words: str
 ) -> None:
     accept(node, "POST", path, outcome)
+    list_of(node, [row()])
     result = holdfast("shard", *arguments)
     assert result.exit_code == 0, result.output
     assert words in result.stdout
@@ -102,11 +103,27 @@ def test_shard_is_changed(
 
 @pytest.mark.parametrize("verb", ["replace", "remove"])
 def test_what_cannot_be_undone_is_asked_first(holdfast: Holdfast, node: FakeNode, verb: str) -> None:
+    list_of(node, [row()])
     result = holdfast("shard", verb, "3", input="n\n")
-    assert result.exit_code == 1 and node.seen == []
+    assert result.exit_code == 1 and {seen.method for seen in node.seen} == {"GET"}
+    assert "shard 3 (/srv/3 on node-1, 1,234 copies)" in result.stdout
+
+
+@pytest.mark.parametrize("verb", ["replace", "remove"])
+def test_nobody_is_asked_about_a_shard_that_is_not_there(holdfast: Holdfast, node: FakeNode, verb: str) -> None:
+    list_of(node, [row()])
+    result = holdfast("shard", verb, "99")
+    assert result.exit_code == 1 and "There is no shard 99" in result.stderr
+    assert "?" not in result.stdout
+
+
+def test_copies_that_were_not_counted_are_marked(holdfast: Holdfast, node: FakeNode) -> None:
+    list_of(node, [row(replicas=1_204_000, replicas_counted=False)])
+    assert "~1,204,000" in holdfast("shard", "list").stdout
 
 
 def test_refusal_is_shown(holdfast: Holdfast, node: FakeNode) -> None:
+    list_of(node, [row()])
     node.fail("DELETE", Fault(status=409, message="Shard 3 is in use: drain it first"))
     result = holdfast("shard", "remove", "3", "-y")
     assert result.exit_code == 1 and "drain it first" in result.stderr

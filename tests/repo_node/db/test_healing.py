@@ -37,6 +37,18 @@ async def live(connection: asyncpg.Connection) -> list[int]:
     return [row["shard_id"] for row in await connection.fetch(LIVE_SQL)]
 
 
+async def test_few_copies_are_counted_and_of_many_the_statistics_tell(
+    scene: Scene, connection: asyncpg.Connection
+) -> None:
+    for number in range(12):
+        await stored(scene, bytes([number]) * 3, shards=(1, 3))
+    await connection.execute("ANALYZE replicas")
+    exact = await shards.list_all(scene.database)
+    assert {(one.replicas, one.is_counted) for one in exact.values()} == {(12, True), (0, True)}
+    bounded = await shards.list_all(scene.database, counted_max=5)
+    assert [(bounded[ShardId(n)].replicas, bounded[ShardId(n)].is_counted) for n in (1, 2)] == [(12, False), (0, True)]
+
+
 # ---------------------------------------------------------------- trim and move
 
 
