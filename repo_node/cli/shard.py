@@ -12,9 +12,10 @@ import click
 from repo_node.cli.calls import CALL_RETRY, check_answer, run_call, say_wait
 from repo_node.cli.connection import ConnectionOptions, connection_options, find_endpoint
 from repo_node.cli.node import FILE, load_config
+from repo_node.cli.shard_removal import give_up_last_copies, is_kept_back, why_kept_back
 from repo_node.cli.shard_table import Row, table_of
 from repo_node.cli.tables import new_console
-from repo_node.cli.wording import printable, say_copies, say_count
+from repo_node.cli.wording import printable, say_copies
 from repo_node.client.errors import ClientError
 from repo_node.client.rest import Client, Endpoint
 from repo_node.config import NodeConfig
@@ -195,13 +196,18 @@ def replace(connection: ConnectionOptions, shard: int, yes: bool) -> None:
 @shard.command()
 @SHARD
 @YES
+@click.option(
+    "--give-up-last-copies", "gives_up", is_flag=True, help="Lose what has no other copy; asks how many blobs."
+)
+@click.option("--count", type=click.IntRange(1), help="The number of these copies, instead of being asked for it.")
 @connection_options
-def remove(connection: ConnectionOptions, shard: int, yes: bool) -> None:
+def remove(connection: ConnectionOptions, shard: int, yes: bool, gives_up: bool, count: int | None) -> None:
     """Take a drained or lost shard out of the cluster. It stays while a blob has no other copies.
 
     \b
-    Example:
+    Examples:
       holdfast shard remove 3
+      holdfast shard remove 3 --give-up-last-copies    its disk is dead for good, and so is what only it had
     """
     listed = find_row(connection, shard)
     if not yes:
@@ -210,12 +216,11 @@ def remove(connection: ConnectionOptions, shard: int, yes: bool) -> None:
     answer = run_call(connection, lambda client: client.call("DELETE", path), "outcome")
     if answer["outcome"] == "forgetting":
         row = show_until_gone(connection, shard, lambda row: row is None or is_kept_back(row))
+        if row is not None and gives_up and row["walk"] is not None and row["walk"]["last_copies"]:
+            give_up_last_copies(connection, path, shard, count)
+            row = show_until_gone(connection, shard, lambda row: row is None or is_kept_back(row))
         if row is not None:
-            kept = say_count(row["walk"]["kept_back"], "blob")
-            raise click.ClickException(
-                f"Shard {shard} stays for now: {kept} with a copy on it are not whole elsewhere. It goes by itself "
-                "as soon as they are; `holdfast status` shows the repairs."
-            )
+            raise click.ClickException(why_kept_back(shard, row))
     click.echo(f"Shard {shard} is removed.")
 
 
@@ -232,12 +237,6 @@ def describe_row(row: Row) -> str:
     """Return which shard this is, so that a mistyped number is noticed."""
     copies = say_copies(row["replicas"], is_counted=row.get("replicas_counted", True))
     return f"shard {row['id']} ({printable(str(row['path']))} on {printable(str(row['node']))}, {copies} copies)"
-
-
-def is_kept_back(row: Row) -> bool:
-    """Say whether a whole pass over a lost shard has found blobs that still need it."""
-    walk = row["walk"]
-    return walk is None or (walk["kind"] == "forget" and walk["passes"] > 0 and walk["kept_back"] > 0)
 
 
 def change(connection: ConnectionOptions, shard: int, action: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -15,6 +15,23 @@ CHANGE = Statement("shard_change", "SELECT change_shard($1, $2, $3, $4) AS outco
 REMOVE = Statement("shard_remove", "SELECT remove_shard($1, $2, $3) AS outcome")
 REMOVE_NODE = Statement("node_remove", "SELECT remove_node($1, $2, $3) AS outcome")
 RELOAD = Statement("node_reload", ASK_RELOAD)
+GIVE_UP = Statement("shard_give_up", "SELECT give_up_last_copies($1, $2, $3, $4) AS outcome")
+LAST_COPIES = Statement(
+    "shard_last_copies",
+    """
+    WITH last AS (
+        SELECT DISTINCT r.blob_id FROM replicas r
+         WHERE r.shard_id = $1 AND r.blob_id IS NOT NULL
+           AND NOT EXISTS (SELECT 1 FROM replicas o JOIN shards s ON s.id = o.shard_id AND s.state <> 'lost'
+                            WHERE o.blob_id = r.blob_id AND o.state = 'live')
+    ), lost AS (
+        SELECT g.key, a.folder, a.name FROM last l JOIN artifacts a ON a.blob_id = l.blob_id
+          JOIN repositories g ON g.id = a.repo_id
+    )
+    SELECT (SELECT count(*) FROM last) AS blobs, (SELECT count(*) FROM lost) AS artifacts,
+           ARRAY (SELECT concat_ws('/', f.key, nullif(f.folder, ''), f.name) FROM lost f ORDER BY 1 LIMIT $2) AS paths
+    """,
+)
 WEIGH = Statement(
     "shard_weigh",
     """
@@ -41,6 +58,7 @@ LIST = Statement(
            AND p.tablename = 'replicas' AND p.attname = 'shard_id'
     )
     SELECT s.id, s.node_id, s.state, s.state_since, s.state_reason, s.replaced, w.kind, w.walked, w.kept_back, w.passes,
+           w.last_copies,
            extract(epoch FROM clock_timestamp() - coalesce(f.silent_since, f.reported_at, s.created_at)
            )::double precision AS silent_seconds,
            (SELECT count(*) FROM (SELECT 1 FROM replicas r WHERE r.shard_id = s.id AND r.blob_id IS NOT NULL
@@ -72,6 +90,16 @@ class Standing:
     walked: int
     kept_back: int
     passes: int
+    last_copies: int
+
+
+@dataclass(frozen=True, slots=True)
+class LastCopies:
+    """The blobs that have no live copy but on one shard, the artifacts that would be lost, and some of their paths."""
+
+    blobs: int
+    artifacts: int
+    paths: Sequence[str]
 
 
 async def list_all(database: Database, *, counted_max: int = COUNTED_MAX) -> Mapping[ShardId, Standing]:
@@ -91,6 +119,7 @@ async def list_all(database: Database, *, counted_max: int = COUNTED_MAX) -> Map
             walked=row["walked"] or 0,
             kept_back=row["kept_back"] or 0,
             passes=row["passes"] or 0,
+            last_copies=row["last_copies"] or 0,
         )
         for row in await database.fetch(LIST, counted_max)
     }
@@ -110,6 +139,18 @@ async def weigh(database: Database, shard: int, weight: float, *, principal: str
 async def remove(database: Database, shard: int, *, principal: str, request_id: str) -> str:
     """Remove a shard; the outcomes are those of ``remove_shard``."""
     row: Any = await database.write(REMOVE, shard, principal, request_id)
+    return str(row["outcome"])
+
+
+async def last_copies(database: Database, shard: int, paths_max: int) -> LastCopies:
+    """Return what would be lost with a lost shard. Reads what is left on it: little, once a walk has forgotten it."""
+    row: Any = await database.fetchrow(LAST_COPIES, shard, paths_max)
+    return LastCopies(row["blobs"], row["artifacts"], row["paths"])
+
+
+async def give_up_last_copies(database: Database, shard: int, copies: int, *, principal: str, request_id: str) -> str:
+    """Let go of the last copies on a lost shard; the outcomes are those of ``give_up_last_copies``."""
+    row: Any = await database.write(GIVE_UP, shard, copies, principal, request_id)
     return str(row["outcome"])
 
 

@@ -141,6 +141,26 @@ def test_remove_of_a_lost_shard_waits_until_it_is_gone_or_needed(holdfast: Holdf
     assert result.exit_code == 1 and "5 blobs with a copy on it are not whole elsewhere" in result.stderr
 
 
+def test_last_copies_are_given_up_by_their_number(holdfast: Holdfast, node: FakeNode) -> None:
+    accept(node, "DELETE", "3", "forgetting", 202)
+    accept(node, "POST", "3/give-up", "forgetting", 202)
+    lost = {"shard": 3, "blobs": 2, "artifacts": 3, "paths": ["generic-local/a", "generic-local/b"]}
+    node.json_answers["GET", f"{PATH}/3/last-copies"] = (200, lost)
+    kept = row(walk={"kind": "forget", "walked": 9, "kept_back": 5, "last_copies": 2, "passes": 1})
+    list_of(node, [kept])
+    result = holdfast("shard", "remove", "3", "-y")
+    assert result.exit_code == 1 and "2 of them have no other copy" in result.stderr
+    assert "--give-up-last-copies" in result.stderr
+    list_of(node, [kept], [kept], [])
+    result = holdfast("shard", "remove", "3", "-y", "--give-up-last-copies", input="2\n")
+    assert result.exit_code == 0, result.output
+    assert "2 blobs and 3 artifacts" in result.stdout and "generic-local/b" in result.stdout
+    assert "Shard 3 is removed." in result.stdout
+    list_of(node, [kept], [kept], [])
+    assert holdfast("shard", "remove", "3", "-y", "--give-up-last-copies", "--count", "2").exit_code == 0
+    assert [body for body in node.bodies if body] == [{"copies": 2}] * 2
+
+
 def test_shard_that_cannot_be_used_is_listed_with_what_is_wrong_with_it(holdfast: Holdfast, node: FakeNode) -> None:
     gone = row(4, available=False, trouble="/srv/4 is empty: is its disk mounted?", silent_seconds=90.0)
     list_of(node, [row(3, available=True, trouble="its file system is mounted read-only"), gone])
