@@ -295,7 +295,11 @@ CREATE TABLE shard_walks (
     kept_back   bigint NOT NULL DEFAULT 0,
     passes      integer NOT NULL DEFAULT 0,
     due_at      timestamptz NOT NULL DEFAULT now(),
-    started_at  timestamptz NOT NULL DEFAULT now()
+    started_at  timestamptz NOT NULL DEFAULT now(),
+    -- Of kept_back, those of blobs without a live copy on a shard that is not lost.
+    last_copies bigint NOT NULL DEFAULT 0,
+    -- How many of these an administrator lets a 'forget' drop.
+    give_up     bigint NOT NULL DEFAULT 0
 );
 
 -- The walk over all blobs that finds out how many copies each should have. Each change that may raise
@@ -1431,6 +1435,33 @@ BEGIN
 END
 $$;
 
+-- Let the walk that forgets a lost shard drop the p_copies last copies that it counted there. Outcomes: 'absent';
+-- 'not_lost'; 'not_counted' (no whole walk is over); 'counted_otherwise'; 'forgetting'.
+CREATE FUNCTION give_up_last_copies(p_shard smallint, p_copies bigint, p_principal text, p_request text)
+RETURNS text LANGUAGE plpgsql AS $$
+DECLARE
+    v_state text;
+    v_walk  shard_walks;
+BEGIN
+    SELECT s.state INTO v_state FROM shards s WHERE s.id = p_shard FOR NO KEY UPDATE;
+    IF NOT FOUND THEN
+        RETURN 'absent';
+    ELSIF v_state <> 'lost' THEN
+        RETURN 'not_lost';
+    END IF;
+    SELECT w.* INTO v_walk FROM shard_walks w WHERE w.shard_id = p_shard FOR NO KEY UPDATE;
+    IF NOT FOUND OR v_walk.kind <> 'forget' OR v_walk.passes = 0 OR v_walk.cursor IS NOT NULL THEN
+        RETURN 'not_counted';
+    ELSIF v_walk.last_copies <> p_copies OR p_copies = 0 THEN
+        RETURN 'counted_otherwise';
+    END IF;
+    UPDATE shard_walks w SET give_up = p_copies, passes = 0, due_at = clock_timestamp() WHERE w.shard_id = p_shard;
+    INSERT INTO events (kind, principal, request_id, detail)
+    VALUES ('shard_give_up', p_principal, p_request, jsonb_build_object('shard', p_shard, 'copies', p_copies));
+    RETURN 'forgetting';
+END
+$$;
+
 -- Take one step of the walk that is due: at most p_count replicas. Nothing is returned when none is due.
 CREATE FUNCTION walk_shard(p_count integer, p_again_seconds double precision, p_lost_again_seconds double precision)
 RETURNS TABLE (at_shard smallint, at_kind text, stepped bigint, acted bigint, ended boolean)
@@ -1441,6 +1472,7 @@ DECLARE
     v_zones bigint := ring_zones();
     v_row   record;
     v_back  bigint := 0;
+    v_last  bigint := 0;
 BEGIN
     SELECT w.* INTO v_walk FROM shard_walks w WHERE w.due_at <= clock_timestamp()
      ORDER BY w.due_at LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED;
@@ -1465,6 +1497,15 @@ BEGIN
             CASE walk_replica(v_walk.kind, v_walk.shard_id, v_row.generation, v_row.blob_id, v_zones)
                 WHEN 'acted' THEN acted := acted + 1;
                 WHEN 'kept' THEN v_back := v_back + 1;
+                WHEN 'last' THEN
+                    IF v_walk.give_up > 0 THEN
+                        DELETE FROM replicas r WHERE r.shard_id = v_walk.shard_id AND r.generation = v_row.generation;
+                        v_walk.give_up := v_walk.give_up - 1;
+                        acted := acted + 1;
+                    ELSE
+                        v_back := v_back + 1;
+                        v_last := v_last + 1;
+                    END IF;
                 ELSE NULL;
             END CASE;
         END IF;
@@ -1474,6 +1515,8 @@ BEGIN
        SET cursor = CASE WHEN ended THEN NULL ELSE v_walk.cursor END,
            walked = CASE WHEN w.cursor IS NULL THEN stepped ELSE w.walked + stepped END,
            kept_back = CASE WHEN w.cursor IS NULL THEN v_back ELSE w.kept_back + v_back END,
+           last_copies = CASE WHEN w.cursor IS NULL THEN v_last ELSE w.last_copies + v_last END,
+           give_up = CASE WHEN ended THEN 0 ELSE v_walk.give_up END,
            passes = w.passes + ended::integer,
            due_at = CASE WHEN ended THEN clock_timestamp() + make_interval(secs =>
                         CASE w.kind WHEN 'lost' THEN p_lost_again_seconds ELSE p_again_seconds END)
@@ -1489,7 +1532,8 @@ BEGIN
 END
 $$;
 
--- What a walk does with one replica: 'acted', 'kept' (it is still needed), or 'passed'.
+-- What a walk does with one replica: 'acted', 'kept' (it is still needed), 'last' (and nobody knows of another), or
+-- 'passed'.
 CREATE FUNCTION walk_replica(p_kind text, p_shard smallint, p_generation uuid, p_blob bigint, p_zones bigint)
 RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
@@ -1518,7 +1562,9 @@ BEGIN
         ELSE
             SELECT b.redundancy INTO v_wanted FROM blobs b WHERE b.id = p_blob FOR NO KEY UPDATE;
             IF NOT FOUND OR NOT is_whole(p_blob, v_wanted, p_zones) THEN
-                RETURN 'kept';
+                PERFORM 1 FROM replicas r JOIN shards s ON s.id = r.shard_id AND s.state <> 'lost'
+                  WHERE r.blob_id = p_blob AND r.state = 'live';
+                RETURN CASE WHEN FOUND THEN 'kept' ELSE 'last' END;
             END IF;
             DELETE FROM replicas r
               WHERE r.shard_id = p_shard AND r.generation = p_generation AND r.blob_id = p_blob;

@@ -13,6 +13,8 @@ EFBIG, EEXIST                 unavailable        ShardRefused       unavailable
 ESTALE, EACCES, EMFILE, ...   unavailable        unavailable        unavailable
 ============================  =================  =================  ==================
 
+Who reads a replica takes a directory that a living disk cannot give back as it takes such a file.
+
 A disk remounted read-only refuses writes for good and still reads well, so EROFS must not open the
 circuit of its reads. ESTALE and EACCES say that we could not look: unknown is not absent.
 """

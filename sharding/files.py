@@ -91,7 +91,7 @@ class ShardFiles:
         if offset < 0 or length < 0 or offset + length > size:
             raise ShardRefused(self.shard, f"{length} bytes from {offset} are not within {size}")
         name = self.name(blob)
-        with self.fan_out(name) as directory:
+        with self.fan_out(name, reading=True) as directory:
             if directory is None:
                 raise ReplicaMissing(self.shard, f"reading {name}: its directory is not there")
             try:
@@ -206,8 +206,11 @@ class ShardFiles:
         return found.st_size if stat.S_ISREG(found.st_mode) else None
 
     @contextmanager
-    def fan_out(self, name: str) -> Iterator[int | None]:
-        """Open the directory of the file ``name``; None when it is not there, and ``blobs/`` is."""
+    def fan_out(self, name: str, *, reading: bool = False) -> Iterator[int | None]:
+        """Open the directory of the file ``name``; None when it is not there, and ``blobs/`` is.
+
+        For who is ``reading``, one that a living disk cannot give back is a bad part of it, like a file.
+        """
         fan_out = fan_out_of(name)
         with translated(self.shard, LOOKING, f"opening blobs/{fan_out}"):
             try:
@@ -215,6 +218,10 @@ class ShardFiles:
             except FileNotFoundError:
                 directory = -1
                 self._check_present()
+            except OSError as error:
+                if reading and error.errno in MEDIUM_ERRNOS:
+                    raise self.reading_failed(name, error) from error
+                raise
         try:
             yield None if directory < 0 else directory
         finally:

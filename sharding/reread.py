@@ -95,7 +95,7 @@ class Rereader:
                 self._files.shard, f"{part.length} bytes from {part.offset} are no blocks of {part.size}"
             )
         name = self._files.name(part.name)
-        with self._files.fan_out(name) as directory:
+        with self._files.fan_out(name, reading=True) as directory:
             if directory is None:
                 raise ReplicaMissing(self._files.shard, f"re-reading {name}: its directory is not there")
             try:

@@ -21,6 +21,7 @@ from sharding.model import NodeId
 BASE = "/artifactory/api/holdfast"
 ACTIONS = ("drain", "readonly", "activate", "replace")
 SHARD_ID_MAX = 32_767
+PATHS_MAX = 100
 WEIGHT_MIN, WEIGHT_MAX = 0.001, 1000.0
 
 REFUSALS = {
@@ -29,6 +30,9 @@ REFUSALS = {
     "not_drained": "is in use: drain it first, then remove it",
     "in_use": "is open on a living node: take it out of the node's file and `holdfast node reload` it, then remove it",
     "holds": "still holds copies that are to be moved: wait until it is drained",
+    "not_lost": "is not lost: its copies are there to be read",
+    "not_counted": "has not been walked over yet: remove it first, and wait until its copies are counted",
+    "counted_otherwise": "holds another number of last copies now: look at it again",
     "up": "is up: stop it first",
     "down": "is not up: there is nothing to stop",
     "unread": "is not up: it reads its file when it starts",
@@ -39,6 +43,8 @@ REFUSALS = {
 
 def add_routes(routes: Routes) -> None:
     routes.add("GET", f"{BASE}/shards", list_shards, Permission.ADMIN)
+    routes.add("GET", f"{BASE}/shards/{{id}}/last-copies", show_last_copies, Permission.ADMIN)
+    routes.add("POST", f"{BASE}/shards/{{id}}/give-up", give_up_last_copies, Permission.ADMIN)
     routes.add("POST", f"{BASE}/shards/{{id}}/{{action}}", change_shard, Permission.ADMIN)
     routes.add("PUT", f"{BASE}/shards/{{id}}/weight", weigh_shard, Permission.ADMIN)
     routes.add("DELETE", f"{BASE}/shards/{{id}}", remove_shard, Permission.ADMIN)
@@ -63,7 +69,12 @@ async def list_nodes(request: web.Request) -> web.StreamResponse:
                 {
                     **node_document(one),
                     "shards": [
-                        {"id": shard.shard, "state": shard.state.value, "replicas": shard.replicas}
+                        {
+                            "id": shard.shard,
+                            "state": shard.state.value,
+                            "replicas": shard.replicas,
+                            "replicas_counted": shard.is_counted,
+                        }
                         for shard in standings.values()
                         if shard.node == one.id
                     ],
@@ -99,6 +110,26 @@ async def remove_shard(request: web.Request) -> web.StreamResponse:
     outcome = await shards.remove(request.app[NODE].database, shard, **who(request))
     checked(f"Shard {shard}", outcome)
     return json_response({"shard": shard, "outcome": outcome}, status=202 if outcome == "forgetting" else 200)
+
+
+async def show_last_copies(request: web.Request) -> web.StreamResponse:
+    """Say what would be lost for good with a shard."""
+    shard = shard_of(request)
+    if shard not in request.app[NODE].cluster().shards:
+        raise NotFound(f"There is no shard {shard}.")
+    found = await shards.last_copies(request.app[NODE].database, shard, PATHS_MAX)
+    document = {"shard": shard, "blobs": found.blobs, "artifacts": found.artifacts, "paths": list(found.paths)}
+    return json_response(document)
+
+
+async def give_up_last_copies(request: web.Request) -> web.StreamResponse:
+    """Let a lost shard go although it has the last copies of so many blobs; wrong numbers change nothing."""
+    shard, document = shard_of(request), await read_json(request)
+    copies = document.get("copies")
+    if set(document) != {"copies"} or isinstance(copies, bool) or not isinstance(copies, int) or not 0 < copies < 2**63:
+        raise RequestError('The body must be {"copies": number of last copies}.')
+    outcome = await shards.give_up_last_copies(request.app[NODE].database, shard, copies, **who(request))
+    return json_response({"shard": shard, "outcome": checked(f"Shard {shard}", outcome)}, status=202)
 
 
 async def change_node(request: web.Request) -> web.StreamResponse:
@@ -202,9 +233,16 @@ def shard_document(one: Standing, cluster: ClusterRows) -> dict[str, Any]:
         "trouble": "" if row is None or row.writable else row.reason,
         "silent_seconds": round(one.silent_seconds, 3),
         "replicas": one.replicas,
+        "replicas_counted": one.is_counted,
         "free_bytes": row.free_bytes if row else None,
         "capacity_bytes": row.capacity_bytes if row else None,
         "walk": None
         if one.walk is None
-        else {"kind": one.walk, "walked": one.walked, "kept_back": one.kept_back, "passes": one.passes},
+        else {
+            "kind": one.walk,
+            "walked": one.walked,
+            "kept_back": one.kept_back,
+            "last_copies": one.last_copies,
+            "passes": one.passes,
+        },
     }

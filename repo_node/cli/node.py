@@ -16,7 +16,7 @@ from repo_node.cli.calls import check_answer, run_call
 from repo_node.cli.connection import ConnectionOptions, connection_options
 from repo_node.cli.node_table import node_release, node_state
 from repo_node.cli.tables import new_console, new_table
-from repo_node.cli.wording import printable, say_bytes
+from repo_node.cli.wording import printable, say_bytes, say_copies
 from repo_node.client.rest import Client
 from repo_node.dsn import name_server, parse_dsn
 
@@ -88,7 +88,10 @@ def list_nodes(connection: ConnectionOptions, as_json: bool) -> None:
             Text(printable(str(row["zone"]))),
             node_state(row),
             node_release(row),
-            f"{sum(shard['replicas'] for shard in row['shards']):,}",
+            say_copies(
+                sum(shard["replicas"] for shard in row["shards"]),
+                is_counted=all(shard.get("replicas_counted", True) for shard in row["shards"]),
+            ),
             Text(printable(", ".join(f"{shard['id']} {shard['state']}" for shard in row["shards"]))),
         )
     new_console().print(table)

@@ -12,9 +12,10 @@ import click
 from repo_node.cli.calls import CALL_RETRY, check_answer, failure_of, run_call, say_wait
 from repo_node.cli.connection import ConnectionOptions, connection_options, find_endpoint
 from repo_node.cli.node import FILE, load_config
+from repo_node.cli.shard_removal import give_up_last_copies, is_kept_back, why_kept_back
 from repo_node.cli.shard_table import Row, table_of
 from repo_node.cli.tables import new_console
-from repo_node.cli.wording import printable, say_count
+from repo_node.cli.wording import printable, say_copies
 from repo_node.client.errors import ClientError
 from repo_node.client.rest import Client, Endpoint
 from repo_node.config import NodeConfig
@@ -188,8 +189,9 @@ def replace(connection: ConnectionOptions, shard: int, yes: bool) -> None:
       holdfast shard replace 3
       umount /srv/disk3; mount /dev/sdx1 /srv/disk3 && holdfast node reload node-1
     """
+    listed = find_row(connection, shard)
     if not yes:
-        click.confirm(f"Give up everything on shard {shard}?", abort=True)
+        click.confirm(f"Give up everything on {describe_row(listed)}?", abort=True)
     change(connection, shard, "replace")
     click.echo(f"Shard {shard} is given up. Mount an empty disk at its path, then `holdfast node reload` its node.")
 
@@ -197,33 +199,47 @@ def replace(connection: ConnectionOptions, shard: int, yes: bool) -> None:
 @shard.command()
 @SHARD
 @YES
+@click.option(
+    "--give-up-last-copies", "gives_up", is_flag=True, help="Lose what has no other copy; asks how many blobs."
+)
+@click.option("--count", type=click.IntRange(1), help="The number of these copies, instead of being asked for it.")
 @connection_options
-def remove(connection: ConnectionOptions, shard: int, yes: bool) -> None:
+def remove(connection: ConnectionOptions, shard: int, yes: bool, gives_up: bool, count: int | None) -> None:
     """Take a drained or lost shard out of the cluster. It stays while a blob has no other copies.
 
     \b
-    Example:
+    Examples:
       holdfast shard remove 3
+      holdfast shard remove 3 --give-up-last-copies    its disk is dead for good, and so is what only it had
     """
+    listed = find_row(connection, shard)
     if not yes:
-        click.confirm(f"Remove shard {shard} from the cluster?", abort=True)
+        click.confirm(f"Remove {describe_row(listed)} from the cluster?", abort=True)
     path = f"{SHARDS_PATH}/{shard}"
     answer = run_call(connection, lambda client: client.call("DELETE", path), "outcome")
     if answer["outcome"] == "forgetting":
         row = show_until_gone(connection, shard, lambda row: row is None or is_kept_back(row))
+        if row is not None and gives_up and row["walk"] is not None and row["walk"]["last_copies"]:
+            give_up_last_copies(connection, path, shard, count)
+            row = show_until_gone(connection, shard, lambda row: row is None or is_kept_back(row))
         if row is not None:
-            kept = say_count(row["walk"]["kept_back"], "blob")
-            raise click.ClickException(
-                f"Shard {shard} stays for now: {kept} with a copy on it are not whole elsewhere. It goes by itself "
-                "as soon as they are; `holdfast status` shows the repairs."
-            )
+            raise click.ClickException(why_kept_back(shard, row))
     click.echo(f"Shard {shard} is removed.")
 
 
-def is_kept_back(row: Row) -> bool:
-    """Say whether a whole pass over a lost shard has found blobs that still need it."""
-    walk = row["walk"]
-    return walk is None or (walk["kind"] == "forget" and walk["passes"] > 0 and walk["kept_back"] > 0)
+def find_row(connection: ConnectionOptions, shard: int) -> Row:
+    """Return a shard as it is listed: nobody is asked about one that is not there."""
+    rows = run_call(connection, lambda client: client.call("GET", SHARDS_PATH), "shards")["shards"]
+    row: Row | None = next((row for row in rows if row["id"] == shard), None)
+    if row is None:
+        raise click.ClickException(f"There is no shard {shard}; `holdfast shard list` shows them all.")
+    return row
+
+
+def describe_row(row: Row) -> str:
+    """Return which shard this is, so that a mistyped number is noticed."""
+    copies = say_copies(row["replicas"], is_counted=row.get("replicas_counted", True))
+    return f"shard {row['id']} ({printable(str(row['path']))} on {printable(str(row['node']))}, {copies} copies)"
 
 
 def change(connection: ConnectionOptions, shard: int, action: str) -> str:
@@ -251,5 +267,6 @@ async def watch(endpoint: Endpoint, shard: int, is_over: Any) -> Row | None:
             quiet_seconds += POLL_SECONDS
             if row is not None and quiet_seconds >= LINE_SECONDS:
                 quiet_seconds = 0.0
-                console.print(f"shard {shard}: {say_count(row['replicas'], 'copy', 'copies')} left")
+                left = say_copies(row["replicas"], is_counted=row.get("replicas_counted", True))
+                console.print(f"shard {shard}: {left} copies left")
             await asyncio.sleep(POLL_SECONDS)

@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from repo_node.cli.tables import new_table
-from repo_node.cli.wording import printable, say_bytes, say_count, say_seconds
+from repo_node.cli.wording import printable, say_bytes, say_copies, say_count, say_seconds
 
 Row = dict[str, Any]
 
@@ -28,7 +28,7 @@ def table_of(rows: list[Row]) -> Table:
             str(row["id"]),
             Text(printable(str(row["node"]))),
             Text(printable(str(row["state"])), style="green" if row["state"] == "active" else "yellow"),
-            f"{row['replicas']:,}",
+            say_copies(row["replicas"], is_counted=row.get("replicas_counted", True)),
             "?" if free is None else say_bytes(free),
             "?" if row["weight"] is None else f"{row['weight']:g}",
             Text(printable(remark(row))),

@@ -53,3 +53,8 @@ def parse_duration(text: str) -> int:
     if seconds <= 0:
         raise ValueError(f"{text!r} is not a duration; write for example 90s, 15m, 12h, 30d or 2w")
     return seconds
+
+
+def say_copies(count: int, *, is_counted: bool) -> str:
+    """Return a number of copies as people read it; one that was not counted is about right."""
+    return f"{count:,}" if is_counted else f"~{count:,}"

@@ -70,6 +70,7 @@ class Slot:
     def __init__(self, section: ShardSection) -> None:
         self.section = section
         self.own: OwnShard | None = None
+        self.left: OwnShard | None = None
         self.uid: UUID | None = None
         self.attempt: asyncio.Task[None] | None = None
         self.error: Exception | None = None
@@ -172,14 +173,18 @@ class OwnShards:
             await self._take_sections()
         await self._read_known()
         for slot in self._slots:
-            if slot.own is not None and (cause := self._why_given_up(slot.own)):
+            if slot.own is not None and (cause := await self._why_given_up(slot.own)):
                 await self._give_up(slot, ShardIdentityError(f"{slot.path} was given up: {cause}"))
         await self._open_closed(may_create=asked)
 
-    def _why_given_up(self, own: OwnShard) -> str:
+    async def _why_given_up(self, own: OwnShard) -> str:
         if own.uid in self._known.replaced:
             return "another disk is to take its place"
-        return own.trouble if own.silent_seconds >= self._settings.now.shard_give_up_seconds else ""
+        if own.silent_seconds < self._settings.now.shard_give_up_seconds:
+            return ""
+        # Nobody may have asked it for long: heartbeats wait for Postgres.
+        await own.report(SPACE_TIMEOUT_SECONDS)
+        return own.trouble
 
     async def _take_sections(self) -> None:
         """Take up the directories that the node's file names now, and give up those it names no more."""
@@ -241,6 +246,9 @@ class OwnShards:
         self._tell(slot)
 
     async def _open(self, slot: Slot, *, may_create: bool) -> None:
+        if slot.left is not None and not slot.left.shard.is_given_up:
+            # It stays claimed: who knows what that call does when it goes on.
+            raise ShardIdentityError(f"{slot.path}: a call still hangs in the disk")
         described = await apart(identify, slot.path, self._owner.cluster_id, self._known, may_create=may_create)
         uid = described.shard_uid
         twin = next((other for other in self._slots if other is not slot and other.uid == uid), None)
@@ -270,6 +278,7 @@ class OwnShards:
         """Close the shard at ``slot`` and be its owner no more."""
         own, slot.own, slot.uid, slot.error = slot.own, None, None, cause
         assert own is not None
+        slot.left = own
         del self.opened[own.shard.id], self.shards[own.shard.id]
         self._tell(slot)
         self.on_change()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -30,6 +30,23 @@ STOP_NODE = Statement(
     """,
 )
 RELOAD = Statement("node_reload", ASK_RELOAD)
+GIVE_UP = Statement("shard_give_up", "SELECT give_up_last_copies($1, $2, $3, $4) AS outcome")
+LAST_COPIES = Statement(
+    "shard_last_copies",
+    """
+    WITH last AS (
+        SELECT DISTINCT r.blob_id FROM replicas r
+         WHERE r.shard_id = $1 AND r.blob_id IS NOT NULL
+           AND NOT EXISTS (SELECT 1 FROM replicas o JOIN shards s ON s.id = o.shard_id AND s.state <> 'lost'
+                            WHERE o.blob_id = r.blob_id AND o.state = 'live')
+    ), lost AS (
+        SELECT g.key, a.folder, a.name FROM last l JOIN artifacts a ON a.blob_id = l.blob_id
+          JOIN repositories g ON g.id = a.repo_id
+    )
+    SELECT (SELECT count(*) FROM last) AS blobs, (SELECT count(*) FROM lost) AS artifacts,
+           ARRAY (SELECT concat_ws('/', f.key, nullif(f.folder, ''), f.name) FROM lost f ORDER BY 1 LIMIT $2) AS paths
+    """,
+)
 WEIGH = Statement(
     "shard_weigh",
     """
@@ -42,13 +59,26 @@ WEIGH = Statement(
     SELECT id FROM weighed
     """,
 )
+COUNTED_MAX = 10_000
+"""Copies of a shard that are counted, in milliseconds. Of more, Postgres' statistics tell about how many there are."""
+
 LIST = Statement(
     "shards_list",
     """
+    WITH estimates AS (
+        SELECT e.shard_id, (e.part * c.reltuples)::bigint AS replicas
+          FROM pg_class c, pg_stats p,
+               unnest(p.most_common_vals::text::smallint[], p.most_common_freqs) AS e (shard_id, part)
+         WHERE c.oid = 'replicas'::regclass AND p.schemaname = current_schema()
+           AND p.tablename = 'replicas' AND p.attname = 'shard_id'
+    )
     SELECT s.id, s.node_id, s.state, s.state_since, s.state_reason, s.replaced, w.kind, w.walked, w.kept_back, w.passes,
+           w.last_copies,
            extract(epoch FROM clock_timestamp() - coalesce(f.silent_since, f.reported_at, s.created_at)
            )::double precision AS silent_seconds,
-           (SELECT count(*) FROM replicas r WHERE r.shard_id = s.id AND r.blob_id IS NOT NULL) AS replicas
+           (SELECT count(*) FROM (SELECT 1 FROM replicas r WHERE r.shard_id = s.id AND r.blob_id IS NOT NULL
+                                   ORDER BY r.generation LIMIT $1::integer + 1) AS found) AS counted,
+           coalesce((SELECT e.replicas FROM estimates e WHERE e.shard_id = s.id), 0) AS estimated
       FROM shards s LEFT JOIN shard_walks w ON w.shard_id = s.id LEFT JOIN shard_space f ON f.shard_id = s.id
      ORDER BY s.id
     """,
@@ -57,7 +87,10 @@ LIST = Statement(
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """How a shard stands. ``walk`` is what goes over its replicas: lost, drain, return, forget, or None."""
+    """How a shard stands. ``walk`` is what goes over its replicas: lost, drain, return, forget, or None.
+
+    Where ``is_counted`` is false, ``replicas`` is about how many there are.
+    """
 
     shard: ShardId
     node: NodeId
@@ -67,14 +100,25 @@ class Standing:
     replaced: bool
     silent_seconds: float
     replicas: int
+    is_counted: bool
     walk: str | None
     walked: int
     kept_back: int
     passes: int
+    last_copies: int
 
 
-async def list_all(database: Database) -> Mapping[ShardId, Standing]:
-    """Return how every shard stands. Counts every replica."""
+@dataclass(frozen=True, slots=True)
+class LastCopies:
+    """The blobs that have no live copy but on one shard, the artifacts that would be lost, and some of their paths."""
+
+    blobs: int
+    artifacts: int
+    paths: Sequence[str]
+
+
+async def list_all(database: Database, *, counted_max: int = COUNTED_MAX) -> Mapping[ShardId, Standing]:
+    """Return how every shard stands, with its replicas counted where there are no more than ``counted_max``."""
     return {
         ShardId(row["id"]): Standing(
             shard=ShardId(row["id"]),
@@ -84,13 +128,15 @@ async def list_all(database: Database) -> Mapping[ShardId, Standing]:
             reason=row["state_reason"],
             replaced=row["replaced"],
             silent_seconds=row["silent_seconds"],
-            replicas=row["replicas"],
+            replicas=row["counted"] if row["counted"] <= counted_max else max(row["counted"], row["estimated"]),
+            is_counted=row["counted"] <= counted_max,
             walk=row["kind"],
             walked=row["walked"] or 0,
             kept_back=row["kept_back"] or 0,
             passes=row["passes"] or 0,
+            last_copies=row["last_copies"] or 0,
         )
-        for row in await database.fetch(LIST)
+        for row in await database.fetch(LIST, counted_max)
     }
 
 
@@ -115,6 +161,18 @@ async def stop_node(database: Database, node: str, *, principal: str, request_id
     """Ask a node to leave and to end, as SIGTERM does; the outcome is 'asked', 'down' or 'absent'."""
     row = await database.write(STOP_NODE, node, principal, request_id)
     return "absent" if row is None else str(row["outcome"])
+
+
+async def last_copies(database: Database, shard: int, paths_max: int) -> LastCopies:
+    """Return what would be lost with a lost shard. Reads what is left on it: little, once a walk has forgotten it."""
+    row: Any = await database.fetchrow(LAST_COPIES, shard, paths_max)
+    return LastCopies(row["blobs"], row["artifacts"], row["paths"])
+
+
+async def give_up_last_copies(database: Database, shard: int, copies: int, *, principal: str, request_id: str) -> str:
+    """Let go of the last copies on a lost shard; the outcomes are those of ``give_up_last_copies``."""
+    row: Any = await database.write(GIVE_UP, shard, copies, principal, request_id)
+    return str(row["outcome"])
 
 
 async def remove_node(database: Database, node: str, *, principal: str, request_id: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.cluster.ledger import LedgerClient, under_load
-from tests.cluster.processes import Cluster, NodeProcess, curl, is_ready, until
+from tests.cluster.processes import Cluster, NodeProcess, curl, is_ready, status, until
 
 QUICK: dict[str, Any] = {
     "heartbeat_seconds": 0.25,
@@ -169,16 +169,16 @@ async def test_shard_is_drained_under_load_without_a_blob_ever_short_then_remove
         assert direct(three, "DELETE", f"shards/{shard}")[0] == 409, "it is open on its node"
         config = node.config.read_text()
         node.config.write_text(config.replace(f'[[shards]]\npath = "{node.shards[0]}"\nreserve_bytes = 0\n', ""))
-        node.stop()
-        node.start()
-        await until(lambda: is_ready(node), "the node to come back", 30)
+        assert direct(three, "POST", f"nodes/{node.id}/reload")[0] == 202
+        owned = "SELECT count(*) FROM shards WHERE id = $1 AND owner IS NOT NULL"
+        await until(lambda: number(three, owned, shard) == 0, "the node to give the shard up", 30)
         assert direct(three, "DELETE", f"shards/{shard}") == (200, {"shard": shard, "outcome": "removed"})
         await client.verify()
     assert client.ledger.wrong == []
 
 
 async def test_dead_disk_is_replaced_by_an_empty_one(three: Cluster) -> None:
-    hasten(three)
+    hasten(three, rebalance_idle_seconds=0.2, rebalance_retry_seconds=0.5)
     node = three.nodes[1]
     disk = node.shards[0]
     old = shard_at(three, disk)
@@ -188,15 +188,19 @@ async def test_dead_disk_is_replaced_by_an_empty_one(three: Cluster) -> None:
         shutil.rmtree(disk)
         disk.mkdir()
         node.start()
-        assert node.process is not None
-        assert await asyncio.to_thread(node.process.wait, 30) != 0, "an empty directory is no shard by itself"
+        await until(lambda: is_ready(node), "the node to start without the disk", 30)
+        (row,) = (one for one in status(node)["shards"] if one["id"] == old)
+        assert not row["up"] and "is its disk mounted?" in row["trouble"]
         assert direct(three, "POST", f"shards/{old}/replace") == (200, {"shard": old, "outcome": "done"})
-        node.start()
-        await until(lambda: is_ready(node), "the node to start on the new disk", 30)
+        assert not any(disk.iterdir()), "an empty directory is no shard by itself"
+        assert direct(three, "POST", f"nodes/{node.id}/reload")[0] == 202
+        at_path = "SELECT count(*) FROM shards WHERE path = $1 AND NOT replaced"
+        await until(lambda: number(three, at_path, str(disk)) == 1, "the node to take the new disk", 30)
         new = shard_at(three, disk)
         assert new != old and state_of(three, old) == "lost"
         await until(lambda: is_whole(three), "every blob to be whole", 30)
-        assert number(three, "SELECT count(*) FROM replicas WHERE shard_id = $1 AND blob_id IS NOT NULL", new) > 0
+        held = "SELECT count(*) FROM replicas WHERE shard_id = $1 AND blob_id IS NOT NULL"
+        await until(lambda: number(three, held, new) > 0, "the new disk to take its share", 45)
         assert direct(three, "DELETE", f"shards/{old}")[0] in (200, 202)
         await until(lambda: state_of(three, old) == "removed", "the old shard to be forgotten", 20)
         check_rows_have_files(three)

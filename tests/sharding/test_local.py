@@ -21,7 +21,7 @@ from sharding.files import fan_out_of
 from sharding.identity import ShardIdentityError
 from sharding.local import LocalShard
 from sharding.model import BLOCK_BYTES, BlobName
-from sharding.shard import Measurable, Shard
+from sharding.shard import Measurable, Part, Shard
 from tests.sharding.local_shards import SHARD, open_at
 from tests.sharding.shard_contract import (
     ShardContract,
@@ -627,3 +627,66 @@ def test_files_of_one_moment_share_a_directory_and_time_fills_all_of_them() -> N
 
     assert {directory(start + offset) for offset in range(1024)} == {directory(start)}
     assert len({directory(start + second * 1024) for second in range(256)}) == 256
+
+
+@pytest.mark.parametrize("is_dead", [False, True])
+async def test_unreadable_directory_is_a_bad_part_of_a_living_disk_alone(
+    shard: LocalShard, monkeypatch: pytest.MonkeyPatch, is_dead: bool
+) -> None:
+    name, real = make_name(b"data"), os.open
+    await shard.put(name, b"data")
+
+    def broken(path: Any, *arguments: Any, **more: Any) -> int:
+        if is_dead or path == fan_out_of(str(name)):
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path, *arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", broken)
+        expected = ShardUnavailable if is_dead else ReplicaCorrupt
+        with pytest.raises(expected):
+            await read_all(shard, name, 4)
+        if is_dead:
+            with pytest.raises(ShardUnavailable):
+                await shard.reread([Part(name, 4, 0, 4)])
+        else:
+            assert [type(one) for one in await shard.reread([Part(name, 4, 0, 4)])] == [ReplicaCorrupt]
+        with pytest.raises(ShardUnavailable):  # whether a file is there, nobody can say
+            await shard.sizes([name])
+    assert await read_all(shard, name, 4) == b"data"
+
+
+async def test_shard_that_is_not_in_its_place_does_not_answer(shard: LocalShard, shard_root: Path) -> None:
+    assert (await shard.space()).capacity_bytes > 0
+    aside = shard_root.rename(shard_root.with_name("aside"))
+    shard.files._space_until = 0
+    with pytest.raises(ShardUnavailable, match="is gone: is the disk mounted"):
+        await shard.space()
+    shard_root.mkdir()
+    with pytest.raises(ShardUnavailable, match="is another directory now"):
+        await shard.space()
+    shard_root.rmdir()
+    aside.rename(shard_root)
+    assert not (await shard.space()).read_only
+    shutil.rmtree(shard_root / "blobs")
+    shard.files._space_until = 0
+    with pytest.raises(ShardUnavailable, match="blobs was removed"):
+        await shard.space()
+
+
+async def test_shard_whose_thread_hangs_is_given_up_when_it_returns(shard_root: Path) -> None:
+    held = threading.Event()
+    async with open_at(shard_root) as opened:
+        hanging = asyncio.ensure_future(opened.run(held.wait))
+        await asyncio.sleep(0)
+        await opened.close(timeout_seconds=0.05)
+        assert not opened.is_given_up
+        with pytest.raises(ShardIdentityError, match="is in use"):
+            async with open_at(shard_root):
+                pass
+        held.set()
+        await hanging
+        while not opened.is_given_up:
+            await asyncio.sleep(0.01)
+        async with open_at(shard_root):
+            pass

@@ -95,6 +95,7 @@ def test_shard_is_changed(
     holdfast: Holdfast, node: FakeNode, arguments: tuple[str, ...], path: str, outcome: str, words: str
 ) -> None:
     accept(node, "POST", path, outcome)
+    list_of(node, [row()])
     result = holdfast("shard", *arguments)
     assert result.exit_code == 0, result.output
     assert words in result.stdout
@@ -102,11 +103,27 @@ def test_shard_is_changed(
 
 @pytest.mark.parametrize("verb", ["replace", "remove"])
 def test_what_cannot_be_undone_is_asked_first(holdfast: Holdfast, node: FakeNode, verb: str) -> None:
+    list_of(node, [row()])
     result = holdfast("shard", verb, "3", input="n\n")
-    assert result.exit_code == 1 and node.seen == []
+    assert result.exit_code == 1 and {seen.method for seen in node.seen} == {"GET"}
+    assert "shard 3 (/srv/3 on node-1, 1,234 copies)" in result.stdout
+
+
+@pytest.mark.parametrize("verb", ["replace", "remove"])
+def test_nobody_is_asked_about_a_shard_that_is_not_there(holdfast: Holdfast, node: FakeNode, verb: str) -> None:
+    list_of(node, [row()])
+    result = holdfast("shard", verb, "99")
+    assert result.exit_code == 1 and "There is no shard 99" in result.stderr
+    assert "?" not in result.stdout
+
+
+def test_copies_that_were_not_counted_are_marked(holdfast: Holdfast, node: FakeNode) -> None:
+    list_of(node, [row(replicas=1_204_000, replicas_counted=False)])
+    assert "~1,204,000" in holdfast("shard", "list").stdout
 
 
 def test_refusal_is_shown(holdfast: Holdfast, node: FakeNode) -> None:
+    list_of(node, [row()])
     node.fail("DELETE", Fault(status=409, message="Shard 3 is in use: drain it first"))
     result = holdfast("shard", "remove", "3", "-y")
     assert result.exit_code == 1 and "drain it first" in result.stderr
@@ -122,6 +139,26 @@ def test_remove_of_a_lost_shard_waits_until_it_is_gone_or_needed(holdfast: Holdf
     list_of(node, [row(walk=walk | {"passes": 2, "kept_back": 5})])
     result = holdfast("shard", "remove", "3", "-y")
     assert result.exit_code == 1 and "5 blobs with a copy on it are not whole elsewhere" in result.stderr
+
+
+def test_last_copies_are_given_up_by_their_number(holdfast: Holdfast, node: FakeNode) -> None:
+    accept(node, "DELETE", "3", "forgetting", 202)
+    accept(node, "POST", "3/give-up", "forgetting", 202)
+    lost = {"shard": 3, "blobs": 2, "artifacts": 3, "paths": ["generic-local/a", "generic-local/b"]}
+    node.json_answers["GET", f"{PATH}/3/last-copies"] = (200, lost)
+    kept = row(walk={"kind": "forget", "walked": 9, "kept_back": 5, "last_copies": 2, "passes": 1})
+    list_of(node, [kept])
+    result = holdfast("shard", "remove", "3", "-y")
+    assert result.exit_code == 1 and "2 of them have no other copy" in result.stderr
+    assert "--give-up-last-copies" in result.stderr
+    list_of(node, [kept], [kept], [])
+    result = holdfast("shard", "remove", "3", "-y", "--give-up-last-copies", input="2\n")
+    assert result.exit_code == 0, result.output
+    assert "2 blobs and 3 artifacts" in result.stdout and "generic-local/b" in result.stdout
+    assert "Shard 3 is removed." in result.stdout
+    list_of(node, [kept], [kept], [])
+    assert holdfast("shard", "remove", "3", "-y", "--give-up-last-copies", "--count", "2").exit_code == 0
+    assert [body for body in node.bodies if body] == [{"copies": 2}] * 2
 
 
 def test_shard_that_cannot_be_used_is_listed_with_what_is_wrong_with_it(holdfast: Holdfast, node: FakeNode) -> None:

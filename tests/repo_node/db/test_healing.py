@@ -12,7 +12,7 @@ from repo_node.db import moves, shards, walks
 from repo_node.db.walks import Verdict
 from sharding.maintenance.catalogue import MoveOutcome
 from sharding.model import Generation, Replica, ShardId
-from tests.repo_node.db.scene import Scene, copies, only_row, replicas_in, table, until_blocked
+from tests.repo_node.db.scene import REPOSITORY, Scene, copies, only_row, replicas_in, table, until_blocked
 from tests.repo_node.db.test_repair_queue import blob_id, locked_blob, stored
 
 LIVE_SQL = "SELECT shard_id, generation FROM replicas WHERE state = 'live' ORDER BY shard_id"
@@ -35,6 +35,18 @@ async def add_copy(connection: asyncpg.Connection, shard: int, state: str = "liv
 
 async def live(connection: asyncpg.Connection) -> list[int]:
     return [row["shard_id"] for row in await connection.fetch(LIVE_SQL)]
+
+
+async def test_few_copies_are_counted_and_of_many_the_statistics_tell(
+    scene: Scene, connection: asyncpg.Connection
+) -> None:
+    for number in range(12):
+        await stored(scene, bytes([number]) * 3, shards=(1, 3))
+    await connection.execute("ANALYZE replicas")
+    exact = await shards.list_all(scene.database)
+    assert {(one.replicas, one.is_counted) for one in exact.values()} == {(12, True), (0, True)}
+    bounded = await shards.list_all(scene.database, counted_max=5)
+    assert [(bounded[ShardId(n)].replicas, bounded[ShardId(n)].is_counted) for n in (1, 2)] == [(12, False), (0, True)]
 
 
 # ---------------------------------------------------------------- trim and move
@@ -445,6 +457,57 @@ async def test_lost_shard_goes_when_no_blob_needs_it_any_more(scene: Scene, conn
     await walk(scene)
     assert 1 not in await states(connection)
     assert await table(connection, "SELECT kind FROM events WHERE kind = 'shard_remove'") == [("shard_remove",)]
+
+
+async def give_up(scene: Scene, shard: int, copies: int) -> str:
+    return await shards.give_up_last_copies(scene.database, shard, copies, principal="alice", request_id="r")
+
+
+async def test_last_copies_on_a_lost_shard_go_only_when_their_number_is_said(
+    scene: Scene, connection: asyncpg.Connection
+) -> None:
+    await stored(scene, b"safe", (1, 3, 5))
+    await stored(scene, b"one", (1,))
+    await stored(scene, b"two", (1,))
+    await stored(scene, b"short", (1, 3))
+    assert await give_up(scene, 99, 1) == "absent"
+    assert await give_up(scene, 1, 2) == "not_lost"
+    await leave(connection)
+    await change(scene, 1, "replace")
+    assert await give_up(scene, 1, 2) == "not_counted"
+    assert await remove(scene, 1) == "forgetting"
+    await walk(scene)
+    standing = (await shards.list_all(scene.database))[ShardId(1)]
+    assert (standing.kept_back, standing.last_copies) == (3, 2)
+    found = await shards.last_copies(scene.database, 1, 1)
+    assert (found.blobs, found.artifacts, len(found.paths)) == (2, 2, 1)
+    assert found.paths[0].startswith(f"{REPOSITORY}/d/")
+    for wrong in (1, 3):
+        assert await give_up(scene, 1, wrong) == "counted_otherwise"
+    assert (await shards.list_all(scene.database))[ShardId(1)].replicas == 3
+    assert await give_up(scene, 1, 2) == "forgetting"
+    await walk(scene)
+    standing = (await shards.list_all(scene.database))[ShardId(1)]
+    assert (standing.kept_back, standing.last_copies, standing.replicas) == (1, 0, 1), "one can be repaired, and stays"
+    assert await table(connection, "SELECT count(*) FROM artifacts WHERE blob_id IS NOT NULL") == [(4,)]
+    assert await table(connection, "SELECT detail ->> 'copies' FROM events WHERE kind = 'shard_give_up'") == [("2",)]
+    await add_copy(connection, 5)
+    await connection.execute("UPDATE shard_walks SET due_at = now()")
+    await walk(scene)
+    assert 1 not in await states(connection)
+
+
+async def test_no_more_last_copies_are_given_up_than_were_counted(scene: Scene, connection: asyncpg.Connection) -> None:
+    await stored(scene, b"one", (1,))
+    await leave(connection)
+    await change(scene, 1, "replace")
+    assert await remove(scene, 1) == "forgetting"
+    await walk(scene)
+    assert await give_up(scene, 1, 1) == "forgetting"
+    await stored(scene, b"later", (1,))
+    await walk(scene)
+    standing = (await shards.list_all(scene.database))[ShardId(1)]
+    assert (standing.replicas, standing.last_copies) == (1, 1)
 
 
 async def test_node_is_removed_when_it_is_down_and_has_no_shards(scene: Scene, connection: asyncpg.Connection) -> None:

@@ -8,7 +8,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from repo_node.db import moves, repair_queue
+from repo_node.db import moves, repair_queue, shards
 from tests.repo_node.db.scene import copies
 from tests.repo_node.db.test_plans import (
     REPLICA_SQL,
@@ -26,6 +26,7 @@ STEPS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "next batch of a walk": (moves.BATCH.sql, (1, uuid4(), 20)),
     "census": ("SELECT * FROM take_census(100, 3::smallint, 100)", ()),
     "lost": ("SELECT set_shard_state(1::smallint, 'lost', '', 'x', ''), * FROM walk_shard(50, 10, 10)", ()),
+    "list of shards": (shards.LIST.sql, (1_000,)),
     "remove": ("SELECT remove_shard(1::smallint, 'x', '')", ()),
     "whole": ("SELECT is_whole(7, 2::smallint, 3)", ()),
 }

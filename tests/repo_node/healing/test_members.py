@@ -93,6 +93,15 @@ def test_nodes_are_listed_drained_and_not_removed_while_they_live(pair: RunningC
     assert "is up: stop it first" in errors_of(pair.admin.request("DELETE", f"{BASE}/nodes/node-2"))[1]
 
 
+def test_last_copies_are_shown_and_given_up_of_a_lost_shard_alone(pair: RunningCluster) -> None:
+    assert pair.admin.get(f"{BASE}/shards/1/last-copies").json()["shard"] == 1
+    for body in ({}, {"copies": 0}, {"copies": True}, {"copies": "1"}, {"copies": 1, "more": 1}):
+        assert pair.admin.post_json(f"{BASE}/shards/1/give-up", body).status == 400
+    status, message = errors_of(pair.admin.post_json(f"{BASE}/shards/1/give-up", {"copies": 1}))
+    assert status == 409 and "is not lost" in message
+    assert errors_of(pair.admin.post_json(f"{BASE}/shards/99/give-up", {"copies": 1}))[0] == 404
+
+
 @pytest.mark.parametrize(
     ("method", "path"),
     [
@@ -101,6 +110,7 @@ def test_nodes_are_listed_drained_and_not_removed_while_they_live(pair: RunningC
         ("POST", "shards/x/drain"),
         ("POST", "shards/1/explode"),
         ("DELETE", "shards/99"),
+        ("GET", "shards/99/last-copies"),
         ("POST", "nodes/nobody/drain"),
         ("POST", "nodes/node-1/replace"),
         ("DELETE", "nodes/nobody"),
