@@ -87,7 +87,7 @@ class Pulse(Protocol):
 
     @property
     def silence_seconds(self) -> float:
-        """How long ago the last heartbeat came back."""
+        """How long ago the last heartbeat came back, or was refused with a reason."""
         ...
 
     def database_time(self) -> datetime:

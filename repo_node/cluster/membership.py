@@ -36,6 +36,9 @@ log = logging.getLogger("holdfast.cluster")
 CHANNEL = "holdfast"
 RECONNECT_SECONDS = 0.5
 SPACE_TIMEOUT_SECONDS = 2.0
+TELLING = (asyncpg.ReadOnlySQLTransactionError, asyncpg.InsufficientResourcesError)
+"""Refusals of a heartbeat by a Postgres that can be believed all the same: a server that a failover has left behind
+would rather wait for its standby in silence."""
 
 
 @asynccontextmanager
@@ -97,7 +100,7 @@ class Membership:
 
     @property
     def silence_seconds(self) -> float:
-        """How long ago a heartbeat last came back, whatever has become of its connection."""
+        """How long ago a heartbeat last came back, or was refused, whatever has become of its connection."""
         return asyncio.get_running_loop().time() - self._heard_at
 
     def cluster(self) -> ClusterRows:
@@ -123,6 +126,8 @@ class Membership:
                 raise
             except (CatalogueUnavailable, *BROKEN, asyncpg.PostgresError) as error:
                 self._servers.doubt(error)
+                if isinstance(error, TELLING):
+                    self._heard_at = asyncio.get_running_loop().time()
                 self._metrics.heartbeat_failures.inc()
                 log.warning("no heartbeat", extra={"facts": {"cause": describe(error)}})
             finally:

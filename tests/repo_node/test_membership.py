@@ -237,3 +237,21 @@ def test_a_postgres_that_is_set_to_forget_while_nodes_run_is_told_of(
         cluster.sql(f'ALTER DATABASE "{name}" RESET synchronous_commit')
         break_heartbeat_connection(cluster, "node-1")
         wait_until(lambda: database_unsafe() == 0)
+
+
+def test_reads_go_on_from_a_postgres_that_takes_no_writes_for_long(ready_dsn: str, directory: Path) -> None:
+    """It is no server that a failover left behind: that one would let heartbeats wait."""
+    path = new_path()
+    query(ready_dsn, "INSERT INTO settings (key, value, updated_by) VALUES ('stale_seconds_max', '0', 't')")
+    with run_nodes([configure(ready_dsn, directory)]) as cluster:
+        assert cluster.admin.put(path, b"x").status == 201
+        name = cluster.sql("SELECT current_database() AS name")[0]["name"]
+        member = cluster.first.node._membership
+        cluster.sql(f'ALTER DATABASE "{name}" SET default_transaction_read_only = on')
+        break_heartbeat_connection(cluster, "node-1")
+        wait_until(lambda: not cluster.first.is_ready())
+        refused_at = member._heard_at
+        wait_until(lambda: member._heard_at > refused_at)
+        answer = cluster.admin.get(path)
+        assert (answer.status, answer.body) == (200, b"x")
+        assert "X-Holdfast-Stale" not in answer.headers
