@@ -89,7 +89,7 @@ class Pulse(Protocol):
 
     @property
     def silence_seconds(self) -> float:
-        """How long ago the last heartbeat came back."""
+        """How long ago the last heartbeat came back, or was refused with a reason."""
         ...
 
     def database_time(self) -> datetime:
@@ -260,11 +260,14 @@ class Artifacts:
 
     async def get(self, at: ArtifactPath) -> Item:
         """Return the artifact or folder at a path. Raises ``NotFound``, ``CatalogueUnavailable``."""
+        settings = self._settings.now
+        if self._pulse.silence_seconds > max(settings.stale_seconds_max, settings.node_down_seconds):
+            # What answers may be a server that a failover has left behind.
+            raise CatalogueUnavailable("Postgres has confirmed no heartbeat for too long to be believed")
         found = await rows.resolve(self._database, at.repository, at.folder, at.name)
         if found.item is not None:
             return found.item
         if not self._pulse.is_fresh:
-            # It may be a server that a failover has left behind.
             raise CatalogueUnavailable("Postgres says that it is absent, and confirms no heartbeat")
         if found.repository_id is None:
             raise no_repository(at.repository)
@@ -285,6 +288,9 @@ class Artifacts:
             return known
         if fresh:
             self._recent.keep(at, item, mark, asked_at)
+        elif (silence_seconds := self._pulse.silence_seconds) > self._settings.now.node_down_seconds:
+            self._metrics.stale_reads.inc()
+            return Found(item, silence_seconds)
         return Found(item)
 
     async def _ask(self, at: ArtifactPath, *, patiently: bool) -> Item:

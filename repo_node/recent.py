@@ -22,7 +22,7 @@ MARKS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An item, and how long ago Postgres told of it; None: just now."""
+    """An item, and how old it may be: since when Postgres has not been heard of for sure. None: it is as of now."""
 
     item: Item
     stale_seconds: float | None = None

@@ -37,6 +37,10 @@ RECONNECT_SECONDS = 0.5
 LAST_WORDS_SECONDS_MAX = 5.0
 """For each word of a node that leaves: Postgres may be frozen, and the node's end has a limit."""
 
+TELLING = (asyncpg.ReadOnlySQLTransactionError, asyncpg.InsufficientResourcesError)
+"""Refusals of a heartbeat by a Postgres that can be believed all the same: a server that a failover has left behind
+would rather wait for its standby in silence."""
+
 
 @asynccontextmanager
 async def connect(servers: Servers, config: NodeConfig, purpose: str = "") -> AsyncIterator[asyncpg.Connection]:
@@ -102,7 +106,7 @@ class Membership:
 
     @property
     def silence_seconds(self) -> float:
-        """How long ago a heartbeat last came back, whatever has become of its connection."""
+        """How long ago a heartbeat last came back, or was refused, whatever has become of its connection."""
         return asyncio.get_running_loop().time() - self._heard_at
 
     def cluster(self) -> ClusterRows:
@@ -128,6 +132,8 @@ class Membership:
                 raise
             except (CatalogueUnavailable, *BROKEN, asyncpg.PostgresError) as error:
                 self._servers.doubt(error)
+                if isinstance(error, TELLING):
+                    self._heard_at = asyncio.get_running_loop().time()
                 self._metrics.heartbeat_failures.inc()
                 log.warning("no heartbeat", extra={"facts": {"cause": describe(error)}})
             finally:

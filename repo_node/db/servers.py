@@ -16,6 +16,7 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import asyncpg
+from asyncpg.exceptions import TargetServerAttributeNotMatched
 
 from repo_node.db.errors import CatalogueUnavailable
 from repo_node.dsn import name_server, parse_dsn
@@ -201,4 +202,6 @@ def drop(connection: asyncpg.Connection) -> None:
 
 def describe(error: BaseException) -> str:
     """Return what an operator reads of ``error``; a bare timeout has no text of its own."""
+    if isinstance(error, TargetServerAttributeNotMatched):
+        return "the server takes no writes: it is a standby, or set to be read-only"
     return str(error) or ("timed out" if isinstance(error, TimeoutError) else type(error).__name__)

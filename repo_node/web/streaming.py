@@ -56,7 +56,7 @@ ARTIFACT_TYPES = {
 
 
 STALE_HEADER = "X-Holdfast-Stale"
-"""How many seconds ago Postgres, which is away now, told of the artifact."""
+"""How many seconds old the answer may be, because Postgres, which told of the artifact then, is away now."""
 
 
 def known_types() -> mimetypes.MimeTypes:
