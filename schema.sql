@@ -303,13 +303,15 @@ CREATE TABLE shard_walks (
 );
 
 -- The walk over all blobs that finds out how many copies each should have. Each change that may raise
--- the number adds to asked; a pass serves what was asked before it began.
+-- the number adds to asked; a pass serves what was asked before it began, and is repeated once for uploads that were
+-- being committed with the number of before.
 CREATE TABLE census (
     only_row    boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     cursor      bigint NOT NULL DEFAULT 0,
     asked       bigint NOT NULL DEFAULT 1,
     serving     bigint NOT NULL DEFAULT 0,
-    due_at      timestamptz NOT NULL DEFAULT now()
+    due_at      timestamptz NOT NULL DEFAULT now(),
+    repeated    bigint NOT NULL DEFAULT 0
 );
 
 -- How far each job has walked over the replicas of a shard, and for which ring.
@@ -1637,8 +1639,10 @@ BEGIN
     at_blob := v_ids[cardinality(v_ids)];
     UPDATE census c
        SET cursor = CASE WHEN ended THEN 0 ELSE at_blob END, serving = v_census.serving,
-           due_at = CASE WHEN ended AND c.asked = v_census.serving
-                         THEN clock_timestamp() + make_interval(secs => p_period_seconds) ELSE c.due_at END;
+           repeated = CASE WHEN ended THEN v_census.serving ELSE c.repeated END,
+           due_at = CASE WHEN NOT ended OR c.asked <> v_census.serving THEN c.due_at
+                         WHEN c.repeated < v_census.serving THEN clock_timestamp() + interval '20 seconds'
+                         ELSE clock_timestamp() + make_interval(secs => p_period_seconds) END;
     SELECT coalesce(max(b.id), 0) INTO last_blob FROM blobs b;
     RETURN NEXT;
 END

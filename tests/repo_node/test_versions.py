@@ -127,7 +127,7 @@ def test_nodes_of_this_release_work_on_across_the_next_migration_beside_newer_on
                 collect(cluster)
             assert failures == []
             cluster.set({"redundancy": 3})
-            wait_until(lambda: copies(cluster) == {3}, 60)
+            wait_until(lambda: copies(cluster) == {3}, 120)
             assert cluster.admin.post_json("/artifactory/api/holdfast/jobs/scrub/run", {}).status in (200, 202)
             done = "SELECT bool_and(answered_at IS NOT NULL AND state = 'idle') FROM jobs WHERE job = 'scrub'"
             wait_until(lambda: cluster.sql(done)[0][0], 60)
