@@ -63,7 +63,7 @@ class ScheduledBackup:
         """Return the own shard with the most room. Raises ``ShardError`` when none can be asked."""
         best: tuple[int, LocalShard] | None = None
         last: ShardError | None = None
-        for shard in self._shards.values():
+        for shard in list(self._shards.values()):
             try:
                 free = (await shard.space()).free_bytes
             except ShardError as error:

@@ -107,6 +107,7 @@ class OwnShards:
         self._slots = [Slot(section) for section in sections]
         self._wake = asyncio.Event()
         self._reload = False
+        self._by_uid: dict[UUID, LocalShard] = {}
         self._known = KnownShards({}, {}, frozenset())
         self.opened: dict[ShardId, OwnShard] = {}
         self.shards: dict[ShardId, LocalShard] = {}
@@ -118,7 +119,7 @@ class OwnShards:
 
     def find(self, uid: UUID) -> LocalShard | None:
         """Return the open shard of this uid."""
-        return next((own.shard for own in self.opened.values() if own.uid == uid), None)
+        return self._by_uid.get(uid)
 
     async def reports(self) -> dict[ShardId, SpaceReport]:
         """Return how each open shard stands."""
@@ -271,7 +272,8 @@ class OwnShards:
         except BaseException:
             await self._release(shard)
             raise
-        self.opened[shard], self.shards[shard] = slot.own, slot.own.shard
+        self.opened[shard] = slot.own
+        self.shards[shard] = self._by_uid[uid] = slot.own.shard
         self.on_change()
 
     async def _give_up(self, slot: Slot, cause: Exception) -> None:
@@ -279,7 +281,7 @@ class OwnShards:
         own, slot.own, slot.uid, slot.error = slot.own, None, None, cause
         assert own is not None
         slot.left = own
-        del self.opened[own.shard.id], self.shards[own.shard.id]
+        del self.opened[own.shard.id], self.shards[own.shard.id], self._by_uid[own.uid]
         self._tell(slot)
         self.on_change()
         if await own.close():
@@ -323,6 +325,7 @@ class OwnShards:
         opened = list(self.opened.values())
         self.opened.clear()
         self.shards.clear()
+        self._by_uid.clear()
         await asyncio.gather(*(own.close() for own in opened), return_exceptions=True)
 
 
