@@ -73,6 +73,10 @@ class PostgresPair:
         shutil.rmtree(files.data)
         self._follow()
 
+    def follows(self) -> bool:
+        """Say whether both run and the standby follows synchronously."""
+        return all(server.postgres.pid for server in self._order) and bool(execute(self.primary, IS_SYNCHRONOUS))
+
     def stop(self) -> None:
         for server in (self.standby, self.primary):
             server.stop()
