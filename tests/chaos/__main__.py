@@ -31,26 +31,26 @@ def main() -> int:
     arguments = parser.parse_args()
     file = arguments.report or REPORTS / f"{arguments.seed}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
-    report = Report(arguments.seed, arguments.seconds)
+    report, directory = Report(arguments.seed, arguments.seconds), None
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, leave)
     try:
         with open_scene(arguments.seed) as scene:
-            scene.say(f"seed {report.seed}: the scene is set in {scene.directory}")
-            asyncio.run(run(scene, report, seconds=arguments.seconds, only=arguments.only))
             directory = scene.directory
+            scene.say(f"seed {report.seed}: the scene is set in {directory}")
+            asyncio.run(run(scene, report, seconds=arguments.seconds, only=arguments.only))
     except (pytest.skip.Exception, pytest.fail.Exception) as reason:
         print(f"no run is possible here: {reason}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("interrupted; everything was ended", file=sys.stderr)
+        print(f"interrupted; everything was ended. What is left lies in {directory}", file=sys.stderr)
         return 130
     report.write(file)
     print(report.text())
     print(f"report: {file}")
     if report.violations or arguments.keep:
         print(f"logs and files: {directory}")
-    else:
+    elif directory is not None:
         shutil.rmtree(directory, ignore_errors=True)
     return 1 if report.violations else 0
 

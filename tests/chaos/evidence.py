@@ -161,6 +161,12 @@ async def gather(scene: Scene) -> Evidence:
     return evidence
 
 
+async def gather_reads(scene: Scene) -> Evidence:
+    """Look only at what clients see, of a cluster that may never come to rest."""
+    async with load.open_session() as session:
+        return Evidence(ledger=scene.ledger, reads=await read_all(scene, session))
+
+
 async def come_to_rest(scene: Scene) -> Sequence[Violation]:
     """Wait for every copy to be made and every queue to be empty; return what does not end."""
     left: list[str] = []

@@ -6,8 +6,8 @@ import asyncio
 import time
 from contextlib import suppress
 
-from tests.chaos.checker import check
-from tests.chaos.evidence import gather
+from tests.chaos.checker import check, misread
+from tests.chaos.evidence import gather, gather_reads
 from tests.chaos.faults import FAULTS, available
 from tests.chaos.ledger import Violation
 from tests.chaos.report import Report
@@ -41,12 +41,14 @@ async def run(scene: Scene, report: Report, *, seconds: float, only: str) -> Non
         with suppress(asyncio.CancelledError):
             await watch
         await load
-    if not report.violations:
-        scene.say("the load has ended; looking at everything")
-        try:
+    scene.say("the load has ended; looking at everything")
+    try:
+        if report.violations:
+            report.violations += misread(await gather_reads(scene))
+        else:
             report.violations += check(await gather(scene))
-        except Exception as error:
-            report.violations.append(Violation("evidence", f"not all could be looked at: {error!r}"))
+    except Exception as error:
+        report.violations.append(Violation("evidence", f"not all could be looked at: {error!r}"))
     report.violations += scene.ledger.violations
     report.count(scene.ledger)
 
