@@ -18,7 +18,9 @@ def is_taken(name: str) -> bool:
     return True
 
 
-@given(st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=80).filter(is_taken), min_size=1, max_size=4))
+@given(
+    st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=80).filter(is_taken), min_size=1, max_size=4)
+)
 def test_what_is_sent_is_read_by_the_server_as_it_was_meant(names: list[str]) -> None:
     path = RemotePath("generic-local")
     for name in names:
