@@ -81,7 +81,9 @@ async def test_frozen_node_costs_nothing_acknowledged(balanced: tuple[Cluster, s
 async def test_restart_of_all_nodes_loses_no_request_even_without_a_retry(
     tmp_path: Path, dsn: str, nodes: int, keep_alive: bool
 ) -> None:
-    with cluster(tmp_path / "cluster", dsn, nodes=nodes) as made, haproxy(made, tmp_path) as url:
+    # On a busy machine HAProxy may take longer to notice than it does in production.
+    notice = "drain_notice_seconds = 6"
+    with cluster(tmp_path / "cluster", dsn, nodes=nodes, http=notice) as made, haproxy(made, tmp_path) as url:
 
         async def roll(made: Cluster) -> None:
             for node in made.nodes:
