@@ -14,7 +14,7 @@ from repo_node.db import artifacts as rows
 from repo_node.db import blobs
 from repo_node.db.artifacts import Blob, Child, Item
 from repo_node.db.blobs import CommitOutcome, CommitResult, Deployment
-from repo_node.db.errors import CatalogueUnavailable, OutcomeUnknown
+from repo_node.db.errors import AbsenceInDoubt, CatalogueUnavailable, OutcomeUnknown
 from repo_node.db.pool import Database
 from repo_node.errors import BodyTooLarge, ChecksumMismatch, NotFound, Overloaded, RequestError
 from repo_node.metrics import Metrics
@@ -268,7 +268,7 @@ class Artifacts:
         if found.item is not None:
             return found.item
         if not self._pulse.is_fresh:
-            raise CatalogueUnavailable("Postgres says that it is absent, and confirms no heartbeat")
+            raise AbsenceInDoubt("Postgres says that it is absent, and confirms no heartbeat")
         if found.repository_id is None:
             raise no_repository(at.repository)
         raise NotFound("File not found.")
@@ -278,7 +278,8 @@ class Artifacts:
         mark, asked_at, fresh = self._recent.mark(at), time.monotonic(), self._pulse.is_fresh
         try:
             item = await self._ask(at, patiently=fresh)
-        except NotFound:
+        except (NotFound, AbsenceInDoubt):
+            # In doubt too: what Postgres may well have seen deleted must not come back.
             self._recent.forget(at)
             raise
         except (CatalogueUnavailable, TimeoutError) as error:
@@ -301,6 +302,8 @@ class Artifacts:
         if patiently or self._recent.find(at) is None:
             try:
                 return await self.get(at)
+            except AbsenceInDoubt:
+                raise
             except CatalogueUnavailable:
                 if self._recent.find(at) is None:
                     raise
