@@ -283,7 +283,7 @@ class Artifacts:
             self._recent.forget(at)
             raise
         except (CatalogueUnavailable, TimeoutError) as error:
-            if (known := self._recent.find(at)) is None:
+            if (known := self._recent.find(at)) is None or self._has_been_heard_since(asked_at):
                 raise CatalogueUnavailable(str(error) or "Postgres did not answer in time") from error
             self._metrics.stale_reads.inc()
             return known
@@ -293,6 +293,10 @@ class Artifacts:
             self._metrics.stale_reads.inc()
             return Found(item, silence_seconds)
         return Found(item)
+
+    def _has_been_heard_since(self, asked_at: float) -> bool:
+        """Say whether Postgres is there, and only this node's pool has no connection to it that works."""
+        return self._pulse.is_fresh and self._pulse.silence_seconds < time.monotonic() - asked_at
 
     async def _ask(self, at: ArtifactPath, *, patiently: bool) -> Item:
         """Ask Postgres; where memory could answer too, for ``stale_after_seconds`` in the end.

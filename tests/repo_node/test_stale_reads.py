@@ -109,3 +109,15 @@ async def test_what_postgres_says_is_gone_just_when_heartbeats_end_is_not_asked_
     with pytest.raises(CatalogueUnavailable, match="absent"):
         await artifacts.get_lately(AT)
     assert catalogue.asked == 2
+
+
+async def test_a_pool_without_a_connection_is_no_reason_to_read_from_memory_while_heartbeats_come_back(
+    artifacts: Artifacts, beats: Beats, catalogue: Catalogue
+) -> None:
+    await artifacts.get_lately(AT)
+    catalogue.answer = unreachable
+    with pytest.raises(CatalogueUnavailable, match="does not answer"):
+        await artifacts.get_lately(AT)
+    # One that was heard of on a connection that has ended by now says nothing any more.
+    beats.is_fresh = False
+    assert (await artifacts.get_lately(AT)).item is ITEM
