@@ -87,15 +87,25 @@ class Authenticator:
 
     async def _prove_or_recall(self, handle: bytes, credentials: Credentials) -> Principal:
         """Check credentials as ``_prove``, or take what was proved lately where Postgres does not answer in time."""
-        now = self._settings.now
         try:
-            async with asyncio.timeout(now.node_down_seconds if self._fresh() else now.stale_after_seconds):
-                return await self._prove(handle, credentials)
+            return await self._prove_in_time(handle, credentials)
         except (CatalogueUnavailable, TimeoutError) as error:
             # Looked up again: it may have been revoked meanwhile.
             if (known := self._recall_lately(handle)) is None:
                 raise CatalogueUnavailable(str(error) or "Postgres did not answer in time") from error
             return known
+
+    async def _prove_in_time(self, handle: bytes, credentials: Credentials) -> Principal:
+        """Check credentials as ``_prove``, for ``stale_after_seconds`` in the end, like a look-up of an artifact.
+
+        One failure while heartbeats come back says little: a single connection may have broken.
+        """
+        if self._fresh():
+            with suppress(CatalogueUnavailable, TimeoutError):
+                async with asyncio.timeout(self._settings.now.node_down_seconds):
+                    return await self._prove(handle, credentials)
+        async with asyncio.timeout(self._settings.now.stale_after_seconds):
+            return await self._prove(handle, credentials)
 
     async def _prove(self, handle: bytes, credentials: Credentials) -> Principal:
         """Check credentials: once for all the requests that bring the same ones at the same time.

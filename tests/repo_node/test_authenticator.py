@@ -227,3 +227,14 @@ async def test_who_was_proved_lately_reads_on_while_a_check_hangs_on_a_node_that
         assert gated.checks == 2
     finally:
         await gated.close()
+
+
+async def test_a_check_that_fails_once_is_no_reason_to_believe_memory(gated: Gated) -> None:
+    gated.gate.set()
+    await gated.authenticate(BEARER)
+    (handle,) = gated._remembered
+    gated._remembered[handle] = replace(gated._remembered[handle], holds_until=time.monotonic())
+    gated.outcomes = [CatalogueUnavailable("the connection broke"), Unauthenticated("wrong by now")]
+    with pytest.raises(Unauthenticated):
+        await gated.authenticate(BEARER, reading=True)
+    assert gated.checks == 3
