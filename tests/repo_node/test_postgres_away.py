@@ -219,6 +219,20 @@ def test_what_was_changed_through_this_node_is_not_read_from_memory(behind: Behi
     assert [client.get(path).status for path in (deleted, inside)] == [404, 404]
 
 
+def test_what_a_folder_brought_back_from_the_trash_replaces_is_not_read_from_memory(behind: Behind) -> None:
+    client, folder = behind.cluster.first.client(f"Bearer {behind.token}"), new_path()
+    inside = f"{folder}/b/c"
+    assert client.put(inside, b"old").status == 201
+    assert client.delete(folder).status == 204
+    assert client.put(inside, b"newer").status == 201
+    assert client.get(inside).body == b"newer"
+    back = folder.replace("/artifactory/", "/artifactory/api/trash/restore/") + "?replace=1"
+    assert behind.cluster.admin.request("POST", back).status == 202
+    with away(behind, "cut"):
+        assert client.get(inside).status == 503
+    assert client.get(inside).body == b"old"
+
+
 def test_what_postgres_said_is_gone_is_not_read_from_memory(behind: Behind) -> None:
     client, path = behind.cluster.first.client(f"Bearer {behind.token}"), new_path()
     assert client.put(path, b"x").status == 201
