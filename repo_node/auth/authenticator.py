@@ -86,14 +86,19 @@ class Authenticator:
         return await self._prove_or_recall(handle, credentials)
 
     async def _prove_or_recall(self, handle: bytes, credentials: Credentials) -> Principal:
-        """Check credentials as ``_prove``, or take what was proved lately where Postgres does not answer in time."""
+        """Check credentials as ``_prove``, or take what was proved lately where Postgres does not answer in time.
+
+        A Postgres that is frozen keeps logins waiting until there are too many: that is no other case.
+        """
         try:
             return await self._prove_in_time(handle, credentials)
-        except (CatalogueUnavailable, TimeoutError) as error:
+        except (CatalogueUnavailable, Overloaded, TimeoutError) as error:
             # Looked up again: it may have been revoked meanwhile.
-            if (known := self._recall_lately(handle)) is None:
-                raise CatalogueUnavailable(str(error) or "Postgres did not answer in time") from error
-            return known
+            if (known := self._recall_lately(handle)) is not None:
+                return known
+            if isinstance(error, Overloaded):
+                raise
+            raise CatalogueUnavailable(str(error) or "Postgres did not answer in time") from error
 
     async def _prove_in_time(self, handle: bytes, credentials: Credentials) -> Principal:
         """Check credentials as ``_prove``, for ``stale_after_seconds`` in the end, like a look-up of an artifact.

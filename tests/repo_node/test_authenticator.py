@@ -12,7 +12,7 @@ import pytest
 from repo_node.auth import authenticator
 from repo_node.auth.permissions import Principal
 from repo_node.db.errors import CatalogueUnavailable
-from repo_node.errors import Unauthenticated
+from repo_node.errors import Overloaded, Unauthenticated
 from repo_node.settings import LiveSettings, Settings
 from tests.repo_node.nodes import SOON_SECONDS
 
@@ -133,6 +133,13 @@ class Gated(authenticator.Authenticator):
     def requests(self, count: int, *, reading: bool = False) -> list[asyncio.Task[Principal | None]]:
         return [asyncio.create_task(self.authenticate(BEARER, reading=reading)) for _ in range(count)]
 
+    async def prove_a_while_ago(self) -> None:
+        """Prove who it is, so that only a read may still take that from memory; the gate stays open."""
+        self.gate.set()
+        await self.authenticate(BEARER)
+        (handle,) = self._remembered
+        self._remembered[handle] = replace(self._remembered[handle], holds_until=time.monotonic())
+
     async def under_way(self, checks: int) -> None:
         """Return when so many checks have begun."""
         async with asyncio.timeout(SOON_SECONDS):
@@ -216,10 +223,7 @@ async def test_a_check_nobody_waits_for_any_more_ends_with_the_authenticator(gat
 async def test_who_was_proved_lately_reads_on_while_a_check_hangs_on_a_node_that_still_seems_well() -> None:
     gated = Gated(Settings(heartbeat_seconds=0.1, node_down_seconds=0.5, stale_after_seconds=0.1))
     try:
-        gated.gate.set()
-        await gated.authenticate(BEARER)
-        (handle,) = gated._remembered
-        gated._remembered[handle] = replace(gated._remembered[handle], holds_until=time.monotonic())
+        await gated.prove_a_while_ago()
         gated.gate.clear()
         async with asyncio.timeout(SOON_SECONDS):
             found = await asyncio.gather(*gated.requests(5, reading=True))
@@ -230,11 +234,18 @@ async def test_who_was_proved_lately_reads_on_while_a_check_hangs_on_a_node_that
 
 
 async def test_a_check_that_fails_once_is_no_reason_to_believe_memory(gated: Gated) -> None:
-    gated.gate.set()
-    await gated.authenticate(BEARER)
-    (handle,) = gated._remembered
-    gated._remembered[handle] = replace(gated._remembered[handle], holds_until=time.monotonic())
+    await gated.prove_a_while_ago()
     gated.outcomes = [CatalogueUnavailable("the connection broke"), Unauthenticated("wrong by now")]
     with pytest.raises(Unauthenticated):
         await gated.authenticate(BEARER, reading=True)
     assert gated.checks == 3
+
+
+async def test_who_was_proved_lately_reads_on_when_too_many_others_log_in_and_nobody_else_does(gated: Gated) -> None:
+    await gated.prove_a_while_ago()
+    gated.outcomes = [Overloaded("too many") for _ in range(3)]
+    assert await gated.authenticate(BEARER, reading=True) is not None
+    with pytest.raises(Overloaded):
+        await gated.authenticate(BEARER)
+    with pytest.raises(Overloaded):
+        await gated.authenticate({"Authorization": "Bearer y"}, reading=True)
