@@ -16,7 +16,7 @@ from repo_node.db.artifacts import Blob, Child, Item
 from repo_node.db.blobs import CommitOutcome, CommitResult, Deployment
 from repo_node.db.errors import AbsenceInDoubt, CatalogueUnavailable, OutcomeUnknown
 from repo_node.db.pool import Database
-from repo_node.errors import BodyTooLarge, ChecksumMismatch, NotFound, Overloaded, RequestError
+from repo_node.errors import BodyTooLarge, ChecksumMismatch, NotFound, Overloaded, RequestError, absent
 from repo_node.metrics import Metrics
 from repo_node.outcome import Known, until_known
 from repo_node.paths import ArtifactPath
@@ -267,11 +267,8 @@ class Artifacts:
         found = await rows.resolve(self._database, at.repository, at.folder, at.name)
         if found.item is not None:
             return found.item
-        if not self._pulse.is_fresh:
-            raise AbsenceInDoubt("Postgres says that it is absent, and confirms no heartbeat")
-        if found.repository_id is None:
-            raise no_repository(at.repository)
-        raise NotFound("File not found.")
+        missing = no_repository(at.repository) if found.repository_id is None else NotFound("File not found.")
+        raise absent(missing, fresh=self._pulse.is_fresh)
 
     async def get_lately(self, at: ArtifactPath) -> Found:
         """Return what is at a path or, while Postgres is away, what it told of it lately. Errors as ``get``."""
@@ -322,7 +319,7 @@ class Artifacts:
     # ------------------------------------------------------------------ folders, deletion
 
     async def children(self, at: ArtifactPath) -> list[Child]:
-        """Return what lies directly in a folder, or in a repository. Raises ``NotFound``."""
+        """Return what lies directly in a folder, or in a repository. Raises ``NotFound``, ``CatalogueUnavailable``."""
         repository = await self._repositories.get(at.repository)
         return await rows.children(self._database, repository.id, at.path)
 
@@ -333,7 +330,7 @@ class Artifacts:
         return await self.get(at)
 
     async def delete(self, at: ArtifactPath, *, principal: str, request_id: str) -> None:
-        """Delete an artifact, or a folder with everything in it. Raises ``NotFound``."""
+        """Delete an artifact, or a folder with everything in it. Raises ``NotFound``, ``CatalogueUnavailable``."""
         repository = await self._repositories.get(at.repository)
         try:
             gone = await rows.delete(
@@ -342,7 +339,8 @@ class Artifacts:
         finally:
             self._recent.forget_tree(at)
         if not gone:
-            raise NotFound(f"Could not locate artifact '{at.repository}:{at.path}'. File not found.")
+            missing = NotFound(f"Could not locate artifact '{at.repository}:{at.path}'. File not found.")
+            raise absent(missing, fresh=self._pulse.is_fresh)
 
     async def close(self) -> None:
         await self._reports.close(wait_seconds=2)

@@ -298,6 +298,42 @@ def test_a_server_that_confirms_no_heartbeat_is_not_believed_for_long_and_never_
     assert admin.get(absent).status == 404
 
 
+def test_nothing_is_said_to_be_absent_while_no_heartbeat_comes_back(
+    behind: Behind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admin, api, nowhere = behind.cluster.admin, "/artifactory/api", "r-that-is-nowhere"
+    present, absent = behind.path.removeprefix("/artifactory/"), new_path().removeprefix("/artifactory/")
+    requests = [
+        ("GET", f"/artifactory/{absent}"),
+        ("GET", f"/artifactory/{present}/"),
+        ("GET", f"/artifactory/{present};colour=red"),
+        ("GET", f"/artifactory/{nowhere}/a"),
+        ("PUT", f"/artifactory/{nowhere}/a"),
+        ("PUT", f"/artifactory/{nowhere}/a/"),
+        ("DELETE", f"/artifactory/{absent}"),
+        ("DELETE", f"/artifactory/{nowhere}/a"),
+        ("GET", f"{api}/storage/{absent}"),
+        ("GET", f"{api}/storage/{present}?properties=colour"),
+        ("GET", f"{api}/storage/{nowhere}"),
+        ("GET", f"{api}/repositories/{nowhere}"),
+        ("POST", f"{api}/repositories/{nowhere}"),
+        ("DELETE", f"{api}/repositories/{nowhere}"),
+        ("POST", f"{api}/trash/restore/{absent}"),
+        ("DELETE", f"{api}/holdfast/tokens/999999999"),
+        ("DELETE", f"{api}/holdfast/shards/999"),
+        ("POST", f"{api}/holdfast/nodes/{nowhere}/stop"),
+    ]
+
+    def answers() -> dict[tuple[str, str], int]:
+        body = {"POST": b'{"trash": true}', "PUT": b""}
+        return {one: admin.request(*one, body.get(one[0])).status for one in requests}
+
+    assert answers() == dict.fromkeys(requests, 404)
+    with monkeypatch.context() as patch:
+        patch.setattr(Membership, "is_fresh", False)
+        assert answers() == dict.fromkeys(requests, 503)
+
+
 # ---------------------------------------------------------------------- the outcome unknown
 
 

@@ -10,8 +10,11 @@ import pytest
 
 from repo_node.artifacts import Artifacts
 from repo_node.db import artifacts as rows
+from repo_node.db import repositories as repository_rows
 from repo_node.db.artifacts import Blob, Item, LookUp
-from repo_node.db.errors import CatalogueUnavailable
+from repo_node.db.errors import AbsenceInDoubt, CatalogueUnavailable
+from repo_node.db.repositories import Repository
+from repo_node.errors import NotFound
 from repo_node.metrics import Metrics
 from repo_node.paths import ArtifactPath
 from repo_node.recent import RecentItems
@@ -121,3 +124,35 @@ async def test_a_pool_without_a_connection_is_no_reason_to_read_from_memory_whil
     # One that was heard of on a connection that has ended by now says nothing any more.
     beats.is_fresh = False
     assert (await artifacts.get_lately(AT)).item is ITEM
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+async def test_the_services_say_that_something_is_absent_only_while_heartbeats_come_back(
+    artifacts: Artifacts, beats: Beats, catalogue: Catalogue, monkeypatch: pytest.MonkeyPatch, fresh: bool
+) -> None:
+    async def nothing(*_: object, **__: object) -> None:
+        return None
+
+    async def repository(*_: object) -> Repository:
+        return Repository(1, "r", "local", "generic", "", None, EPOCH)
+
+    beats.is_fresh, catalogue.answer = fresh, lambda: ABSENT
+    wanted, by = NotFound if fresh else AbsenceInDoubt, {"principal": "u", "request_id": "q"}
+    monkeypatch.setattr(rows, "delete", nothing)
+    monkeypatch.setattr(repository_rows, "find", repository)
+    for work in (artifacts.get(AT), artifacts.delete(AT, **by)):
+        with pytest.raises(wanted):
+            await work
+    for name in ("find", "delete", "switch_trash"):
+        monkeypatch.setattr(repository_rows, name, nothing)
+    repositories = artifacts._repositories
+    for work in (
+        artifacts.children(AT),
+        artifacts.make_folder(AT, **by),
+        repositories.get("r"),
+        repositories.recall("r"),
+        repositories.delete("r", **by),
+        repositories.switch_trash("r", False, **by),
+    ):
+        with pytest.raises(wanted):
+            await work
