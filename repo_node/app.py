@@ -179,7 +179,7 @@ async def running_node(
             lambda: StoreLimits(settings.now.commit_wait_seconds, settings.now.read_hedge_seconds),
         )
         authenticator = Authenticator(database, lambda: membership.is_fresh, settings)
-        stack.callback(authenticator.close)
+        stack.push_async_callback(authenticator.close)
         recent = RecentItems(settings)
         repositories = Repositories(database, lambda: membership.is_fresh, recent)
         membership = Membership(

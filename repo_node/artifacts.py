@@ -14,9 +14,9 @@ from repo_node.db import artifacts as rows
 from repo_node.db import blobs
 from repo_node.db.artifacts import Blob, Child, Item
 from repo_node.db.blobs import CommitOutcome, CommitResult, Deployment
-from repo_node.db.errors import CatalogueUnavailable, OutcomeUnknown
+from repo_node.db.errors import AbsenceInDoubt, CatalogueUnavailable, OutcomeUnknown
 from repo_node.db.pool import Database
-from repo_node.errors import BodyTooLarge, ChecksumMismatch, NotFound, Overloaded, RequestError
+from repo_node.errors import BodyTooLarge, ChecksumMismatch, NotFound, Overloaded, RequestError, absent
 from repo_node.metrics import Metrics
 from repo_node.outcome import Known, until_known
 from repo_node.paths import ArtifactPath
@@ -267,22 +267,20 @@ class Artifacts:
         found = await rows.resolve(self._database, at.repository, at.folder, at.name)
         if found.item is not None:
             return found.item
-        if not self._pulse.is_fresh:
-            raise CatalogueUnavailable("Postgres says that it is absent, and confirms no heartbeat")
-        if found.repository_id is None:
-            raise no_repository(at.repository)
-        raise NotFound("File not found.")
+        missing = no_repository(at.repository) if found.repository_id is None else NotFound("File not found.")
+        raise absent(missing, fresh=self._pulse.is_fresh)
 
     async def get_lately(self, at: ArtifactPath) -> Found:
         """Return what is at a path or, while Postgres is away, what it told of it lately. Errors as ``get``."""
         mark, asked_at, fresh = self._recent.mark(at), time.monotonic(), self._pulse.is_fresh
         try:
             item = await self._ask(at, patiently=fresh)
-        except NotFound:
+        except (NotFound, AbsenceInDoubt):
+            # In doubt too: what Postgres may well have seen deleted must not come back.
             self._recent.forget(at)
             raise
         except (CatalogueUnavailable, TimeoutError) as error:
-            if (known := self._recent.find(at)) is None:
+            if (known := self._recent.find(at)) is None or self._has_been_heard_since(asked_at):
                 raise CatalogueUnavailable(str(error) or "Postgres did not answer in time") from error
             self._metrics.stale_reads.inc()
             return known
@@ -293,6 +291,10 @@ class Artifacts:
             return Found(item, silence_seconds)
         return Found(item)
 
+    def _has_been_heard_since(self, asked_at: float) -> bool:
+        """Say whether Postgres is there, and only this node's pool has no connection to it that works."""
+        return self._pulse.is_fresh and self._pulse.silence_seconds < time.monotonic() - asked_at
+
     async def _ask(self, at: ArtifactPath, *, patiently: bool) -> Item:
         """Ask Postgres; where memory could answer too, for ``stale_after_seconds`` in the end.
 
@@ -301,6 +303,8 @@ class Artifacts:
         if patiently or self._recent.find(at) is None:
             try:
                 return await self.get(at)
+            except AbsenceInDoubt:
+                raise
             except CatalogueUnavailable:
                 if self._recent.find(at) is None:
                     raise
@@ -315,7 +319,7 @@ class Artifacts:
     # ------------------------------------------------------------------ folders, deletion
 
     async def children(self, at: ArtifactPath) -> list[Child]:
-        """Return what lies directly in a folder, or in a repository. Raises ``NotFound``."""
+        """Return what lies directly in a folder, or in a repository. Raises ``NotFound``, ``CatalogueUnavailable``."""
         repository = await self._repositories.get(at.repository)
         return await rows.children(self._database, repository.id, at.path)
 
@@ -326,7 +330,7 @@ class Artifacts:
         return await self.get(at)
 
     async def delete(self, at: ArtifactPath, *, principal: str, request_id: str) -> None:
-        """Delete an artifact, or a folder with everything in it. Raises ``NotFound``."""
+        """Delete an artifact, or a folder with everything in it. Raises ``NotFound``, ``CatalogueUnavailable``."""
         repository = await self._repositories.get(at.repository)
         try:
             gone = await rows.delete(
@@ -335,7 +339,8 @@ class Artifacts:
         finally:
             self._recent.forget_tree(at)
         if not gone:
-            raise NotFound(f"Could not locate artifact '{at.repository}:{at.path}'. File not found.")
+            missing = NotFound(f"Could not locate artifact '{at.repository}:{at.path}'. File not found.")
+            raise absent(missing, fresh=self._pulse.is_fresh)
 
     async def close(self) -> None:
         await self._reports.close(wait_seconds=2)

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 
 from repo_node.db.blobs import PathConflict
-from repo_node.db.errors import CatalogueError, OutcomeUnknown
+from repo_node.db.errors import AbsenceInDoubt, CatalogueError, OutcomeUnknown
 from repo_node.db.repositories import RepositoryExists
 from repo_node.paths import BadPath
 from repo_node.settings import SettingError
@@ -63,6 +63,14 @@ class Unauthenticated(RequestError):
 
 class Forbidden(RequestError):
     status = 403
+
+
+def absent(what: NotFound, *, fresh: bool) -> NotFound | AbsenceInDoubt:
+    """Return what is to be raised of what Postgres does not know: ``what``, or a doubt while the node is not fresh.
+
+    What answers then may be a server that a failover has left behind.
+    """
+    return what if fresh else AbsenceInDoubt(f"Postgres says that it is absent, and confirms no heartbeat: {what}")
 
 
 @dataclass(frozen=True, slots=True)

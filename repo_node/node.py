@@ -51,6 +51,10 @@ class Node:
         return not self._leaving and self._membership.is_fresh and bool(self._topology.view.ring.members)
 
     @property
+    def is_fresh(self) -> bool:
+        return self._membership.is_fresh
+
+    @property
     def is_leaving(self) -> bool:
         return self._leaving
 

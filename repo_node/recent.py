@@ -49,6 +49,8 @@ class RecentItems:
     def keep(self, at: ArtifactPath, item: Item, mark: int, asked_at: float) -> None:
         """Remember an artifact that Postgres told of after ``asked_at``, in place of what it told before."""
         if mark != self.mark(at):
+            # What was remembered before is older still.
+            self._items.pop(at, None)
             return
         if not self._settings.now.stale_seconds_max or not is_readable_alone(item):
             self._items.pop(at, None)

@@ -8,7 +8,7 @@ from typing import NoReturn
 from repo_node.db import repositories as rows
 from repo_node.db.pool import Database
 from repo_node.db.repositories import Repository
-from repo_node.errors import MadeAnew, NotFound
+from repo_node.errors import MadeAnew, NotFound, absent
 from repo_node.paths import ArtifactPath, check_repository_key
 from repo_node.recent import RecentItems
 
@@ -16,7 +16,8 @@ from repo_node.recent import RecentItems
 class Repositories:
     """Lists, makes and deletes repositories, and remembers those that uploads go to.
 
-    ``fresh`` says whether announcements of changes arrive; only then is anything remembered.
+    ``fresh`` says whether announcements of changes arrive; only then is anything remembered, or said to be absent:
+    what raises ``NotFound`` raises ``CatalogueUnavailable`` else.
     """
 
     def __init__(self, database: Database, fresh: Callable[[], bool], recent: RecentItems) -> None:
@@ -34,7 +35,7 @@ class Repositories:
         """Return a repository. Raises ``NotFound``."""
         found = await rows.find(self._database, key)
         if found is None:
-            raise no_repository(key)
+            raise absent(no_repository(key), fresh=self._fresh())
         return found
 
     async def recall(self, key: str) -> Repository:
@@ -89,7 +90,7 @@ class Repositories:
     async def switch_trash(self, key: str, keep: bool, *, principal: str, request_id: str) -> None:
         """Let the trash keep what leaves a repository from now on, or not. Raises ``NotFound``."""
         if not await rows.switch_trash(self._database, key, keep, principal=principal, request_id=request_id):
-            raise NotFound(f"There is no repository {key}.")
+            raise absent(NotFound(f"There is no repository {key}."), fresh=self._fresh())
 
     async def delete(self, key: str, *, principal: str, request_id: str) -> None:
         """Delete a repository with everything in it. Raises ``NotFound``."""
@@ -99,7 +100,7 @@ class Repositories:
             self.forget()
             self._recent.forget_tree(ArtifactPath(key, "", ""))
         if not gone:
-            raise no_repository(key)
+            raise absent(no_repository(key), fresh=self._fresh())
 
 
 def no_repository(key: str) -> NotFound:

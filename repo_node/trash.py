@@ -68,13 +68,16 @@ class Trash:
             finally:
                 self._recent.forget(place)
         restored = skipped = 0
-        async for newest in self._newest_deleted(at):
-            folder = "/".join(filter(None, (to.path, newest.folder[len(at.path) :].strip("/"))))
-            try:
-                done = await self._restore(newest, target.id, folder, newest.name, replace, by)
-            except PathConflict:
-                done = False  # a folder is in its place, or an artifact in that of its folder
-            restored, skipped = restored + done, skipped + (not done)
+        try:
+            async for newest in self._newest_deleted(at):
+                folder = "/".join(filter(None, (to.path, newest.folder[len(at.path) :].strip("/"))))
+                try:
+                    done = await self._restore(newest, target.id, folder, newest.name, replace, by)
+                except PathConflict:
+                    done = False  # a folder is in its place, or an artifact in that of its folder
+                restored, skipped = restored + done, skipped + (not done)
+        finally:
+            self._recent.forget_tree(to)
         if not restored and not skipped:
             raise NotFound(
                 f"The trash holds nothing that was deleted from {at.repository}/{at.path}; "

@@ -16,8 +16,8 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
-from weakref import WeakValueDictionary
 
 from repo_node.auth import tokens
 from repo_node.auth.passwords import PasswordVerifier
@@ -27,6 +27,7 @@ from repo_node.db.errors import CatalogueUnavailable
 from repo_node.db.pool import Database
 from repo_node.errors import Overloaded, Unauthenticated
 from repo_node.settings import LiveSettings
+from sharding.tasks import stop
 
 REMEMBERED_MAX = 10_000
 TOKEN_SECONDS = 60.0
@@ -66,7 +67,7 @@ class Authenticator:
         self._key = secrets.token_bytes(32)
         self._remembered: OrderedDict[bytes, Proof] = OrderedDict()
         self._forgotten = 0
-        self._turns: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
+        self._checks: dict[bytes, asyncio.Task[Principal]] = {}
 
     async def authenticate(self, headers: Mapping[str, str], *, reading: bool = False) -> Principal | None:
         """Return who sent ``headers``; None when they carry no credentials.
@@ -85,32 +86,66 @@ class Authenticator:
         return await self._prove_or_recall(handle, credentials)
 
     async def _prove_or_recall(self, handle: bytes, credentials: Credentials) -> Principal:
-        """Check credentials as ``_prove``, or take what was proved lately where Postgres does not answer."""
+        """Check credentials as ``_prove``, or take what was proved lately where Postgres does not answer in time.
+
+        A Postgres that is frozen keeps logins waiting until there are too many: that is no other case.
+        """
         try:
-            async with asyncio.timeout(None if self._fresh() else self._settings.now.stale_after_seconds):
-                return await self._prove(handle, credentials)
-        except (CatalogueUnavailable, TimeoutError) as error:
+            return await self._prove_in_time(handle, credentials)
+        except (CatalogueUnavailable, Overloaded, TimeoutError) as error:
             # Looked up again: it may have been revoked meanwhile.
-            if (known := self._recall_lately(handle)) is None:
-                raise CatalogueUnavailable(str(error) or "Postgres did not answer in time") from error
-            return known
+            if (known := self._recall_lately(handle)) is not None:
+                return known
+            if isinstance(error, Overloaded):
+                raise
+            raise CatalogueUnavailable(str(error) or "Postgres did not answer in time") from error
+
+    async def _prove_in_time(self, handle: bytes, credentials: Credentials) -> Principal:
+        """Check credentials as ``_prove``, for ``stale_after_seconds`` in the end, like a look-up of an artifact.
+
+        One failure while heartbeats come back says little: a single connection may have broken.
+        """
+        if self._fresh():
+            with suppress(CatalogueUnavailable, TimeoutError):
+                async with asyncio.timeout(self._settings.now.node_down_seconds):
+                    return await self._prove(handle, credentials)
+        async with asyncio.timeout(self._settings.now.stale_after_seconds):
+            return await self._prove(handle, credentials)
 
     async def _prove(self, handle: bytes, credentials: Credentials) -> Principal:
-        """Check credentials: once for all the requests that bring the same ones at the same time."""
-        turn = self._turns.setdefault(handle, asyncio.Lock())
-        async with turn:
+        """Check credentials: once for all the requests that bring the same ones at the same time.
+
+        Whoever finds a check under way shares its failure: while Postgres is frozen, each waits for one deadline.
+        What it found out is believed by those who came later only when it may be remembered, as a change that
+        Postgres acknowledged before they came may not be in it.
+        """
+        if (check := self._checks.get(handle)) is not None:
+            with suppress(Unauthenticated):
+                await asyncio.shield(check)
             if (known := self._recall(handle)) is not None:
                 return known
-            forgotten = self._forgotten
-            try:
-                proof = await self._check(credentials)
-            except Unauthenticated:
-                self._remembered.pop(handle, None)
-                raise
-            # What changed while it was being checked may have made it wrong.
-            if forgotten == self._forgotten:
-                self._remember(handle, proof)
-            return proof.principal
+        # One that is under way by now began after this request came.
+        if (check := self._checks.get(handle)) is None:
+            check = self._checks[handle] = asyncio.create_task(self._check_and_remember(handle, credentials))
+            check.add_done_callback(lambda ended: self._end_check(handle, ended))
+        return await asyncio.shield(check)
+
+    async def _check_and_remember(self, handle: bytes, credentials: Credentials) -> Principal:
+        forgotten = self._forgotten
+        try:
+            proof = await self._check(credentials)
+        except Unauthenticated:
+            self._remembered.pop(handle, None)
+            raise
+        # What changed while it was being checked may have made it wrong.
+        if forgotten == self._forgotten:
+            self._remember(handle, proof)
+        return proof.principal
+
+    def _end_check(self, handle: bytes, ended: asyncio.Task[Principal]) -> None:
+        del self._checks[handle]
+        if not ended.cancelled():
+            ended.exception()  # known to whoever still waits; perhaps nobody does
 
     def _recall(self, handle: bytes) -> Principal | None:
         known = self._remembered.get(handle) if self._fresh() else None
@@ -171,7 +206,8 @@ class Authenticator:
         holds_until = asked_at + self._settings.now.password_cache_seconds
         return Proof(Principal(user.name, user.is_admin), asked_at, holds_until, math.inf)
 
-    def close(self) -> None:
+    async def close(self) -> None:
+        await stop(tuple(self._checks.values()))
         self._verifier.close()
 
 

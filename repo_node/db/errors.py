@@ -4,7 +4,8 @@
 
     CatalogueError
     ├── CatalogueUnavailable     nothing was done, or it does not matter whether it was: try again later
-    │   └── NoSchema             there are no tables: the database was emptied, or is another one
+    │   ├── NoSchema             there are no tables: the database was emptied, or is another one
+    │   └── AbsenceInDoubt       it answers that something is not there, and may be a server left behind
     ├── OutcomeUnknown           a write was sent and its answer never came: it may stand
     ├── SchemaTooOld             this database wants ``holdfast init-db`` first
     └── NotDurable               this Postgres may lose what it has acknowledged
@@ -23,6 +24,10 @@ class CatalogueUnavailable(CatalogueError):
 
 class NoSchema(CatalogueUnavailable):
     """Postgres answered, and the database has not Holdfast's tables. That says nothing about any artifact."""
+
+
+class AbsenceInDoubt(CatalogueUnavailable):
+    """Postgres answered that something is absent, while it confirms no heartbeat: neither is to be told as known."""
 
 
 class OutcomeUnknown(CatalogueError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -78,13 +78,7 @@ class Servers:
 
         Raises ``CatalogueUnavailable``.
         """
-        try:
-            async with asyncio.timeout(self._timeout_seconds):
-                found = await self._race(options)
-        except (*BROKEN, asyncpg.PostgresError) as error:
-            raise CatalogueUnavailable(f"no connection to Postgres: {describe(error)}") from error
-        self._last = found.server
-        return found.connection
+        return (await self._race(options)).connection
 
     def doubt(self, error: BaseException) -> None:
         """Ask every server next time: one that let itself be connected to failed with ``error``.
@@ -97,36 +91,46 @@ class Servers:
 
     async def _race(self, options: dict[str, Any]) -> Candidate:
         """Return the best of the servers that answer in time: that of before, else that with the longest history."""
-        wait_seconds, failed = self._timeout_seconds * HEAD_START_SHARE, asyncio.Event()
+        failed = asyncio.Event()
         servers: list[Server | None] = [*self._dsn.servers] or [None]
-        attempts = [
-            asyncio.create_task(self._attempt(server, options, failed if self._last not in (None, server) else None))
+        attempts = {
+            asyncio.create_task(
+                self._attempt(server, options, failed if self._last not in (None, server) else None)
+            ): server
             for server in servers
-        ]
-        found: list[Candidate] = []
-        errors: list[CatalogueUnavailable] = []
+        }
         best: Candidate | None = None
-        pending = set(attempts)
         try:
-            while pending and not any(one.server == self._last for one in found):
-                done, pending = await asyncio.wait(
-                    pending, timeout=wait_seconds if found else None, return_when=asyncio.FIRST_COMPLETED
-                )
-                if not done:
-                    break
-                for attempt in done:
-                    try:
-                        found.append(attempt.result())
-                    except CatalogueUnavailable as error:
-                        errors.append(error)
-                        failed.set()
-            best = self._choose(found, errors)
+            best = self._choose(*await self._hear(attempts, failed))
             return best
         finally:
             await stop(attempts)
             for attempt in attempts:
                 if not attempt.cancelled() and attempt.exception() is None and attempt.result() is not best:
                     drop(attempt.result().connection)
+
+    async def _hear(
+        self, attempts: Mapping[asyncio.Task[Candidate], Server | None], failed: asyncio.Event
+    ) -> tuple[list[Candidate], list[CatalogueUnavailable]]:
+        """Return who answers in time, and why the others don't: when one did, they get a head start's length more."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._timeout_seconds
+        found: list[Candidate] = []
+        errors: list[CatalogueUnavailable] = []
+        pending = set(attempts)
+        while pending and not any(one.server == self._last for one in found):
+            left_seconds = max(deadline - loop.time(), 0)
+            wait_seconds = min(self._timeout_seconds * HEAD_START_SHARE, left_seconds) if found else left_seconds
+            done, pending = await asyncio.wait(pending, timeout=wait_seconds, return_when=asyncio.FIRST_COMPLETED)
+            if not done:
+                break
+            for attempt in done:
+                try:
+                    found.append(self._admit(attempt.result()))
+                except CatalogueUnavailable as error:
+                    errors.append(error)
+                    failed.set()
+        return found, errors + [CatalogueUnavailable(f"{self._name(attempts[one])}timed out") for one in pending]
 
     async def _attempt(self, server: Server | None, options: dict[str, Any], failed: asyncio.Event | None) -> Candidate:
         """Connect to one server; with ``failed``, when the one before it had time to answer, or has failed."""
@@ -144,8 +148,21 @@ class Servers:
                 drop(connection)
             if not isinstance(error, (*BROKEN, asyncpg.PostgresError)):
                 raise
-            named = f"{name_server(server)}: " if server is not None and len(self._dsn.servers) > 1 else ""
-            raise CatalogueUnavailable(f"{named}{describe(error)}") from error
+            raise CatalogueUnavailable(self._name(server) + describe(error)) from error
+
+    def _name(self, server: Server | None) -> str:
+        """Return how an error about one of several servers begins."""
+        return f"{name_server(server)}: " if server is not None and len(self._dsn.servers) > 1 else ""
+
+    def _admit(self, one: Candidate) -> Candidate:
+        """Return a candidate for the choice. Raises ``CatalogueUnavailable`` when a failover has left it behind."""
+        if one.history[0] == self._history[0] and one.history < self._history:
+            tell_left_behind(one, self._history)
+            raise CatalogueUnavailable(
+                f"{self._name(one.server)}the server that answers is on timeline {one.history[1]}, and this node "
+                f"has worked on timeline {self._history[1]}: a failover left it behind; stop it"
+            )
+        return one
 
     def _choose(self, found: list[Candidate], errors: list[CatalogueUnavailable]) -> Candidate:
         """Return the candidate with the longest history, and end the connections to servers it has left behind."""
@@ -155,16 +172,13 @@ class Servers:
         for one in found:
             if one.history[0] == best.history[0] and one.history < best.history:
                 tell_left_behind(one, best.history)
-        system, timeline = self._history
-        if best.history[0] == system and best.history[1] < timeline:
-            tell_left_behind(best, self._history)
-            raise CatalogueUnavailable(
-                f"no connection to Postgres: the server that answers is on timeline {best.history[1]}, and this node "
-                f"has worked on timeline {timeline}: a failover left it behind; stop it"
-            )
+        # Another connection may have seen a failover since this one was admitted.
+        self._admit(best)
         if best.history not in (UNTOLD, self._history):
             self._drop(one for one, history in list(self._connections.items()) if history != best.history)
             self._history = best.history
+        # Together with the history: whoever awaits in between may bring back a server that was left.
+        self._last = best.server
         self._connections[best.connection] = best.history
         return best
 

@@ -11,7 +11,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from repo_node.auth.permissions import Permission
-from repo_node.errors import Answer, Forbidden, Unauthenticated, answer_for
+from repo_node.errors import Answer, Forbidden, NotFound, Unauthenticated, absent, answer_for
 from repo_node.logs import request_id as current_request_id
 from repo_node.read_only import require_writable
 from repo_node.web.context import NOBODY, PRINCIPAL, REFUSED, REQUEST_ID, SERVICES, TARGET
@@ -72,6 +72,8 @@ async def handle(request: web.Request, handler: Handler) -> web.StreamResponse:
         return refuse(request, Answer(error.status, error.reason), error.headers)
     except ConnectionError:
         raise
+    except NotFound as error:
+        return answer_error(request, absent(error, fresh=request.app[NODE].is_fresh))
     except Exception as error:
         return answer_error(request, error)
 

@@ -26,6 +26,11 @@ class NodeState(Protocol):
         ...
 
     @property
+    def is_fresh(self) -> bool:
+        """Say whether heartbeats come back; only then is something absent because Postgres knows nothing of it."""
+        ...
+
+    @property
     def is_leaving(self) -> bool:
         """Say whether this node finishes what it has and takes nothing new."""
         ...

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 import secrets
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 
 import pytest
 from argon2 import PasswordHasher
@@ -17,8 +15,6 @@ from repo_node.app import public_app
 from repo_node.auth import authenticator, passwords, tokens
 from repo_node.auth.passwords import PasswordVerifier, hash_password
 from repo_node.auth.permissions import SCOPES, Permission, Principal
-from repo_node.db.errors import CatalogueUnavailable
-from repo_node.settings import LiveSettings, Settings
 from repo_node.web.routes import PERMISSIONS
 from tests.repo_node.nodes import PASSWORD, RunningCluster, basic, new_path, wait_until
 
@@ -281,93 +277,3 @@ async def test_nobodys_password_is_never_right(monkeypatch: pytest.MonkeyPatch) 
         assert await verifier.verify(None, "whatever") is False
     finally:
         verifier.close()
-
-
-def proved_for(seconds: float) -> authenticator.Proof:
-    now = time.monotonic()
-    return authenticator.Proof(Principal("admin", is_admin=True), now, now + seconds, now + seconds)
-
-
-async def test_what_changes_while_it_is_checked_is_not_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
-    checks = 0
-
-    class Slow(authenticator.Authenticator):
-        async def _check(self, credentials: authenticator.Credentials) -> authenticator.Proof:
-            nonlocal checks
-            checks += 1
-            await asyncio.sleep(0)
-            if checks == 1:
-                self.forget()
-            return proved_for(60.0)
-
-    slow = Slow(None, lambda: True, LiveSettings())  # type: ignore[arg-type]
-    try:
-        for _ in range(3):
-            assert await slow.authenticate({"Authorization": "Bearer x"}) is not None
-        assert checks == 2
-    finally:
-        slow.close()
-
-
-async def test_nothing_is_remembered_while_announcements_may_be_lost() -> None:
-    checks, hears = 0, [True]
-
-    class Counting(authenticator.Authenticator):
-        async def _check(self, credentials: authenticator.Credentials) -> authenticator.Proof:
-            nonlocal checks
-            checks += 1
-            return proved_for(60.0)
-
-    counting = Counting(None, lambda: hears[0], LiveSettings())  # type: ignore[arg-type]
-    try:
-        for hears[0], wanted in ((True, 1), (True, 1), (False, 2), (False, 3), (True, 3)):
-            await counting.authenticate({"Authorization": "Bearer x"})
-            assert checks == wanted
-    finally:
-        counting.close()
-
-
-class Away(authenticator.Authenticator):
-    """Proves everybody for a minute while Postgres answers."""
-
-    answers = True
-
-    async def _check(self, credentials: authenticator.Credentials) -> authenticator.Proof:
-        if not self.answers:
-            raise CatalogueUnavailable
-        return proved_for(60.0)
-
-
-async def test_while_postgres_is_away_who_was_proved_lately_may_read_and_nothing_else() -> None:
-    hears = [True]
-    away = Away(None, lambda: hears[0], LiveSettings())  # type: ignore[arg-type]
-    known, unknown = {"Authorization": "Bearer x"}, {"Authorization": "Bearer y"}
-    try:
-        proved = await away.authenticate(known)
-        hears[0] = away.answers = False
-        assert await away.authenticate(known, reading=True) == proved
-        for headers, reading in ((known, False), (unknown, True)):
-            with pytest.raises(CatalogueUnavailable):
-                await away.authenticate(headers, reading=reading)
-        away.forget()
-        with pytest.raises(CatalogueUnavailable):
-            await away.authenticate(known, reading=True)
-    finally:
-        away.close()
-
-
-@pytest.mark.parametrize(("ends_in", "stale_seconds_max"), [(0.0, 300), (60.0, 0)])
-async def test_a_token_that_has_ended_or_was_proved_too_long_ago_reads_nothing(
-    ends_in: float, stale_seconds_max: float
-) -> None:
-    away = Away(None, lambda: True, LiveSettings(Settings(stale_seconds_max=stale_seconds_max)))  # type: ignore[arg-type]
-    headers, now = {"Authorization": "Bearer x"}, time.monotonic()
-    try:
-        await away.authenticate(headers)
-        (handle,) = away._remembered
-        away._remembered[handle] = replace(away._remembered[handle], holds_until=now, ends_at=now + ends_in)
-        away.answers = False
-        with pytest.raises(CatalogueUnavailable):
-            await away.authenticate(headers, reading=True)
-    finally:
-        away.close()

@@ -219,6 +219,20 @@ def test_what_was_changed_through_this_node_is_not_read_from_memory(behind: Behi
     assert [client.get(path).status for path in (deleted, inside)] == [404, 404]
 
 
+def test_what_a_folder_brought_back_from_the_trash_replaces_is_not_read_from_memory(behind: Behind) -> None:
+    client, folder = behind.cluster.first.client(f"Bearer {behind.token}"), new_path()
+    inside = f"{folder}/b/c"
+    assert client.put(inside, b"old").status == 201
+    assert client.delete(folder).status == 204
+    assert client.put(inside, b"newer").status == 201
+    assert client.get(inside).body == b"newer"
+    back = folder.replace("/artifactory/", "/artifactory/api/trash/restore/") + "?replace=1"
+    assert behind.cluster.admin.request("POST", back).status == 202
+    with away(behind, "cut"):
+        assert client.get(inside).status == 503
+    assert client.get(inside).body == b"old"
+
+
 def test_what_postgres_said_is_gone_is_not_read_from_memory(behind: Behind) -> None:
     client, path = behind.cluster.first.client(f"Bearer {behind.token}"), new_path()
     assert client.put(path, b"x").status == 201
@@ -282,6 +296,42 @@ def test_a_server_that_confirms_no_heartbeat_is_not_believed_for_long_and_never_
         patch.setattr(Membership, "silence_seconds", 301.0)
         assert admin.get(present).status == 503
     assert admin.get(absent).status == 404
+
+
+def test_nothing_is_said_to_be_absent_while_no_heartbeat_comes_back(
+    behind: Behind, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    admin, api, nowhere = behind.cluster.admin, "/artifactory/api", "r-that-is-nowhere"
+    present, absent = behind.path.removeprefix("/artifactory/"), new_path().removeprefix("/artifactory/")
+    requests = [
+        ("GET", f"/artifactory/{absent}"),
+        ("GET", f"/artifactory/{present}/"),
+        ("GET", f"/artifactory/{present};colour=red"),
+        ("GET", f"/artifactory/{nowhere}/a"),
+        ("PUT", f"/artifactory/{nowhere}/a"),
+        ("PUT", f"/artifactory/{nowhere}/a/"),
+        ("DELETE", f"/artifactory/{absent}"),
+        ("DELETE", f"/artifactory/{nowhere}/a"),
+        ("GET", f"{api}/storage/{absent}"),
+        ("GET", f"{api}/storage/{present}?properties=colour"),
+        ("GET", f"{api}/storage/{nowhere}"),
+        ("GET", f"{api}/repositories/{nowhere}"),
+        ("POST", f"{api}/repositories/{nowhere}"),
+        ("DELETE", f"{api}/repositories/{nowhere}"),
+        ("POST", f"{api}/trash/restore/{absent}"),
+        ("DELETE", f"{api}/holdfast/tokens/999999999"),
+        ("DELETE", f"{api}/holdfast/shards/999"),
+        ("POST", f"{api}/holdfast/nodes/{nowhere}/stop"),
+    ]
+
+    def answers() -> dict[tuple[str, str], int]:
+        body = {"POST": b'{"trash": true}', "PUT": b""}
+        return {one: admin.request(*one, body.get(one[0])).status for one in requests}
+
+    assert answers() == dict.fromkeys(requests, 404)
+    with monkeypatch.context() as patch:
+        patch.setattr(Membership, "is_fresh", False)
+        assert answers() == dict.fromkeys(requests, 503)
 
 
 # ---------------------------------------------------------------------- the outcome unknown

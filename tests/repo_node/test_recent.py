@@ -82,6 +82,16 @@ def test_what_changed_while_it_was_asked_for_is_not_kept(recent: RecentItems) ->
     assert known(recent, "f/a") == ["f/a"]
 
 
+def test_what_is_not_kept_because_of_a_change_beside_it_leaves_no_older_version_behind(
+    recent: RecentItems, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep(recent, "a")
+    before = recent.mark(at("a"))
+    monkeypatch.setattr(recent, "mark", lambda _: before + 1)  # another path of the same group has changed
+    recent.keep(at("a"), item("a", size=6), before, 1001.0)
+    assert known(recent, "a") == []
+
+
 def test_a_folder_is_forgotten_with_all_below_it_and_nothing_beside_it(clock: Clock) -> None:
     recent = RecentItems(LiveSettings(), clock=clock)
     paths = ["f/a", "f/g/b", "f", "fg/a", "e/f/a"]

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import closing
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
 
+from repo_node.db import servers as servers_module
 from repo_node.db.errors import CatalogueUnavailable
-from repo_node.db.servers import Servers
+from repo_node.db.servers import History, Server, Servers
 from repo_node.launch.ports import find_free_port
 from tests.cluster.standby import PostgresPair, execute
 
@@ -136,3 +137,107 @@ async def test_after_a_promotion_no_connection_leads_back(pair: PostgresPair, ca
         await servers.connect()
     pair.primary.thaw()
     after.terminate()
+
+
+# ---------------------------------------------------------------------- who answers when, decided by the test
+
+A, B = ("a", 1), ("b", 2)
+OLD, NEW = (7, 1), (7, 2)
+
+
+class Line:
+    """A connection that leads nowhere."""
+
+    closed = False
+
+    def __init__(self, history: History) -> None:
+        self.history = history
+
+    def terminate(self) -> None:
+        self.closed = True
+
+
+class Field:
+    """Servers whose answers are made by ``answers``: a line, sooner or later, or an error."""
+
+    def __init__(self) -> None:
+        self.answers: dict[Server, Callable[[], Awaitable[Line]]] = {}
+
+    async def connect(self, url: str, *, host: str, port: int, **options: object) -> Line:
+        return await self.answers[host, port]()
+
+    async def read_history(self, line: Line) -> History:
+        return line.history
+
+
+@pytest.fixture
+def field(monkeypatch: pytest.MonkeyPatch) -> Field:
+    made = Field()
+    monkeypatch.setattr(servers_module.asyncpg, "connect", made.connect)
+    monkeypatch.setattr(servers_module, "read_history", made.read_history)
+    return made
+
+
+def answers(history: History, after_seconds: float = 0) -> Callable[[], Awaitable[Line]]:
+    async def answer() -> Line:
+        await asyncio.sleep(after_seconds)
+        return Line(history)
+
+    return answer
+
+
+async def refuses() -> Line:
+    raise ConnectionRefusedError("refused")
+
+
+async def hangs() -> Line:
+    return await asyncio.Event().wait()  # type: ignore[return-value]
+
+
+async def test_a_server_left_behind_does_not_end_the_wait_for_the_right_one(
+    field: Field, caplog: pytest.LogCaptureFixture
+) -> None:
+    servers = Servers("postgresql://u@a:1,b:2/d", timeout_seconds=5)
+    field.answers = {A: refuses, B: answers(NEW)}
+    await servers.connect()
+    servers.doubt(TimeoutError())
+    field.answers = {A: answers(OLD), B: answers(NEW, after_seconds=1)}
+    with caplog.at_level(logging.CRITICAL):
+        found = await servers.connect()
+    assert found.history == NEW  # type: ignore[attr-defined]
+    assert caplog.text.count("left behind") == 1
+
+
+async def test_when_only_a_server_left_behind_answers_that_is_the_error_beside_the_others(field: Field) -> None:
+    servers = Servers("postgresql://u@a:1,b:2/d", timeout_seconds=0.5)
+    field.answers = {A: refuses, B: answers(NEW)}
+    await servers.connect()
+    field.answers = {A: answers(OLD), B: hangs}
+    with pytest.raises(CatalogueUnavailable, match="a:1: the server that answers .*; stop it; b:2: timed out"):
+        await servers.connect()
+
+
+async def test_a_connection_that_ends_late_does_not_lead_back_to_the_server_left_meanwhile(field: Field) -> None:
+    servers, may_end, ending = (
+        Servers("postgresql://u@a:1,b:2/d", timeout_seconds=0.5),
+        asyncio.Event(),
+        asyncio.Event(),
+    )
+
+    async def ends_late() -> Line:
+        try:
+            return await hangs()
+        finally:
+            ending.set()
+            await may_end.wait()
+
+    field.answers = {A: answers(OLD), B: ends_late}
+    early = asyncio.create_task(servers.connect())
+    await ending.wait()
+    servers.doubt(TimeoutError())
+    field.answers = {A: refuses, B: answers(NEW)}
+    assert (await servers.connect()).history == NEW  # type: ignore[attr-defined]
+    may_end.set()
+    line = await early
+    assert line.closed, "its server was left while it was being made"  # type: ignore[attr-defined]
+    assert servers._last == B, "the next connections go there first"
