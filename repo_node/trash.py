@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 
@@ -13,6 +14,7 @@ from repo_node.db.pool import Database
 from repo_node.db.trash import DELETED, Position, Restored, Trashed
 from repo_node.errors import NotFound
 from repo_node.metrics.deletion import DeletionMetrics
+from repo_node.outcome import until_known
 from repo_node.paths import ArtifactPath
 from repo_node.recent import RecentItems
 from repo_node.settings import LiveSettings
@@ -24,18 +26,20 @@ DAY_SECONDS = 86_400.0
 
 @dataclass(frozen=True, slots=True)
 class Restoration:
-    """How many artifacts came back, and how many did not because something is in their place."""
+    """How many artifacts came back, how many had come back before, and how many have something in their place."""
 
-    restored: int
-    skipped: int
+    restored: int = 0
+    already: int = 0
+    skipped: int = 0
 
 
 class Trash:
     """What was deleted or overwritten, and how to get it back."""
 
-    def __init__(self, database: Database, recent: RecentItems) -> None:
+    def __init__(self, database: Database, recent: RecentItems, settings: LiveSettings) -> None:
         self._database = database
         self._recent = recent
+        self._settings = settings
 
     async def page(self, at: ArtifactPath | None, after: Position, items_max: int) -> list[Trashed]:
         """Return what was thrown away, all of it or below a folder or repository, by place and age."""
@@ -52,41 +56,45 @@ class Trash:
     ) -> Restoration:
         """Bring back to ``to`` what was thrown away last at a path, or all that was deleted from a folder.
 
-        What is in the place of a single artifact goes to the trash. Of a folder, each path gets the version that was
-        deleted last; one that was only overwritten comes back by its own path alone. What is in its place stays, and
-        that one is skipped, unless ``replace``. Raises ``NotFound``, ``PathConflict``.
+        What is in the place of a single artifact goes to the trash, unless a restore has put it there since: whoever
+        repeats a restore gets no older version, nor what the first one replaced, but with ``replace``. Of a folder,
+        each path gets the version that was deleted last; one that was only overwritten comes back by its own path
+        alone. What is in its place stays, and that one is skipped, unless ``replace``.
+        Raises ``NotFound``, ``PathConflict``, ``OutcomeUnknown``.
         """
         target = await repositories.find(self._database, to.repository)
         if target is None:
             raise NotFound(f"There is no repository {to.repository}; make it, or name another place with ?to=.")
-        by = {"principal": principal, "request_id": request_id}
-        place = ArtifactPath(to.repository, to.folder, to.name or at.name)
-        for version in await self.versions(at):
+        restorer = Restorer(self._database, target.id, self._settings, principal, request_id)
+        if newest := (await self.versions(at))[:1]:
+            place = ArtifactPath(to.repository, to.folder, to.name or at.name)
             try:
-                if await self._restore(version, target.id, place.folder, place.name, True, by):
-                    return Restoration(1, 0)
+                outcome = await restorer.restore(newest[0], place.folder, place.name, replace=True, again=replace)
             finally:
                 self._recent.forget(place)
-        restored = skipped = 0
+            found = Counter([outcome])
+        else:
+            found = await self._restore_below(at, to, restorer, replace)
+        if not found.total() - found[Restored.GONE]:
+            raise NotFound(
+                f"The trash holds nothing that was deleted from {at.repository}/{at.path}, or no more: a restore whose "
+                "answer was lost may have brought it back. An overwritten version comes back by its own path."
+            )
+        return Restoration(found[Restored.RESTORED], found[Restored.ALREADY], found[Restored.EXISTS])
+
+    async def _restore_below(
+        self, at: ArtifactPath, to: ArtifactPath, restorer: Restorer, replace: bool
+    ) -> Counter[Restored]:
+        found: Counter[Restored] = Counter()
         async for newest in self._newest_deleted(at):
             folder = "/".join(filter(None, (to.path, newest.folder[len(at.path) :].strip("/"))))
             try:
-                done = await self._restore(newest, target.id, folder, newest.name, replace, by)
+                found[await restorer.restore(newest, folder, newest.name, replace=replace)] += 1
             except PathConflict:
-                done = False  # a folder is in its place, or an artifact in that of its folder
-            restored, skipped = restored + done, skipped + (not done)
-        if not restored and not skipped:
-            raise NotFound(
-                f"The trash holds nothing that was deleted from {at.repository}/{at.path}; "
-                "an overwritten version comes back by its own path."
-            )
-        return Restoration(restored, skipped)
-
-    async def _restore(
-        self, one: Trashed, repository_id: int, folder: str, name: str, replace: bool, by: dict[str, str]
-    ) -> bool:
-        outcome = await rows.restore(self._database, one.id, repository_id, folder, name, replace=replace, **by)
-        return outcome is Restored.RESTORED
+                found[Restored.EXISTS] += 1  # a folder is in its place, or an artifact in that of its folder
+            finally:
+                self._recent.forget(ArtifactPath(to.repository, folder, newest.name))
+        return found
 
     async def _newest_deleted(self, at: ArtifactPath) -> AsyncIterator[Trashed]:
         """Yield, of everything below a folder, what was deleted last at each path."""
@@ -123,6 +131,36 @@ class Trash:
         where = (None, None) if at is None else (at.repository, at.path)
         await rows.record_emptied(self._database, *where, items=gone, principal=principal, request_id=request_id)
         return gone
+
+
+@dataclass(frozen=True, slots=True)
+class Restorer:
+    """Brings things back into one repository, each until its outcome is known."""
+
+    database: Database
+    repository_id: int
+    settings: LiveSettings
+    principal: str
+    request_id: str
+
+    async def restore(self, one: Trashed, folder: str, name: str, *, replace: bool, again: bool = False) -> Restored:
+        known = await until_known(
+            lambda: rows.restore(
+                self.database,
+                one.id,
+                self.repository_id,
+                folder,
+                name,
+                replace=replace,
+                principal=self.principal,
+                request_id=self.request_id,
+                again=again,
+            ),
+            wait_seconds=self.settings.now.outcome_wait_seconds,
+        )
+        if known.doubted and known.result is Restored.GONE:
+            return Restored.RESTORED  # by the attempt that never answered
+        return known.result
 
 
 class TrashExpiry:

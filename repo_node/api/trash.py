@@ -74,7 +74,11 @@ def position_of(request: web.Request) -> Position:
 
 
 async def restore(request: web.Request) -> web.StreamResponse:
-    """Bring an artifact or a folder back, to where it was or to ``to``; with ``replace=1`` whatever is there now."""
+    """Bring an artifact or a folder back, to where it was or to ``to``; with ``replace=1`` whatever is there now.
+
+    202 when something came back, 200 when all had come back before: what a repeat is answered. 409 when something
+    else is in the place of everything.
+    """
     at = artifact_at(request, skip=4)
     to = path_of(request, "to") if "to" in request.query else at
     replace = request.query.get("replace", "0")
@@ -84,9 +88,12 @@ async def restore(request: web.Request) -> web.StreamResponse:
         at, to, replace=replace == "1", principal=principal_of(request).name, request_id=request[REQUEST_ID]
     )
     text = f"Restored {artifacts(done.restored)} from {at.repository}/{at.path}."
+    if done.already:
+        text += f" {artifacts(done.already)} already restored: what is in the place came back from the trash since."
+        text += " An artifact's own path and ?replace=1 put what is left over it."
     if done.skipped:
         text += f" {artifacts(done.skipped)} not restored, because something is in the place: see ?replace=1."
-    return web.Response(text=text + "\n", status=202 if done.restored else 409)
+    return web.Response(text=text + "\n", status=202 if done.restored else 200 if done.already else 409)
 
 
 async def empty(request: web.Request) -> web.StreamResponse:

@@ -94,12 +94,13 @@ async def say(client: Client, method: str, url_path: str) -> str:
 @trash.command("restore")
 @click.argument("path", metavar="REPOSITORY/PATH")
 @click.option("--to", metavar="REPOSITORY/PATH", help="Where to. [default: where it was]")
-@click.option("--replace", is_flag=True, help="Of a folder, also bring back what has something in its place.")
+@click.option("--replace", is_flag=True, help="Over what is in a folder's places, or was restored before.")
 @connection_options
 def restore(connection: ConnectionOptions, path: str, to: str | None, replace: bool) -> None:
     """Bring back an artifact as it was when it was last thrown away, or everything that was deleted from a folder.
 
-    An artifact that is in its place now goes to the trash itself. Of a folder, each path gets the version that was
+    An artifact that is in its place now goes to the trash itself. A repeated restore changes nothing: what was restored
+    before stays, unless --replace puts the next version over it. Of a folder, each path gets the version that was
     deleted last, and only where nothing is now; an overwritten version comes back by its own path.
 
     \b
