@@ -62,7 +62,7 @@ def add_audit_jobs(
         lambda: Pace(None, idle_seconds=settings.now.reconcile_interval_seconds),
     )
     backup = ScheduledBackup(node, own, database, settings, metrics)
-    runner.add(backup, lambda: Pace(None, settings.now.backup_idle_seconds, enabled=not settings.now.backup_cron))
+    runner.add(backup, lambda: Pace(None, settings.now.backup_idle_seconds))
 
 
 def reconcile_limits(now: Settings) -> ReconcileLimits:
