@@ -181,7 +181,7 @@ async def running_node(
         authenticator = Authenticator(database, lambda: membership.is_fresh, settings)
         stack.callback(authenticator.close)
         recent = RecentItems(settings)
-        repositories = Repositories(database, lambda: membership.is_fresh, recent)
+        repositories = Repositories(database, lambda: membership.is_fresh, recent, settings)
         membership = Membership(
             config,
             database.servers,

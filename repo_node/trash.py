@@ -16,6 +16,7 @@ from repo_node.errors import NotFound
 from repo_node.metrics.deletion import DeletionMetrics
 from repo_node.outcome import until_known
 from repo_node.paths import ArtifactPath
+from repo_node.read_only import require_writable
 from repo_node.recent import RecentItems
 from repo_node.settings import LiveSettings
 from sharding.maintenance.job import Step
@@ -120,17 +121,21 @@ class Trash:
         """Let go of everything for good, or of what lay at and below a path; return how many artifacts that were."""
         gone = 0
         if at is not None:
-            gone += await rows.empty(self._database, [one.id for one in await self.versions(at)])
+            gone += await self._let_go([one.id for one in await self.versions(at)])
         ids: list[int] = []
         async for one in self._below(at):
             ids.append(one.id)
             if len(ids) == PAGE:
-                gone += await rows.empty(self._database, ids)
+                gone += await self._let_go(ids)
                 ids = []
-        gone += await rows.empty(self._database, ids)
+        gone += await self._let_go(ids)
         where = (None, None) if at is None else (at.repository, at.path)
         await rows.record_emptied(self._database, *where, items=gone, principal=principal, request_id=request_id)
         return gone
+
+    async def _let_go(self, ids: list[int]) -> int:
+        require_writable(self._settings, begun=True)
+        return await rows.empty(self._database, ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +149,7 @@ class Restorer:
     request_id: str
 
     async def restore(self, one: Trashed, folder: str, name: str, *, replace: bool, again: bool = False) -> Restored:
+        require_writable(self.settings, begun=True)
         known = await until_known(
             lambda: rows.restore(
                 self.database,
