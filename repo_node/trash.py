@@ -43,14 +43,24 @@ class Trash:
         self._settings = settings
 
     async def page(self, at: ArtifactPath | None, after: Position, items_max: int) -> list[Trashed]:
-        """Return what was thrown away, all of it or below a folder or repository, by place and age."""
+        """Return a page of the trash, all of it or what was at a path and then what was below, by place and age.
+
+        The next page is behind the place of the last item; a page that is not full is the last.
+        """
         if at is None:
             return await rows.list_all(self._database, after, items_max)
-        return await rows.list_tree(self._database, at.repository, at.path, after, items_max)
+        found: list[Trashed] = []
+        if at.name and (after == Position() or (after.folder, after.name) == (at.folder, at.name)):
+            found = await rows.list_path(self._database, at.repository, at.folder, at.name, after.id, items_max)
+            after = Position()
+        if len(found) < items_max:
+            left = items_max - len(found)
+            found += await rows.list_tree(self._database, at.repository, at.path, after, left)
+        return found
 
-    async def versions(self, at: ArtifactPath) -> list[Trashed]:
-        """Return what lay at exactly this path, the last thrown away first."""
-        return await rows.at_path(self._database, at.repository, at.folder, at.name, PAGE) if at.name else []
+    async def _last(self, at: ArtifactPath) -> Trashed | None:
+        """Return what was thrown away last at exactly this path."""
+        return await rows.find_last(self._database, at.repository, at.folder, at.name) if at.name else None
 
     async def restore(
         self, at: ArtifactPath, to: ArtifactPath, *, replace: bool, principal: str, request_id: str
@@ -67,10 +77,10 @@ class Trash:
         if target is None:
             raise NotFound(f"There is no repository {to.repository}; make it, or name another place with ?to=.")
         restorer = Restorer(self._database, target.id, self._settings, principal, request_id)
-        if newest := (await self.versions(at))[:1]:
+        if (last := await self._last(at)) is not None:
             place = ArtifactPath(to.repository, to.folder, to.name or at.name)
             try:
-                outcome = await restorer.restore(newest[0], place.folder, place.name, replace=True, again=replace)
+                outcome = await restorer.restore(last, place.folder, place.name, replace=True, again=replace)
             finally:
                 self._recent.forget(place)
             found = Counter([outcome])
@@ -100,8 +110,9 @@ class Trash:
     async def _newest_deleted(self, at: ArtifactPath) -> AsyncIterator[Trashed]:
         """Yield, of everything below a folder, what was deleted last at each path."""
         last: Trashed | None = None
-        async for one in self._below(at):
-            if one.reason != DELETED:
+        async for one in self._items(at):
+            # What lay at the path itself is not below it.
+            if one.reason != DELETED or (one.folder, one.name) == (at.folder, at.name):
                 continue
             if last is not None and last.path != one.path:
                 yield last
@@ -109,7 +120,7 @@ class Trash:
         if last is not None:
             yield last
 
-    async def _below(self, at: ArtifactPath | None) -> AsyncIterator[Trashed]:
+    async def _items(self, at: ArtifactPath | None) -> AsyncIterator[Trashed]:
         after = Position()
         while page := await self.page(at, after, PAGE):
             for one in page:
@@ -120,10 +131,8 @@ class Trash:
     async def empty(self, at: ArtifactPath | None, *, principal: str, request_id: str) -> int:
         """Let go of everything for good, or of what lay at and below a path; return how many artifacts that were."""
         gone = 0
-        if at is not None:
-            gone += await self._let_go([one.id for one in await self.versions(at)])
         ids: list[int] = []
-        async for one in self._below(at):
+        async for one in self._items(at):
             ids.append(one.id)
             if len(ids) == PAGE:
                 gone += await self._let_go(ids)

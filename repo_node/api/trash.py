@@ -27,19 +27,11 @@ def add_routes(routes: Routes) -> None:
 
 
 async def list_trash(request: web.Request) -> web.StreamResponse:
-    """Answer with a page of the trash, below ``path`` where it is given; ``next`` are the parameters of the next."""
+    """Answer with a page of the trash, at and below ``path`` if it is given; ``next`` names the next one."""
     at = path_of(request, "path") if "path" in request.query else None
-    after = position_of(request)
-    trash, first = request.app[SERVICES].trash, after == Position()
-    found = list(await trash.versions(at))[::-1] if at is not None and first else []
-    page = await trash.page(at, after, PAGE_MAX)
+    page = await request.app[SERVICES].trash.page(at, position_of(request), PAGE_MAX)
     more = len(page) == PAGE_MAX
-    return json_response(
-        {
-            "items": [document_of(one) for one in (*found, *page)],
-            "next": next_of(page[-1]) if more else None,
-        }
-    )
+    return json_response({"items": [document_of(one) for one in page], "next": next_of(page[-1]) if more else None})
 
 
 def document_of(one: Trashed) -> dict[str, Any]:

@@ -46,25 +46,27 @@ def list_trash(connection: ConnectionOptions, path: str | None, limit: int, as_j
     Example:
       holdfast trash list generic-local/app --json
     """
-    items = run_call(connection, lambda client: read_trash(client, path, limit))
+    items, more = run_call(connection, lambda client: read_trash(client, path, limit))
     if as_json:
-        click.echo(json.dumps({"items": items}, indent=2))
+        click.echo(json.dumps({"items": items, "more": more}, indent=2))
     elif items:
         show(table_of(items))
     else:
         click.echo("The trash is empty there.")
+    if more and not as_json:
+        click.echo(f"These are the first {limit}: there are more, which --limit shows.", err=True)
 
 
-async def read_trash(client: Client, path: str | None, limit: int) -> list[dict[str, Any]]:
-    """Return up to ``limit`` items, page by page."""
+async def read_trash(client: Client, path: str | None, limit: int) -> tuple[list[dict[str, Any]], bool]:
+    """Return up to ``limit`` items, page by page, and whether there are more."""
     found: list[dict[str, Any]] = []
     more: dict[str, str] | None = {}
-    while more is not None and len(found) < limit:
+    while more is not None and len(found) <= limit:
         query = urlencode({**({} if path is None else {"path": path}), **more})
         page = await client.call("GET", f"{LIST_PATH}?{query}")
         found += page["items"]
         more = page["next"]
-    return found[:limit]
+    return found[:limit], len(found) > limit
 
 
 def table_of(items: list[dict[str, Any]]) -> Table:

@@ -80,11 +80,18 @@ LIST_TREE = Statement(
      ORDER BY t.folder, t.name, t.id LIMIT $5
     """,
 )
-AT_PATH = Statement(
-    "trash_at_path",
+LIST_PATH = Statement(
+    "trash_list_path",
     f"""
     SELECT {COLUMNS} FROM trash t JOIN blobs b ON b.id = t.blob_id
-     WHERE t.repository = $1 AND t.folder = $2 AND t.name = $3 ORDER BY t.id DESC LIMIT $4
+     WHERE t.repository = $1 AND t.folder = $2 AND t.name = $3 AND t.id > $4 ORDER BY t.id LIMIT $5
+    """,
+)
+LAST_AT = Statement(
+    "trash_last_at",
+    f"""
+    SELECT {COLUMNS} FROM trash t JOIN blobs b ON b.id = t.blob_id
+     WHERE t.repository = $1 AND t.folder = $2 AND t.name = $3 ORDER BY t.id DESC LIMIT 1
     """,
 )
 # What came back from the trash keeps its created_at; an upload sets both times to its own. A snapshot is enough:
@@ -135,9 +142,17 @@ async def list_tree(database: Database, repository: str, folder: str, after: Pos
     return [trashed_from(row) for row in rows]
 
 
-async def at_path(database: Database, repository: str, folder: str, name: str, items_max: int) -> list[Trashed]:
-    """Return what lay at exactly this path, the last thrown away first."""
-    return [trashed_from(row) for row in await database.fetch(AT_PATH, repository, folder, name, items_max)]
+async def list_path(
+    database: Database, repository: str, folder: str, name: str, after: int, items_max: int
+) -> list[Trashed]:
+    """Return a page of what lay at exactly this path, by age, behind an id."""
+    return [trashed_from(row) for row in await database.fetch(LIST_PATH, repository, folder, name, after, items_max)]
+
+
+async def find_last(database: Database, repository: str, folder: str, name: str) -> Trashed | None:
+    """Return what was thrown away last at exactly this path."""
+    row = await database.fetchrow(LAST_AT, repository, folder, name)
+    return None if row is None else trashed_from(row)
 
 
 async def restore(

@@ -256,8 +256,10 @@ def test_commands_list_restore_and_empty_the_trash(cluster: RunningCluster) -> N
     admin.delete(f"{REPOSITORY}/cli")
     shown = holdfast(cluster, "trash", "list", "generic-local/cli")
     assert "generic-local/cli/a" in shown and "deleted" in shown and "admin" in shown
-    items = json.loads(holdfast(cluster, "trash", "list", "generic-local/cli", "--json", "--limit", "2"))["items"]
-    assert [item["path"] for item in items] == ["cli/a", "cli/b"]
+    told = json.loads(holdfast(cluster, "trash", "list", "generic-local/cli", "--json", "--limit", "2"))
+    assert [item["path"] for item in told["items"]] == ["cli/a", "cli/b"] and told["more"]
+    assert "there are more" in holdfast(cluster, "trash", "list", "generic-local/cli", "--limit", "2")
+    assert "there are more" not in holdfast(cluster, "trash", "list", "generic-local/cli", "--limit", "3")
     assert "Restored 1" in holdfast(cluster, "trash", "restore", "generic-local/cli/a")
     assert admin.get(f"{REPOSITORY}/cli/a").body == b"cli a"
     assert "Restored 2" in holdfast(cluster, "trash", "restore", "generic-local/cli", "--to", "generic-local/cli-2")

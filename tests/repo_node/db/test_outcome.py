@@ -227,14 +227,14 @@ async def test_version_that_somebody_else_restored_is_not_replaced_by_an_older_o
         await artifacts.delete(scene.database, scene.repository, "", "a", principal="x", request_id="r")
     live = LiveSettings()
     at, trash = ArtifactPath("generic-local", "", "a"), Trash(scene.database, RecentItems(live), live)
-    seen = await trash.versions(at)
+    seen = await trash._last(at)
 
-    async def versions(_: ArtifactPath) -> list[Trashed]:
+    async def last(_: ArtifactPath) -> Trashed | None:
         return seen
 
     by = {"principal": "x", "request_id": "r"}
     await trash.restore(at, ArtifactPath("generic-local", "elsewhere", "a"), replace=False, **by)
-    monkeypatch.setattr(trash, "versions", versions)
+    monkeypatch.setattr(trash, "_last", last)
     with pytest.raises(NotFound):
         await trash.restore(at, at, replace=False, **by)
     assert (await artifacts.resolve(scene.database, "generic-local", "", "a")).item is None
