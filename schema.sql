@@ -1590,7 +1590,7 @@ CREATE TRIGGER shards_counted AFTER INSERT OR DELETE OR UPDATE OF state ON shard
     FOR EACH ROW EXECUTE FUNCTION ask_census();
 
 -- Take one step of the census: at most p_count blobs. N of a blob is the largest among the repositories that refer
--- to it and the cluster's; what nothing refers to keeps its own until gc decides. Nothing is returned when no pass
+-- to it and the cluster's; what no repository refers to keeps its own, in the trash too. Nothing is returned when no pass
 -- is due.
 CREATE FUNCTION take_census(p_count integer, p_redundancy smallint, p_period_seconds double precision)
 RETURNS TABLE (counted bigint, queued bigint, at_blob bigint, last_blob bigint, ended boolean)
@@ -1630,6 +1630,10 @@ BEGIN
          WHERE b.id = ANY (v_ids) AND NOT is_whole(b.id, b.redundancy, v_zones) ORDER BY b.sha256
     LOOP
         PERFORM 1 FROM artifacts a WHERE a.blob_id = v_short LIMIT 1;
+        IF NOT FOUND THEN
+            -- What can be restored keeps its copies.
+            PERFORM 1 FROM trash t WHERE t.blob_id = v_short LIMIT 1;
+        END IF;
         CONTINUE WHEN NOT FOUND;
         PERFORM enqueue_repair(v_short, CASE WHEN v_short = ANY (v_changed) THEN 'redundancy' ELSE 'census' END);
         queued := queued + 1;

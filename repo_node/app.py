@@ -181,7 +181,7 @@ async def running_node(
         authenticator = Authenticator(database, lambda: membership.is_fresh, settings)
         stack.push_async_callback(authenticator.close)
         recent = RecentItems(settings)
-        repositories = Repositories(database, lambda: membership.is_fresh, recent)
+        repositories = Repositories(database, lambda: membership.is_fresh, recent, settings)
         membership = Membership(
             config,
             database.servers,
@@ -224,7 +224,7 @@ async def running_node(
         peers = PeerWatch(name, lambda: membership.rows, topology.peer_at, settings, metrics)
         await stack.enter_async_context(task(peers.run()))
         node = Node(metrics, database, membership, topology, leadership, peers, settings)
-        admission, trash = Admission(lambda: settings.now.requests_per_user_max), Trash(database, recent)
+        admission, trash = Admission(lambda: settings.now.requests_per_user_max), Trash(database, recent, settings)
         services = Services(artifacts, repositories, trash, authenticator, settings, admission, metrics, config.http)
         await stack.enter_async_context(serving_public(public_app(services, node), config, node))
         await stack.enter_async_context(serving_metrics(metrics_app(node), config, node))

@@ -330,11 +330,20 @@ class Artifacts:
         return await self.get(at)
 
     async def delete(self, at: ArtifactPath, *, principal: str, request_id: str) -> None:
-        """Delete an artifact, or a folder with everything in it. Raises ``NotFound``, ``CatalogueUnavailable``."""
+        """Delete an artifact, or a folder with everything in it.
+
+        Raises ``NotFound``, ``CatalogueUnavailable``, ``ReadOnly``.
+        """
         repository = await self._repositories.get(at.repository)
         try:
             gone = await rows.delete(
-                self._database, repository.id, at.folder, at.name, principal=principal, request_id=request_id
+                self._database,
+                repository.id,
+                at.folder,
+                at.name,
+                principal=principal,
+                request_id=request_id,
+                check=lambda: require_writable(self._settings, begun=True),
             )
         finally:
             self._recent.forget_tree(at)

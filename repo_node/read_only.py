@@ -19,10 +19,24 @@ class ReadOnly(RequestError):
     status = 503
 
 
-def require_writable(settings: LiveSettings) -> None:
-    """Raise ``ReadOnly`` while the cluster is read-only."""
+def refusal(settings: LiveSettings) -> str | None:
+    """Return why nothing may be changed now, None when changes are made.
+
+    A node that counts as down for the others has not heard of the switch either: it changes nothing, though its other
+    connections to Postgres may work.
+    """
     if reason := settings.now.read_only_reason:
-        raise ReadOnly(f"The cluster is read-only: {reason}. Nothing was changed; retry later.")
+        return f"The cluster is read-only: {reason}."
+    if (age_seconds := settings.age_seconds) > settings.now.node_down_seconds:
+        return f"This node has not heard for {age_seconds:.0f} s whether the cluster is read-only."
+    return None
+
+
+def require_writable(settings: LiveSettings, *, begun: bool = False) -> None:
+    """Raise ``ReadOnly`` while the cluster is read-only; ``begun``: a part of what was asked may have been done."""
+    if (reason := refusal(settings)) is not None:
+        done = "It was done in part at most; repeat it later." if begun else "Nothing was changed; retry later."
+        raise ReadOnly(f"{reason} {done}")
 
 
 class PausedWhileReadOnly:
@@ -41,6 +55,6 @@ class PausedWhileReadOnly:
             self._job.prompt()
 
     async def step(self) -> Step:
-        if self._settings.now.read_only_reason:
+        if refusal(self._settings) is not None:
             return Step(idle=True)
         return await self._job.step()

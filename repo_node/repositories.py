@@ -10,7 +10,9 @@ from repo_node.db.pool import Database
 from repo_node.db.repositories import Repository
 from repo_node.errors import MadeAnew, NotFound, absent
 from repo_node.paths import ArtifactPath, check_repository_key
+from repo_node.read_only import require_writable
 from repo_node.recent import RecentItems
+from repo_node.settings import LiveSettings
 
 
 class Repositories:
@@ -20,10 +22,13 @@ class Repositories:
     what raises ``NotFound`` raises ``CatalogueUnavailable`` else.
     """
 
-    def __init__(self, database: Database, fresh: Callable[[], bool], recent: RecentItems) -> None:
+    def __init__(
+        self, database: Database, fresh: Callable[[], bool], recent: RecentItems, settings: LiveSettings
+    ) -> None:
         self._database = database
         self._fresh = fresh
         self._recent = recent
+        self._settings = settings
         self._remembered: dict[str, Repository] = {}
         self._forgotten = 0
 
@@ -93,9 +98,13 @@ class Repositories:
             raise absent(NotFound(f"There is no repository {key}."), fresh=self._fresh())
 
     async def delete(self, key: str, *, principal: str, request_id: str) -> None:
-        """Delete a repository with everything in it. Raises ``NotFound``."""
+        """Delete a repository with everything in it. Raises ``NotFound``, ``ReadOnly``."""
+
+        def check() -> None:
+            require_writable(self._settings, begun=True)
+
         try:
-            gone = await rows.delete(self._database, key, principal=principal, request_id=request_id)
+            gone = await rows.delete(self._database, key, principal=principal, request_id=request_id, check=check)
         finally:
             self.forget()
             self._recent.forget_tree(ArtifactPath(key, "", ""))

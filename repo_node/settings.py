@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -249,3 +250,13 @@ class LiveSettings:
 
     def __init__(self, now: Settings | None = None) -> None:
         self.now = now or Settings()
+        self._confirmed_at: float | None = None
+
+    def confirm(self, at: float) -> None:
+        """Note that ``now`` held in the cluster at a time of the monotonic clock."""
+        self._confirmed_at = at
+
+    @property
+    def age_seconds(self) -> float:
+        """How long ago it was last known that ``now`` holds in the cluster; 0 where nobody ever confirms it."""
+        return 0.0 if self._confirmed_at is None else time.monotonic() - self._confirmed_at

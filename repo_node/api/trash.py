@@ -27,19 +27,11 @@ def add_routes(routes: Routes) -> None:
 
 
 async def list_trash(request: web.Request) -> web.StreamResponse:
-    """Answer with a page of the trash, below ``path`` where it is given; ``next`` are the parameters of the next."""
+    """Answer with a page of the trash, at and below ``path`` if it is given; ``next`` names the next one."""
     at = path_of(request, "path") if "path" in request.query else None
-    after = position_of(request)
-    trash, first = request.app[SERVICES].trash, after == Position()
-    found = list(await trash.versions(at))[::-1] if at is not None and first else []
-    page = await trash.page(at, after, PAGE_MAX)
+    page = await request.app[SERVICES].trash.page(at, position_of(request), PAGE_MAX)
     more = len(page) == PAGE_MAX
-    return json_response(
-        {
-            "items": [document_of(one) for one in (*found, *page)],
-            "next": next_of(page[-1]) if more else None,
-        }
-    )
+    return json_response({"items": [document_of(one) for one in page], "next": next_of(page[-1]) if more else None})
 
 
 def document_of(one: Trashed) -> dict[str, Any]:
@@ -74,7 +66,11 @@ def position_of(request: web.Request) -> Position:
 
 
 async def restore(request: web.Request) -> web.StreamResponse:
-    """Bring an artifact or a folder back, to where it was or to ``to``; with ``replace=1`` whatever is there now."""
+    """Bring an artifact or a folder back, to where it was or to ``to``; with ``replace=1`` whatever is there now.
+
+    202 when something came back, 200 when all had come back before: what a repeat is answered. 409 when something
+    else is in the place of everything.
+    """
     at = artifact_at(request, skip=4)
     to = path_of(request, "to") if "to" in request.query else at
     replace = request.query.get("replace", "0")
@@ -84,9 +80,12 @@ async def restore(request: web.Request) -> web.StreamResponse:
         at, to, replace=replace == "1", principal=principal_of(request).name, request_id=request[REQUEST_ID]
     )
     text = f"Restored {artifacts(done.restored)} from {at.repository}/{at.path}."
+    if done.already:
+        text += f" {artifacts(done.already)} already restored: what is in the place came back from the trash since."
+        text += " An artifact's own path and ?replace=1 put what is left over it."
     if done.skipped:
         text += f" {artifacts(done.skipped)} not restored, because something is in the place: see ?replace=1."
-    return web.Response(text=text + "\n", status=202 if done.restored else 409)
+    return web.Response(text=text + "\n", status=202 if done.restored else 200 if done.already else 409)
 
 
 async def empty(request: web.Request) -> web.StreamResponse:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Mapping
+from datetime import UTC, datetime
 
 from repo_node.backups.backup import write_snapshot
 from repo_node.db import backups
@@ -38,23 +39,21 @@ class ScheduledBackup:
         self._database = database
         self._settings = settings
         self._metrics = metrics
-        self._prompted = False
-
-    def prompt(self) -> None:
-        self._prompted = True
 
     async def step(self) -> Step:
         now = self._settings.now
         if not now.backups_kept or not self._shards:
             return Step(idle=True)
-        period, self._prompted = 0.0 if self._prompted else now.backup_period_seconds, False
-        name = await backups.due_name(self._database, self._node, now.redundancy, period)
-        if name is None:
+        # By schedule it is asked for, as an operator asks.
+        period_seconds = None if now.backup_cron else now.backup_period_seconds
+        began_at = await backups.due(self._database, self._node, now.redundancy, period_seconds)
+        if began_at is None:
             return Step(idle=True)
+        name = name_of(began_at)
         shard = await self._roomiest()
         count_bytes = await self._write(shard, name)
         kept = await shard.run(ShardBackups(shard.files).keep, now.backups_kept)
-        await backups.record(self._database, shard.id, name, count_bytes, kept)
+        await backups.record(self._database, shard.id, name, count_bytes, kept, began_at)
         self._metrics.observe_backup(count_bytes)
         log.info("backed up", extra={"facts": {"shard": shard.id, "name": name, "bytes": count_bytes}})
         return Step(done=1, moved_bytes=count_bytes, idle=True)
@@ -86,3 +85,9 @@ class ScheduledBackup:
         finally:
             await shard.run(file.close)
         return await shard.run(keeper.publish, name)
+
+
+def name_of(began_at: datetime) -> str:
+    """Return the name of a backup; names sort as their times."""
+    at = began_at.astimezone(UTC)
+    return f"holdfast-{at:%Y-%m-%dT%H-%M-%S}-{at.microsecond // 1000:03d}Z.backup"

@@ -46,25 +46,27 @@ def list_trash(connection: ConnectionOptions, path: str | None, limit: int, as_j
     Example:
       holdfast trash list generic-local/app --json
     """
-    items = run_call(connection, lambda client: read_trash(client, path, limit))
+    items, more = run_call(connection, lambda client: read_trash(client, path, limit))
     if as_json:
-        click.echo(json.dumps({"items": items}, indent=2))
+        click.echo(json.dumps({"items": items, "more": more}, indent=2))
     elif items:
         show(table_of(items))
     else:
         click.echo("The trash is empty there.")
+    if more and not as_json:
+        click.echo(f"These are the first {limit}: there are more, which --limit shows.", err=True)
 
 
-async def read_trash(client: Client, path: str | None, limit: int) -> list[dict[str, Any]]:
-    """Return up to ``limit`` items, page by page."""
+async def read_trash(client: Client, path: str | None, limit: int) -> tuple[list[dict[str, Any]], bool]:
+    """Return up to ``limit`` items, page by page, and whether there are more."""
     found: list[dict[str, Any]] = []
     more: dict[str, str] | None = {}
-    while more is not None and len(found) < limit:
+    while more is not None and len(found) <= limit:
         query = urlencode({**({} if path is None else {"path": path}), **more})
         page = await client.call("GET", f"{LIST_PATH}?{query}")
         found += page["items"]
         more = page["next"]
-    return found[:limit]
+    return found[:limit], len(found) > limit
 
 
 def table_of(items: list[dict[str, Any]]) -> Table:
@@ -94,12 +96,13 @@ async def say(client: Client, method: str, url_path: str) -> str:
 @trash.command("restore")
 @click.argument("path", metavar="REPOSITORY/PATH")
 @click.option("--to", metavar="REPOSITORY/PATH", help="Where to. [default: where it was]")
-@click.option("--replace", is_flag=True, help="Of a folder, also bring back what has something in its place.")
+@click.option("--replace", is_flag=True, help="Over what is in a folder's places, or was restored before.")
 @connection_options
 def restore(connection: ConnectionOptions, path: str, to: str | None, replace: bool) -> None:
     """Bring back an artifact as it was when it was last thrown away, or everything that was deleted from a folder.
 
-    An artifact that is in its place now goes to the trash itself. Of a folder, each path gets the version that was
+    An artifact that is in its place now goes to the trash itself. A repeated restore changes nothing: what was restored
+    before stays, unless --replace puts the next version over it. Of a folder, each path gets the version that was
     deleted last, and only where nothing is now; an overwritten version comes back by its own path.
 
     \b

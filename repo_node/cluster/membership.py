@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
@@ -154,12 +155,15 @@ class Membership:
 
     async def beat(self, connection: asyncpg.Connection) -> None:
         """Report this node, and read what changed in the cluster."""
+        began_at = time.monotonic()
         async with self._own.reporting:
             reports = await self._own.reports()
             await nodes.heartbeat(connection, self._node, self._incarnation, reports, self._own.absent())
         if self._settings_changed:
             self._settings_changed = False
             self._take_settings(await connection.fetch(setting_rows.READ.sql))
+        # Whatever was announced before this beat began had been heard when the beat came back.
+        self._settings.confirm(began_at)
         self._take_durability(await find_fault(connection))
         self.rows = await nodes.read_cluster(connection)
         self._read_at = asyncio.get_running_loop().time()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -178,14 +178,23 @@ async def make_folder(database: Database, repository_id: int, path: str, *, prin
 
 
 async def delete(
-    database: Database, repository_id: int, folder: str, name: str, *, principal: str, request_id: str
+    database: Database,
+    repository_id: int,
+    folder: str,
+    name: str,
+    *,
+    principal: str,
+    request_id: str,
+    check: Callable[[], object] = lambda: None,
 ) -> int:
     """Delete an artifact, or a folder with all in it; returns how many items went, 0 when there was none.
 
     A large folder goes in steps, from its end; one that is interrupted has lost a part, and goes on when asked again.
+    ``check`` is asked before each step, and ends the rest by raising.
     """
     items = 0
     while True:
+        check()
         row: Any = await database.write(DELETE, repository_id, folder, name, principal, request_id, DELETE_PAGE)
         items += int(row["gone"])
         if row["done"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -106,11 +107,13 @@ async def switch_trash(database: Database, key: str, keep: bool, *, principal: s
     return await database.write(SWITCH_TRASH, key, keep, principal, request_id) is not None
 
 
-async def delete(database: Database, key: str, *, principal: str, request_id: str) -> bool:
+async def delete(
+    database: Database, key: str, *, principal: str, request_id: str, check: Callable[[], object] = lambda: None
+) -> bool:
     """Delete a repository with everything in it; False when there is none of that key.
 
     A large one is emptied in steps before. What its trash does not keep becomes a candidate for removal;
-    the bytes stay until gc has made sure of each.
+    the bytes stay until gc has made sure of each. ``check`` is asked before each step, and ends the rest by raising.
     """
 
     async def work(connection: asyncpg.Connection) -> bool | None:
@@ -125,6 +128,7 @@ async def delete(database: Database, key: str, *, principal: str, request_id: st
         await connection.execute(RECORD_DELETE, key, principal, request_id)
         return True
 
+    check()
     while (deleted := await database.transact(DELETE, work)) is None:
-        pass
+        check()
     return deleted

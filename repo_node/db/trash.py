@@ -48,6 +48,7 @@ class Position:
 
 class Restored(StrEnum):
     RESTORED = "restored"
+    ALREADY = "already"
     EXISTS = "exists"
     GONE = "gone"
 
@@ -79,14 +80,32 @@ LIST_TREE = Statement(
      ORDER BY t.folder, t.name, t.id LIMIT $5
     """,
 )
-AT_PATH = Statement(
-    "trash_at_path",
+LIST_PATH = Statement(
+    "trash_list_path",
     f"""
     SELECT {COLUMNS} FROM trash t JOIN blobs b ON b.id = t.blob_id
-     WHERE t.repository = $1 AND t.folder = $2 AND t.name = $3 ORDER BY t.id DESC LIMIT $4
+     WHERE t.repository = $1 AND t.folder = $2 AND t.name = $3 AND t.id > $4 ORDER BY t.id LIMIT $5
     """,
 )
-RESTORE = Statement("trash_restore", "SELECT restore_trash($1, $2, $3, $4, $5, $6, $7) AS outcome")
+LAST_AT = Statement(
+    "trash_last_at",
+    f"""
+    SELECT {COLUMNS} FROM trash t JOIN blobs b ON b.id = t.blob_id
+     WHERE t.repository = $1 AND t.folder = $2 AND t.name = $3 ORDER BY t.id DESC LIMIT 1
+    """,
+)
+# What came back from the trash keeps its created_at; an upload sets both times to its own. A snapshot is enough:
+# whoever reads an older version as the newest, or what a restore threw away, does so after that restore was committed.
+RESTORE = Statement(
+    "trash_restore",
+    """
+    SELECT CASE WHEN NOT $8 AND EXISTS (
+               SELECT 1 FROM artifacts a JOIN trash t ON t.id = $1
+                WHERE a.repo_id = $2 AND a.folder = $3 AND a.name = $4 AND a.blob_id IS NOT NULL
+                  AND a.created_at < a.updated_at AND t.trashed_at <= a.updated_at
+           ) THEN 'already' ELSE restore_trash($1, $2, $3, $4, $5, $6, $7) END AS outcome
+    """,
+)
 EMPTY = Statement("trash_empty", "SELECT empty_trash($1::bigint[], 'released') AS gone")
 RECORD_EMPTIED = Statement(
     "trash_emptied",
@@ -123,9 +142,17 @@ async def list_tree(database: Database, repository: str, folder: str, after: Pos
     return [trashed_from(row) for row in rows]
 
 
-async def at_path(database: Database, repository: str, folder: str, name: str, items_max: int) -> list[Trashed]:
-    """Return what lay at exactly this path, the last thrown away first."""
-    return [trashed_from(row) for row in await database.fetch(AT_PATH, repository, folder, name, items_max)]
+async def list_path(
+    database: Database, repository: str, folder: str, name: str, after: int, items_max: int
+) -> list[Trashed]:
+    """Return a page of what lay at exactly this path, by age, behind an id."""
+    return [trashed_from(row) for row in await database.fetch(LIST_PATH, repository, folder, name, after, items_max)]
+
+
+async def find_last(database: Database, repository: str, folder: str, name: str) -> Trashed | None:
+    """Return what was thrown away last at exactly this path."""
+    row = await database.fetchrow(LAST_AT, repository, folder, name)
+    return None if row is None else trashed_from(row)
 
 
 async def restore(
@@ -138,10 +165,16 @@ async def restore(
     replace: bool,
     principal: str,
     request_id: str,
+    again: bool = False,
 ) -> Restored:
-    """Bring one thing back to a path; with ``replace`` what is there goes to the trash. Raises ``PathConflict``."""
+    """Bring one thing back to a path; with ``replace`` what is there goes to the trash. Raises ``PathConflict``.
+
+    ``ALREADY``: the path holds what a restore brought back after this went to the trash, or threw this away for; with
+    ``again`` that does not matter.
+    """
+    by = (principal, request_id)
     try:
-        row: Any = await database.write(RESTORE, trashed, repository_id, folder, name, replace, principal, request_id)
+        row: Any = await database.write(RESTORE, trashed, repository_id, folder, name, replace, *by, again)
     except asyncpg.ForeignKeyViolationError as error:
         raise CatalogueUnavailable("the repository was deleted at this moment") from error
     except asyncpg.PostgresError as error:

@@ -11,7 +11,7 @@ from repo_node.db.pool import Database
 from repo_node.db.presence import PresenceRows
 from repo_node.db.scrubs import ScrubRows
 from repo_node.metrics.audits import AuditMetrics
-from repo_node.read_only import PausedWhileReadOnly
+from repo_node.read_only import PausedWhileReadOnly, refusal
 from repo_node.settings import LiveSettings, Settings
 from sharding.local import LocalShard
 from sharding.maintenance.job import Pace
@@ -43,7 +43,8 @@ def add_audit_jobs(
         rows,
         judgement,
         metrics,
-        quarantine_seconds=lambda: quarantine_seconds(settings.now),
+        # What leaves the quarantine is gone for good: not while the cluster is read-only.
+        quarantine_seconds=lambda: None if refusal(settings) is not None else quarantine_seconds(settings.now),
         again_seconds=lambda: settings.now.judge_again_seconds,
     )
     runner.add(
@@ -62,7 +63,7 @@ def add_audit_jobs(
         lambda: Pace(None, idle_seconds=settings.now.reconcile_interval_seconds),
     )
     backup = ScheduledBackup(node, own, database, settings, metrics)
-    runner.add(backup, lambda: Pace(None, settings.now.backup_idle_seconds, enabled=not settings.now.backup_cron))
+    runner.add(backup, lambda: Pace(None, settings.now.backup_idle_seconds))
 
 
 def reconcile_limits(now: Settings) -> ReconcileLimits:

@@ -78,11 +78,13 @@ class Scheduled:
 
     async def step(self) -> Step:
         cron = self._cron()
+        if not cron:
+            self._due = None
         if not cron or self._prompted:
             step = await self._job.step()
             self._prompted = self._prompted and not step.idle
             return step
-        if self._due is None or self._due.lease != self._lease():
+        if self._due is None or (self._due.cron, self._due.lease) != (cron, self._lease()):
             self._due = await self._timetable.due(self.name, cron)
         due = self._due
         if due is None:

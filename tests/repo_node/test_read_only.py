@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import asyncpg
 import pytest
 
-from repo_node.read_only import PausedWhileReadOnly
+from repo_node.db import artifacts as artifact_rows
+from repo_node.paths import ArtifactPath
+from repo_node.read_only import PausedWhileReadOnly, ReadOnly, require_writable
+from repo_node.recent import RecentItems
 from repo_node.settings import LiveSettings, Settings
+from repo_node.trash import Trash
 from sharding.maintenance.job import Promptable, Step
 from tests.postgres import TestServer
+from tests.repo_node.db.conftest import clean_dsn, connection, queries, scene, shared_dsn
+from tests.repo_node.db.scene import Scene, table
 from tests.repo_node.nodes import (
     RunningCluster,
     RunningNode,
@@ -22,6 +30,8 @@ from tests.repo_node.nodes import (
     run_nodes,
     wait_until,
 )
+
+__all__ = ["clean_dsn", "connection", "queries", "scene", "shared_dsn"]
 
 SWITCH = "/artifactory/api/holdfast/settings/read_only_reason"
 REASON = "moving house"
@@ -154,18 +164,19 @@ def test_copies_are_made_while_read_only(pair: RunningCluster) -> None:
         wait_until(lambda: pair.sql(count, folder)[0][0] >= 2)
 
 
+class Counting:
+    name = "counting"
+    steps = prompts = 0
+
+    async def step(self) -> Step:
+        self.steps += 1
+        return Step(done=1)
+
+    def prompt(self) -> None:
+        self.prompts += 1
+
+
 async def test_paused_job_does_nothing_and_hears_what_an_operator_wants() -> None:
-    class Counting:
-        name = "counting"
-        steps = prompts = 0
-
-        async def step(self) -> Step:
-            self.steps += 1
-            return Step(done=1)
-
-        def prompt(self) -> None:
-            self.prompts += 1
-
     job, settings = Counting(), LiveSettings()
     paused = PausedWhileReadOnly(job, settings)
     assert isinstance(paused, Promptable) and paused.name == "counting"
@@ -174,3 +185,65 @@ async def test_paused_job_does_nothing_and_hears_what_an_operator_wants() -> Non
     assert (await paused.step()).idle
     paused.prompt()
     assert (job.steps, job.prompts) == (1, 1)
+
+
+async def test_node_that_has_not_heard_of_the_settings_for_long_changes_nothing() -> None:
+    settings = LiveSettings(Settings(node_down_seconds=10, heartbeat_seconds=2))
+    require_writable(settings)
+    settings.confirm(time.monotonic() - 9)
+    require_writable(settings)
+    settings.confirm(time.monotonic() - 11)
+    with pytest.raises(ReadOnly, match=r"not heard for 11 s.* Nothing was changed"):
+        require_writable(settings)
+    job = Counting()
+    assert (await PausedWhileReadOnly(job, settings).step()).idle and job.steps == 0
+    settings.confirm(time.monotonic())
+    require_writable(settings)
+
+
+def test_node_whose_heartbeats_are_broken_stops_changes_though_its_pool_works(pair: RunningCluster) -> None:
+    path, first = new_path(), pair.first
+    assert first.admin.put(path, b"x").status == 201
+    # The next heartbeat is a minute away.
+    member = first.node._membership
+    member._settings.confirm(time.monotonic() - 601)
+    answer = first.admin.request("DELETE", path)
+    assert answer.status == 503 and b"has not heard" in answer.body
+    assert first.admin.get(path).body == b"x"
+    first.loop.call_soon_threadsafe(member._wake.set)
+    wait_until(lambda: first.admin.request("DELETE", path).status == 204)
+
+
+async def test_large_deletion_under_way_at_the_switch_ends_at_its_next_step(
+    scene: Scene, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(artifact_rows, "DELETE_PAGE", 2)
+    for number in range(5):
+        await scene.upload(f"f/{number}", b"content %d" % number)
+    settings = LiveSettings()
+
+    def check() -> None:
+        if steps:
+            settings.now = Settings(read_only_reason=REASON)
+        steps.append(1)
+        require_writable(settings, begun=True)
+
+    steps: list[int] = []
+    with pytest.raises(ReadOnly, match="in part at most"):
+        await artifact_rows.delete(
+            scene.database, scene.repository, "", "f", principal="x", request_id="r", check=check
+        )
+    assert await table(connection, "SELECT count(*) FROM artifacts WHERE folder = 'f'") == [(3,)]
+
+
+async def test_trash_under_way_at_the_switch_stays(scene: Scene, connection: asyncpg.Connection) -> None:
+    await connection.execute("UPDATE repositories SET trash = true")
+    await scene.upload("f/a", b"a")
+    await artifact_rows.delete(scene.database, scene.repository, "", "f", principal="x", request_id="r")
+    settings = LiveSettings(Settings(read_only_reason=REASON))
+    trash, at = Trash(scene.database, RecentItems(settings), settings), ArtifactPath("generic-local", "", "f")
+    with pytest.raises(ReadOnly):
+        await trash.empty(at, principal="x", request_id="r")
+    with pytest.raises(ReadOnly):
+        await trash.restore(at, at, replace=False, principal="x", request_id="r")
+    assert await table(connection, "SELECT count(*) FROM trash") == [(1,)]

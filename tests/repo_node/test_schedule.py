@@ -193,6 +193,32 @@ async def test_job_goes_by_its_pace_without_an_expression_and_a_changed_one_begi
     assert await first.runs(days=1) == 1
 
 
+async def test_run_under_way_is_no_ones_when_its_expression_goes_and_comes_back(
+    database: Database, connection: asyncpg.Connection
+) -> None:
+    first = await elect(database, connection)
+    await first.look()
+    first.days = 1
+    assert not (await first.job.step()).idle
+    first.cron = ""
+    await first.look()
+    first.cron = NIGHTLY
+    assert await first.runs(days=2) == 1, "one run for both days"
+
+
+async def test_run_under_way_is_ended_by_a_changed_expression(
+    database: Database, connection: asyncpg.Connection
+) -> None:
+    first = await elect(database, connection)
+    await first.look()
+    first.days = 1
+    assert not (await first.job.step()).idle
+    first.days, first.cron = 0, "0 4 * * *"
+    assert (await first.job.step()).idle
+    assert first.work.runs == 0
+    assert await connection.fetchval("SELECT cron FROM schedules") == "0 4 * * *"
+
+
 async def test_nodes_are_asked_once_for_what_each_does_for_itself(
     database: Database, connection: asyncpg.Connection
 ) -> None:

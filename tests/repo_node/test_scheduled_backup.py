@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import AsyncIterator
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import pytest
 
 from repo_node.backups import restore as restoring
+from repo_node.backups import schedule
 from repo_node.db import backups
+from repo_node.db.jobs import NodeJobs
 from sharding.backups import ShardBackups
 from sharding.errors import ShardFull
 from sharding.model import NodeId, ShardId
@@ -76,14 +80,14 @@ async def test_backup_is_due_once_in_a_period_on_the_first_living_nodes(
     connection: asyncpg.Connection,
 ) -> None:
     async def due(copies: int = 2) -> list[str]:
-        names = {node: await backups.due_name(scene.database, NodeId(node), copies, DAY) for node in ("n1", "n2", "n3")}
-        return [node for node, name in names.items() if name]
+        times = {node: await backups.due(scene.database, NodeId(node), copies, DAY) for node in ("n1", "n2", "n3")}
+        return [node for node, at in times.items() if at]
 
     assert await due() == [], "there is nothing to lose yet"
     await scene.upload("a")
     assert await due() == ["n1", "n2"]
     assert await due(3) == ["n1", "n2", "n3"]
-    await backups.record(scene.database, ShardId(1), "one", 10, ["one"])
+    await backups.record(scene.database, ShardId(1), "one", 10, ["one"], datetime.now(UTC))
     assert await due() == ["n2"]
     await connection.execute("UPDATE nodes SET stopped_at = now() WHERE id = 'n2'")
     assert await due() == ["n2", "n3"], "a node that is down, and yet asks, does no harm"
@@ -94,12 +98,52 @@ async def test_backup_is_due_once_in_a_period_on_the_first_living_nodes(
     await connection.execute("DELETE FROM holds")
 
 
+async def test_backup_that_was_asked_for_is_due_until_one_begun_since_is_there(
+    scene: Scene, connection: asyncpg.Connection
+) -> None:
+    async def due() -> datetime | None:
+        return await backups.due(scene.database, NodeId("n1"), 2, None)
+
+    await scene.upload("a")
+    assert await due() is None, "by schedule none is due by itself"
+    book = NodeJobs(scene.database, NodeId("n1"))
+    await book.begin("backup")
+    began_before: datetime = await connection.fetchval("SELECT clock_timestamp()")
+    await connection.execute("UPDATE jobs SET requested_at = clock_timestamp()")
+    await backups.record(scene.database, ShardId(1), "one", 10, ["one"], began_before)
+    await book.begin("backup")  # and the process is killed
+    began_at = await due()
+    assert began_at is not None
+    await backups.record(scene.database, ShardId(1), "two", 10, ["one", "two"], began_at)
+    assert await due() is None
+
+
+def test_scheduled_backup_that_fails_is_taken_at_the_next_look(
+    one: RunningCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert one.admin.put(new_path(), b"something to lose").status == 201
+    write, failures = schedule.write_snapshot, ["a bad moment"]
+
+    async def fail_once(*args: Any) -> None:
+        if failures:
+            raise OSError(failures.pop())
+        await write(*args)
+
+    with one.settings(backup_cron="0 0 1 1 *", backup_idle_seconds=0.1):
+        monkeypatch.setattr(schedule, "write_snapshot", fail_once)
+        before = one.first.metric("holdfast_backups_total")
+        assert one.admin.post_json("/artifactory/api/holdfast/jobs/backup/run", {"node": None}).status == 202
+        wait_until(lambda: one.first.metric("holdfast_backups_total") == before + 1)
+        assert not failures
+
+
 async def test_backups_that_went_are_forgotten(
     scene: Scene,
     connection: asyncpg.Connection,
 ) -> None:
     for name in ("a", "b", "c"):
-        await backups.record(scene.database, ShardId(1), name, 10, ["a", "b", "c"][-2:] if name == "c" else ["a", "b"])
+        kept = ["b", "c"] if name == "c" else ["a", "b"]
+        await backups.record(scene.database, ShardId(1), name, 10, kept, datetime.now(UTC))
     assert await table(connection, "SELECT name FROM backups ORDER BY 1") == [("b",), ("c",)]
 
 

@@ -53,8 +53,38 @@ def test_overwritten_artifact_is_restored_and_what_replaced_it_is_kept(cluster: 
         admin.put(f"{REPOSITORY}/two", body)
     assert admin.request("POST", f"{TRASH}/restore/generic-local/two").status == 202
     assert admin.get(f"{REPOSITORY}/two").body == b"first"
-    assert admin.request("POST", f"{TRASH}/restore/generic-local/two").status == 202
+    assert admin.request("POST", f"{TRASH}/restore/generic-local/two?replace=1").status == 202
     assert admin.get(f"{REPOSITORY}/two").body == b"second"
+
+
+def test_repeated_restore_changes_nothing_whatever_older_versions_there_are(cluster: RunningCluster) -> None:
+    admin = cluster.admin
+    for body in (b"older", b"old", b"new"):
+        admin.put(f"{REPOSITORY}/again/a", body)
+    admin.request("DELETE", f"{REPOSITORY}/again/a")
+    restore = f"{TRASH}/restore/generic-local/again/a"
+    assert admin.request("POST", restore).status == 202
+    for _ in range(2):
+        answer = admin.request("POST", restore)
+        assert answer.status == 200 and b"already restored" in answer.body
+        assert admin.get(f"{REPOSITORY}/again/a").body == b"new"
+    admin.put(f"{REPOSITORY}/again/a", b"newest")
+    admin.request("POST", restore)
+    assert admin.get(f"{REPOSITORY}/again/a").body == b"new", "an upload came after the restore: this is another one"
+    admin.request("POST", restore)
+    assert admin.get(f"{REPOSITORY}/again/a").body == b"new", "nor does what it replaced come back"
+
+
+def test_repeated_restore_of_a_folder_puts_no_older_version_over_the_right_one(cluster: RunningCluster) -> None:
+    admin = cluster.admin
+    for body in (b"old", b"new"):
+        admin.put(f"{REPOSITORY}/again-2/a", body)
+        admin.request("DELETE", f"{REPOSITORY}/again-2")
+    restore = f"{TRASH}/restore/generic-local/again-2?replace=1"
+    assert admin.request("POST", restore).status == 202
+    answer = admin.request("POST", restore)
+    assert answer.status == 200 and b"1 artifact already restored" in answer.body
+    assert admin.get(f"{REPOSITORY}/again-2/a").body == b"new"
 
 
 def test_folder_is_restored_elsewhere_and_what_is_there_stays(cluster: RunningCluster) -> None:
@@ -102,7 +132,7 @@ def test_folder_replaces_what_is_in_its_place_only_when_asked(cluster: RunningCl
     assert b"Restored 1 artifact from" in admin.request("POST", f"{restore}?replace=1").body
     assert admin.get(f"{REPOSITORY}/five/a").body == b"before a"
     assert admin.get(f"{REPOSITORY}/five/c").body == b"an artifact where a folder was"
-    assert admin.request("POST", f"{TRASH}/restore/generic-local/five/a").status == 202
+    assert admin.request("POST", f"{TRASH}/restore/generic-local/five/a?replace=1").status == 202
     assert admin.get(f"{REPOSITORY}/five/a").body == b"after", "what was replaced is in the trash"
 
 
@@ -226,8 +256,10 @@ def test_commands_list_restore_and_empty_the_trash(cluster: RunningCluster) -> N
     admin.delete(f"{REPOSITORY}/cli")
     shown = holdfast(cluster, "trash", "list", "generic-local/cli")
     assert "generic-local/cli/a" in shown and "deleted" in shown and "admin" in shown
-    items = json.loads(holdfast(cluster, "trash", "list", "generic-local/cli", "--json", "--limit", "2"))["items"]
-    assert [item["path"] for item in items] == ["cli/a", "cli/b"]
+    told = json.loads(holdfast(cluster, "trash", "list", "generic-local/cli", "--json", "--limit", "2"))
+    assert [item["path"] for item in told["items"]] == ["cli/a", "cli/b"] and told["more"]
+    assert "there are more" in holdfast(cluster, "trash", "list", "generic-local/cli", "--limit", "2")
+    assert "there are more" not in holdfast(cluster, "trash", "list", "generic-local/cli", "--limit", "3")
     assert "Restored 1" in holdfast(cluster, "trash", "restore", "generic-local/cli/a")
     assert admin.get(f"{REPOSITORY}/cli/a").body == b"cli a"
     assert "Restored 2" in holdfast(cluster, "trash", "restore", "generic-local/cli", "--to", "generic-local/cli-2")

@@ -24,7 +24,8 @@ READS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "due removals": (removals.DUE.sql, (1, 20)),
     "trash": (trash.LIST.sql, ("generic-local", "d7", "f7", 7, 20)),
     "trash below a folder": (trash.LIST_TREE.sql, ("generic-local", "d7", "", 0, 20, "d7", "d70")),
-    "trash at a path": (trash.AT_PATH.sql, ("generic-local", "d7", "f7", 20)),
+    "trash at a path": (trash.LIST_PATH.sql, ("generic-local", "d7", "f7", 0, 20)),
+    "last of the trash at a path": (trash.LAST_AT.sql, ("generic-local", "d7", "f7")),
     "expiry": (trash.EXPIRE.sql, (1, TOKEN, 0.0, 20)),
 }
 
@@ -80,5 +81,5 @@ async def test_collection_and_removal_use_indexes_alone(thrown_away: asyncpg.Con
     thrown = await thrown_away.fetch("SELECT id FROM trash LIMIT 20")
     assert await counted(thrown_away, trash.EMPTY.sql, [row["id"] for row in thrown]) == []
     restored = await thrown_away.fetchval("SELECT max(id) FROM trash")
-    restore = (restored, 1, "back", "here", True, "x", "r")
+    restore = (restored, 1, "back", "here", True, "x", "r", False)
     assert await counted(thrown_away, trash.RESTORE.sql, *restore) == []

@@ -12,7 +12,7 @@ from repo_node.db import moves, shards, walks
 from repo_node.db.walks import Verdict
 from sharding.maintenance.catalogue import MoveOutcome
 from sharding.model import Generation, Replica, ShardId
-from tests.repo_node.db.scene import REPOSITORY, Scene, copies, only_row, replicas_in, table, until_blocked
+from tests.repo_node.db.scene import REPOSITORY, Scene, copies, digests_of, only_row, replicas_in, table, until_blocked
 from tests.repo_node.db.test_repair_queue import blob_id, locked_blob, stored
 
 LIVE_SQL = "SELECT shard_id, generation FROM replicas WHERE state = 'live' ORDER BY shard_id"
@@ -280,6 +280,20 @@ async def test_repositorys_own_redundancy_holds_for_what_it_refers_to(
     await connection.execute("DELETE FROM artifacts; DELETE FROM repair_queue; UPDATE repositories SET redundancy = 2")
     assert await census(scene) == (1, 0)
     assert (await only_row(connection, "SELECT redundancy FROM blobs"))["redundancy"] == 4
+
+
+async def test_census_asks_for_copies_of_what_only_the_trash_refers_to_and_of_no_garbage(
+    scene: Scene, connection: asyncpg.Connection
+) -> None:
+    await connection.execute("UPDATE repositories SET trash = true")
+    for name in ("restorable", "garbage"):
+        await scene.upload(name, name.encode(), shards=(1,))
+        await connection.execute("SELECT delete_item($1, '', $2, 'x', 'r')", scene.repository, name)
+    await connection.execute("SELECT empty_trash(ARRAY(SELECT id FROM trash WHERE name = 'garbage'), 'released')")
+    await connection.execute("DELETE FROM repair_queue; UPDATE census SET due_at = now()")
+    assert await census(scene) == (2, 1)
+    asked = "SELECT b.sha256 FROM repair_queue q JOIN blobs b ON b.id = q.blob_id"
+    assert await table(connection, asked) == [(digests_of(b"restorable").sha256,)]
 
 
 async def test_census_does_not_ask_for_copies_on_a_node_that_is_merely_down(

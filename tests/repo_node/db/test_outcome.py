@@ -12,8 +12,24 @@ from repo_node import settings as typed
 from repo_node.db import artifacts, settings
 from repo_node.db.blobs import CommitOutcome, CommitResult, Deployment
 from repo_node.db.errors import CatalogueError, CatalogueUnavailable, OutcomeUnknown
+from repo_node.db.trash import Trashed
+from repo_node.errors import NotFound
+from repo_node.paths import ArtifactPath
+from repo_node.recent import RecentItems
+from repo_node.settings import LiveSettings
+from repo_node.trash import Restoration, Trash
 from sharding.model import Replica
-from tests.repo_node.db.scene import WAIT_SECONDS, Queries, Scene, copies, open_scene, paths, replicas_in, table
+from tests.repo_node.db.scene import (
+    WAIT_SECONDS,
+    Queries,
+    Scene,
+    copies,
+    digests_of,
+    open_scene,
+    paths,
+    replicas_in,
+    table,
+)
 from tests.repo_node.db.severing_proxy import Fate, SeveringProxy, open_proxy
 
 REPEATS_MAX = 20
@@ -181,3 +197,44 @@ async def assert_one_effect(
     assert rows == [(deployment.upload,)]
     assert set(await replicas_in(connection, b"new")) == {r.generation for r in kept}
     assert "f/a" in await paths(connection)
+
+
+@pytest.mark.parametrize("fate", Fate)
+async def test_restore_from_the_trash_whose_answer_is_lost_brings_back_one_version(
+    line: Line, connection: asyncpg.Connection, fate: Fate
+) -> None:
+    database = line.scene.database
+    await connection.execute("UPDATE repositories SET trash = true")
+    for data in (b"old", b"new"):
+        await line.commit_until_known(line.scene.deployment("a", data), copies(1, 3))
+        await connection.execute("SELECT delete_item($1, '', 'a', 'x', 'r')", line.scene.repository)
+    live = LiveSettings()
+    at, trash = ArtifactPath("generic-local", "", "a"), Trash(database, RecentItems(live), live)
+    trap = line.proxy.set_trap(b"the-restore", fate)
+    done = await trash.restore(at, at, replace=False, principal="x", request_id="the-restore")
+    assert trap.sprung and done == Restoration(restored=1)
+    content = "SELECT b.sha256 FROM {} JOIN blobs b ON b.id = blob_id WHERE name = 'a'"
+    assert await table(connection, content.format("artifacts")) == [(digests_of(b"new").sha256,)]
+    assert await table(connection, content.format("trash")) == [(digests_of(b"old").sha256,)]
+
+
+async def test_version_that_somebody_else_restored_is_not_replaced_by_an_older_one(
+    scene: Scene, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await connection.execute("UPDATE repositories SET trash = true")
+    for data in (b"old", b"new"):
+        await scene.upload("a", data)
+        await artifacts.delete(scene.database, scene.repository, "", "a", principal="x", request_id="r")
+    live = LiveSettings()
+    at, trash = ArtifactPath("generic-local", "", "a"), Trash(scene.database, RecentItems(live), live)
+    seen = await trash._last(at)
+
+    async def last(_: ArtifactPath) -> Trashed | None:
+        return seen
+
+    by = {"principal": "x", "request_id": "r"}
+    await trash.restore(at, ArtifactPath("generic-local", "elsewhere", "a"), replace=False, **by)
+    monkeypatch.setattr(trash, "_last", last)
+    with pytest.raises(NotFound):
+        await trash.restore(at, at, replace=False, **by)
+    assert (await artifacts.resolve(scene.database, "generic-local", "", "a")).item is None

@@ -8,10 +8,15 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
+from repo_node import trash as trash_service
 from repo_node.db import artifacts, repositories, trash
 from repo_node.db.blobs import CommitOutcome, PathConflict
 from repo_node.db.lease import Lease, NotPrimary
 from repo_node.db.trash import Position, Restored, Trashed
+from repo_node.paths import ArtifactPath
+from repo_node.recent import RecentItems
+from repo_node.settings import LiveSettings
+from repo_node.trash import Trash
 from tests.repo_node.db.scene import Scene, digests_of, only_row, paths, table
 
 CANDIDATES = "SELECT c.reason, b.sha256 FROM gc_candidates c JOIN blobs b ON b.id = c.blob_id ORDER BY b.id"
@@ -175,7 +180,7 @@ async def test_listing_goes_through_every_page_once_and_stays_in_its_folder(scen
         below += [one.path for one in page]
         after = Position(page[-1].repository, page[-1].folder, page[-1].name, page[-1].id)
     assert below == ["d/1", "d/2", "d/e/1"]
-    assert [one.path for one in await trash.at_path(scene.database, "generic-local", "", "d", 9)] == ["d"]
+    assert [one.path for one in await trash.list_path(scene.database, "generic-local", "", "d", 0, 9)] == ["d"]
 
 
 async def test_content_in_the_trash_is_known_to_uploads(scene: Scene) -> None:
@@ -240,3 +245,33 @@ async def test_big_deletions_through_the_service_take_everything(
     assert await repositories.delete(scene.database, "generic-local", principal="bob", request_id="r")
     assert await paths(connection) == []
     assert len(await everything(scene)) == 18
+
+
+async def test_all_versions_of_a_path_are_listed_and_let_go_however_many_pages_that_takes(
+    scene: Scene, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await scene.upload("f/a", b"version 0")
+    await connection.execute(
+        """
+        INSERT INTO trash (repository, folder, name, blob_id, created_at, created_by, modified_at, modified_by,
+                           properties, reason, trashed_by)
+        SELECT 'generic-local', place.folder, place.name, a.blob_id, a.created_at, 'x', a.modified_at, 'x', '{}',
+               'deleted', 'x'
+          FROM artifacts a,
+               (VALUES ('f', 'a', 6), ('f/a', 'below', 2), ('f', 'b', 1)) AS place (folder, name, count),
+               generate_series(1, place.count)
+         WHERE a.name = 'a'
+        """
+    )
+    live = LiveSettings()
+    service, at = Trash(scene.database, RecentItems(live), live), ArtifactPath("generic-local", "f", "a")
+    for items_max in (3, 4, 100):
+        seen, after = [], Position()
+        while page := await service.page(at, after, items_max):
+            seen += [one.path for one in page]
+            last = page[-1]
+            after = Position(last.repository, last.folder, last.name, last.id)
+        assert seen == ["f/a"] * 6 + ["f/a/below"] * 2
+    monkeypatch.setattr(trash_service, "PAGE", 4)
+    assert await service.empty(at, principal="x", request_id="r") == 8
+    assert [one.path for one in await everything(scene)] == ["f/b"]
