@@ -24,7 +24,7 @@ from repo_node.db import settings as setting_rows
 from repo_node.db.durability import find_fault
 from repo_node.db.errors import CatalogueUnavailable
 from repo_node.db.nodes import ClusterRows, Fenced
-from repo_node.db.servers import BROKEN, Servers, describe, drop
+from repo_node.db.servers import BROKEN, SESSION, Servers, describe, drop
 from repo_node.metrics import Metrics
 from repo_node.settings import LiveSettings, SettingError, lenient
 from sharding.model import NodeId
@@ -50,7 +50,7 @@ async def connect(servers: Servers, config: NodeConfig, purpose: str = "") -> As
     """
     connection = await servers.connect(
         command_timeout=config.database.statement_timeout_seconds,
-        server_settings={"application_name": f"holdfast {config.node.id} {purpose}".rstrip()},
+        server_settings={**SESSION, "application_name": f"holdfast {config.node.id} {purpose}".rstrip()},
     )
     try:
         yield connection

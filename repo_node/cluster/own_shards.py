@@ -242,6 +242,10 @@ class OwnShards:
         try:
             await self._open(slot, may_create=may_create)
             slot.error = None
+        except CatalogueUnavailable as error:
+            slot.uid, slot.error = None, error
+            log.warning("a shard was not opened", extra={"facts": {"path": str(slot.path), "cause": str(error)}})
+            return
         except Exception as error:
             slot.uid, slot.error = None, error
         self._tell(slot)
@@ -256,17 +260,7 @@ class OwnShards:
         if twin is not None:
             raise ShardTwice(f"{slot.path} and {twin.path} are the same shard {uid}: one is a copy")
         slot.uid = uid
-        owner = self._owner
-        async with self._connect() as connection:
-            shard = await nodes.claim_shard(
-                connection,
-                uid=uid,
-                node=owner.node,
-                path=str(slot.path),
-                weight=slot.section.weight,
-                incarnation=owner.incarnation,
-                share_bytes=self._share_bytes(slot),
-            )
+        shard = await self._claim(slot, uid)
         try:
             slot.own = await open_own_shard(shard, slot.section, described)
         except BaseException:
@@ -275,6 +269,23 @@ class OwnShards:
         self.opened[shard] = slot.own
         self.shards[shard] = self._by_uid[uid] = slot.own.shard
         self.on_change()
+
+    async def _claim(self, slot: Slot, uid: UUID) -> ShardId:
+        """Become a shard's owner. Raises ``NameTaken``, ``Fenced``, ``CatalogueUnavailable``."""
+        try:
+            async with self._connect() as connection:
+                return await nodes.claim_shard(
+                    connection,
+                    uid=uid,
+                    node=self._owner.node,
+                    path=str(slot.path),
+                    weight=slot.section.weight,
+                    incarnation=self._owner.incarnation,
+                    share_bytes=self._share_bytes(slot),
+                )
+        except (*BROKEN, asyncpg.PostgresError) as error:
+            # A timeout is an OSError too, and says nothing of the disk.
+            raise CatalogueUnavailable(f"{slot.path} was not claimed: {describe(error)}") from error
 
     async def _give_up(self, slot: Slot, cause: Exception) -> None:
         """Close the shard at ``slot`` and be its owner no more."""

@@ -102,25 +102,7 @@ REGISTER = """
     RETURNING id
 """
 SHARDS_OF_NODE = "SELECT id, uid, path, replaced FROM shards WHERE node_id = $1"
-IS_REGISTERED = "SELECT EXISTS (SELECT 1 FROM nodes WHERE id = $1 AND incarnation = $2)"
-# One process claims a shard at one path alone, however many of its directories say that they are this shard.
-# A weight that nobody gave is found once, from its capacity.
-CLAIM_SHARD = """
-    INSERT INTO shards AS s (uid, node_id, path, weight, owner, share_bytes)
-    SELECT $1, n.id, $3, coalesce($4::double precision, capacity_weight($6)), n.incarnation, $6
-      FROM nodes n WHERE n.id = $2 AND n.incarnation = $5
-    ON CONFLICT (uid) DO UPDATE
-       SET node_id = excluded.node_id, path = excluded.path, owner = excluded.owner,
-           share_bytes = coalesce(excluded.share_bytes, s.share_bytes),
-           weight = CASE WHEN s.weight_set OR $4 IS NULL THEN s.weight ELSE excluded.weight END
-     WHERE CASE WHEN s.node_id = excluded.node_id THEN s.owner IS DISTINCT FROM excluded.owner OR s.path = excluded.path
-                ELSE NOT EXISTS (SELECT 1 FROM nodes o
-                                  WHERE o.id = s.node_id AND o.incarnation = s.owner AND node_is_up(o))
-           END
-    RETURNING id
-"""
-# One new shard after another: each is weighed against those before it.
-WEIGHING = "SELECT pg_advisory_xact_lock(3, 1)"
+CLAIM_SHARD = "SELECT shard, outcome FROM claim_shard($1, $2, $3, $4, $5, $6)"
 RELEASE_SHARD = "UPDATE shards SET owner = NULL WHERE id = $1 AND owner = $2"
 HEARTBEAT = """
     UPDATE nodes SET heartbeat_at = clock_timestamp() WHERE id = $1 AND incarnation = $2 RETURNING id
@@ -218,12 +200,10 @@ async def claim_shard(
     one. Raises ``NameTaken`` while another living node, or this one at another path, owns it, and
     ``Fenced`` when this process is no longer the node it registered as.
     """
-    async with connection.transaction():
-        await connection.execute(WEIGHING)
-        shard = await connection.fetchval(CLAIM_SHARD, uid, node, path, weight, incarnation, share_bytes)
-    if shard is not None:
-        return ShardId(shard)
-    if not await connection.fetchval(IS_REGISTERED, node, incarnation):
+    row: Any = await connection.fetchrow(CLAIM_SHARD, uid, node, path, weight, incarnation, share_bytes)
+    if row["outcome"] == "claimed":
+        return ShardId(row["shard"])
+    if row["outcome"] == "fenced":
         raise Fenced(f"another process registered as node {node}")
     raise NameTaken(f"{path}: shard {uid} is in use elsewhere: is this disk a clone, or mounted twice?")
 

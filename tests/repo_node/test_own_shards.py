@@ -6,12 +6,15 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 
+from repo_node.cluster.membership import connect
 from repo_node.config import NodeConfig
 from sharding.identity import ShardIdentityError
 from tests.repo_node.nodes import (
@@ -57,6 +60,17 @@ def shard_at(cluster: RunningCluster, path: Path) -> int:
 def is_available(cluster: RunningCluster, shard: int) -> bool:
     row = rows(cluster).get(shard)
     return bool(row and row["available"] and shard in cluster.first.node.view().writable)
+
+
+@contextmanager
+def holding(cluster: RunningCluster, statement: str) -> Iterator[None]:
+    """Hold what ``statement`` locks for the length of the block."""
+    connection = cluster.on_loop(asyncpg.connect(cluster.dsn, timeout=10))
+    try:
+        cluster.on_loop(connection.execute(statement))
+        yield
+    finally:
+        cluster.on_loop(connection.close())
 
 
 def spoil(disk: Path, how: str) -> None:
@@ -210,3 +224,30 @@ def test_shards_on_one_file_system_share_its_capacity_and_weigh_the_same(config:
         capacity = os.statvfs(config.shards[0].path)
         share = capacity.f_blocks * capacity.f_frsize // 3
         assert [row["share_bytes"] for row in found] == [share] * 3
+
+
+def test_claim_that_postgres_does_not_answer_is_not_said_of_the_disk(
+    config: NodeConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    quick = config.database.model_copy(update={"statement_timeout_seconds": 0.5})
+    with run_nodes([config.model_copy(update={"database": quick})]) as cluster:
+        cluster.set(QUICK)
+        more = config.shards[0].path.with_name("shard-4")
+        cluster.first.sections = (*config.shards, config.shards[0].model_copy(update={"path": more}))
+        with holding(cluster, "SELECT pg_advisory_lock(3, 1)"):
+            assert cluster.admin.post_json(f"{BASE}/nodes/node-1/reload", {}).status == 202
+            wait_until(lambda: any("was not opened" in record.message for record in caplog.records))
+        assert not [record for record in caplog.records if "cannot be used" in record.message]
+        wait_until(lambda: len(rows(cluster)) == 4 and is_available(cluster, shard_at(cluster, more)))
+
+
+def test_connections_of_a_node_keep_no_locks_while_it_is_frozen(one: RunningCluster) -> None:
+    async def show() -> dict[str, str]:
+        async with connect(one.first.node.database.servers, one.first.config) as connection:
+            names = ("idle_in_transaction_session_timeout", "client_connection_check_interval")
+            return {name: await connection.fetchval(f"SHOW {name}") for name in names}
+
+    assert one.on_loop(show()) == {
+        "idle_in_transaction_session_timeout": "15s",
+        "client_connection_check_interval": "1s",
+    }

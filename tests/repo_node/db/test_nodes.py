@@ -307,6 +307,32 @@ async def test_claim_by_a_process_whose_name_was_taken_is_fenced(connection: asy
     await beat(connection, second, shard)
 
 
+async def test_only_new_shards_take_ids(connection: asyncpg.Connection) -> None:
+    """There are 32,767 of them, and a disk that cannot be opened is claimed again and again."""
+    first, uid = await register(connection), uuid4()
+    shard = await claim(connection, uid, first)
+    for _ in range(5):
+        assert await claim(connection, uid, first) == shard
+        with pytest.raises(NameTaken):
+            await claim(connection, uid, first, path="/clone")
+        with pytest.raises(Fenced):
+            await claim(connection, uuid4(), uuid4())
+    assert await claim(connection, uuid4(), first, path="/next") == shard + 1
+
+
+async def test_known_shard_is_claimed_while_another_one_is_being_made(
+    clean_dsn: str, connection: asyncpg.Connection
+) -> None:
+    incarnation, uid = await register(connection), uuid4()
+    shard = await claim(connection, uid, incarnation)
+    other = await asyncpg.connect(clean_dsn)
+    async with other.transaction():
+        await claim(other, uuid4(), incarnation, path="/new")
+        async with asyncio.timeout(10):
+            assert await claim(connection, uid, incarnation) == shard
+    await other.close()
+
+
 # ---------------------------------------------------------------- heartbeats
 
 
