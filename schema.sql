@@ -1965,5 +1965,11 @@ CREATE TRIGGER users_announced AFTER INSERT OR UPDATE OR DELETE ON users
     FOR EACH STATEMENT EXECUTE FUNCTION announce_change();
 CREATE TRIGGER tokens_announced AFTER INSERT OR UPDATE OR DELETE ON tokens
     FOR EACH STATEMENT EXECUTE FUNCTION announce_change();
-CREATE TRIGGER shards_announced AFTER INSERT OR UPDATE OR DELETE ON shards
+CREATE TRIGGER shards_announced AFTER INSERT OR DELETE ON shards
     FOR EACH STATEMENT EXECUTE FUNCTION announce_change();
+-- Not that it was claimed or released, as one that cannot be opened is all the time: what its node has open is announced
+-- by that node when it has reported it.
+CREATE TRIGGER shards_change_announced AFTER UPDATE ON shards
+    FOR EACH ROW WHEN ((old.node_id, old.path, old.weight, old.state, old.replaced)
+                       IS DISTINCT FROM (new.node_id, new.path, new.weight, new.state, new.replaced))
+    EXECUTE FUNCTION announce_change();

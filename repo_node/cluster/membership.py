@@ -27,7 +27,7 @@ from repo_node.db.nodes import ClusterRows, Fenced
 from repo_node.db.servers import BROKEN, SESSION, Servers, describe, drop
 from repo_node.metrics import Metrics
 from repo_node.settings import LiveSettings, SettingError, lenient
-from sharding.model import NodeId
+from sharding.model import NodeId, ShardId
 from sharding.tasks import wait
 
 log = logging.getLogger("holdfast.cluster")
@@ -89,6 +89,7 @@ class Membership:
         self._settings_changed = True
         self._beat_at = self._heard_at = float("-inf")
         self._read_at = float("-inf")
+        self._reported: frozenset[ShardId] = frozenset()
         self._fault: str | None = None
         self.rows: ClusterRows | None = None
         self.stop_asked = asyncio.Event()
@@ -157,6 +158,10 @@ class Membership:
         async with self._own.reporting:
             reports = await self._own.reports()
             await nodes.heartbeat(connection, self._node, self._incarnation, reports, self._own.absent())
+        if reports.keys() != self._reported:
+            # Uploads that come at once are to find the shards just opened, and not those given up.
+            await nodes.announce(connection)
+            self._reported = frozenset(reports)
         if self._settings_changed:
             self._settings_changed = False
             self._take_settings(await connection.fetch(setting_rows.READ.sql))

@@ -75,6 +75,7 @@ class Slot:
         self.attempt: asyncio.Task[None] | None = None
         self.error: Exception | None = None
         self.told = ""
+        self.tried_at = float("-inf")
         self.file_system: FileSystem | None = None
 
     @property
@@ -147,7 +148,7 @@ class OwnShards:
         Raises what is wrong when none can, ``ShardTwice`` when two are the same, and what Postgres raises.
         """
         await self._read_known()
-        await self._open_closed(may_create=True)
+        await self._open_closed(may_create=True, at_once=True)
         errors = [slot.error for slot in self._slots if slot.error is not None]
         for error in errors:
             if isinstance(error, ShardTwice) or not isinstance(error, TOLERATED):
@@ -157,16 +158,25 @@ class OwnShards:
 
     async def run(self) -> None:
         """Give up shards whose disks are silent, and open those that can be used again, until cancelled."""
+        pause_seconds = self._pause_seconds()
         while True:
-            await wait(self._wake, self._settings.now.shard_retry_seconds)
+            await wait(self._wake, pause_seconds)
             self._wake.clear()
+            pause_seconds = self._settings.now.shard_retry_seconds
             try:
                 await self._turn()
+                pause_seconds = self._pause_seconds()
             except (CatalogueUnavailable, *BROKEN, asyncpg.PostgresError) as error:
                 log.warning("this node's shards were not looked at", extra={"facts": {"cause": describe(error)}})
             except Exception:
                 # Whatever it is, a disk that is back must not wait for a restart.
                 log.exception("looking at this node's shards failed")
+
+    def _pause_seconds(self) -> float:
+        """Return how long nothing is to be done, if nothing happens."""
+        retry, now = self._settings.now.shard_retry_seconds, asyncio.get_running_loop().time()
+        tried = [slot.tried_at for slot in self._slots if slot.own is None and not slot.is_busy]
+        return min([retry, *(max(0.0, at + retry - now) for at in tried)])
 
     async def _turn(self) -> None:
         asked, self._reload = self._reload, False
@@ -176,7 +186,7 @@ class OwnShards:
         for slot in self._slots:
             if slot.own is not None and (cause := await self._why_given_up(slot.own)):
                 await self._give_up(slot, ShardIdentityError(f"{slot.path} was given up: {cause}"))
-        await self._open_closed(may_create=asked)
+        await self._open_closed(may_create=asked, at_once=asked)
 
     async def _why_given_up(self, own: OwnShard) -> str:
         if own.uid in self._known.replaced:
@@ -208,13 +218,18 @@ class OwnShards:
         async with self._connect() as connection:
             self._known = await nodes.shards_of_node(connection, self._owner.node)
 
-    async def _open_closed(self, *, may_create: bool) -> None:
-        """Begin to open what is not open, and wait for it as long as a disk that works may take."""
-        closed = [slot for slot in self._slots if slot.own is None and not slot.is_busy]
-        await asyncio.gather(*map(self._measure, closed))
+    async def _open_closed(self, *, may_create: bool, at_once: bool) -> None:
+        """Begin to open what is not open, and wait for it as long as a disk that works may take.
+
+        Unless it is to be done ``at_once``, each has its time: nothing that happens elsewhere shortens it.
+        """
         clock = asyncio.get_running_loop().time
+        last = float("inf") if at_once else clock() - self._settings.now.shard_retry_seconds
+        closed = [slot for slot in self._slots if slot.own is None and not slot.is_busy and slot.tried_at <= last]
+        await asyncio.gather(*map(self._measure, closed))
         deadline = clock() + OPEN_WAIT_SECONDS
         for slot in closed:
+            slot.tried_at = clock()
             # One by one, so that a new node's shards are numbered as its file lists them.
             slot.attempt = asyncio.create_task(self._attempt(slot, may_create=may_create))
             await asyncio.wait((slot.attempt,), timeout=max(deadline - clock(), OPEN_WAIT_SECONDS_MIN))

@@ -125,7 +125,7 @@ REPORT_ABSENT = """
     ON CONFLICT (shard_id) DO UPDATE
        SET capacity_bytes = 0, free_bytes = 0, writable = false, reason = excluded.reason, reported_at = now()
 """
-# As the trigger on shards says it; what a first heartbeat reports has no trigger.
+# As the triggers on shards say it; what a heartbeat reports has none.
 ANNOUNCE = "SELECT pg_notify('holdfast', 'shards')"
 ASK_RELOAD = "SELECT pg_notify('holdfast', 'reload ' || $1)"
 LEAVE = """

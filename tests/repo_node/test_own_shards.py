@@ -14,9 +14,10 @@ from typing import Any
 import asyncpg
 import pytest
 
+from repo_node.cluster import own_shards
 from repo_node.cluster.membership import connect
 from repo_node.config import NodeConfig
-from sharding.identity import ShardIdentityError
+from sharding.identity import ShardIdentity, ShardIdentityError
 from tests.repo_node.nodes import (
     RunningCluster,
     RunningNode,
@@ -43,6 +44,12 @@ QUICK = {
 @pytest.fixture
 def config(ready_dsn: str, directory: Path) -> NodeConfig:
     return configure(ready_dsn, directory, shards=3)
+
+
+def quicken(cluster: RunningCluster) -> None:
+    """Let ``QUICK`` hold, also for what is being waited for already."""
+    cluster.set(QUICK)
+    cluster.sql("SELECT pg_notify('holdfast', 'shards')")
 
 
 def has_open(count: int) -> Callable[[RunningNode], bool]:
@@ -144,7 +151,7 @@ def test_bad_disk_is_lost_in_its_time_and_returns_in_doubt(config: NodeConfig) -
 def test_directory_that_vanishes_under_a_running_node_is_given_up_and_used_again(config: NodeConfig) -> None:
     gone, path = config.shards[1].path, new_path()
     with run_nodes([config]) as cluster:
-        cluster.set(QUICK)
+        quicken(cluster)
         shard = shard_at(cluster, gone)
         gone.rename(gone.with_name("aside"))
         wait_until(lambda: not rows(cluster)[shard]["available"])
@@ -239,6 +246,46 @@ def test_claim_that_postgres_does_not_answer_is_not_said_of_the_disk(
             wait_until(lambda: any("was not opened" in record.message for record in caplog.records))
         assert not [record for record in caplog.records if "cannot be used" in record.message]
         wait_until(lambda: len(rows(cluster)) == 4 and is_available(cluster, shard_at(cluster, more)))
+
+
+def test_notices_do_not_shorten_the_time_of_a_disk_that_cannot_be_opened(
+    config: NodeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts: list[Path] = []
+
+    def refuse(path: Path, *args: object, **kwargs: object) -> ShardIdentity:
+        attempts.append(path)
+        raise ShardIdentityError(f"{path} is refused")
+
+    bad = config.shards[0].path
+    with run_nodes([config]) as cluster:
+        monkeypatch.setattr(own_shards, "identify", refuse)
+        bad.rename(bad.with_name("aside"))
+        quicken(cluster)
+        wait_until(lambda: attempts)
+        cluster.set({"shard_retry_seconds": 3600})
+        before = len(attempts)
+        for _ in range(5):
+            now = cluster.sql("SELECT pg_notify('holdfast', 'shards'), clock_timestamp() AS now")[0]["now"]
+            wait_until(lambda now=now: cluster.sql("SELECT heartbeat_at FROM nodes")[0][0] > now)  # type: ignore[misc]
+        assert len(attempts) <= before + 1, "one may have been under way"
+        assert cluster.admin.post_json(f"{BASE}/nodes/node-1/reload", {}).status == 202
+        wait_until(lambda: len(attempts) > before)
+
+
+def test_shard_that_is_opened_again_is_used_by_the_others_at_once(ready_dsn: str, directory: Path) -> None:
+    configs = [configure(ready_dsn, directory, name=f"node-{n}", zone=f"zone-{n}", shards=2) for n in (1, 2)]
+    with run_nodes(configs) as cluster:
+        quicken(cluster)
+        disk, other = configs[0].shards[1].path, cluster.nodes[1]
+        shard = shard_at(cluster, disk)
+        disk.rename(disk.with_name("aside"))
+        wait_until(lambda: shard not in other.node.view().readable)
+        # So rare that no heartbeat of its own can be what tells the other.
+        cluster.set({"node_down_seconds": 600, "heartbeat_seconds": 60})
+        wait_until(lambda: shard not in cluster.first.node._topology._opened)
+        disk.with_name("aside").rename(disk)
+        wait_until(lambda: shard in other.node.view().writable)
 
 
 def test_connections_of_a_node_keep_no_locks_while_it_is_frozen(one: RunningCluster) -> None:

@@ -44,6 +44,15 @@ BEGIN
 END
 $$;
 
+-- A claim or release is not announced any more: what a node has open, it announces when it has reported it.
+DROP TRIGGER shards_announced ON shards;
+CREATE TRIGGER shards_announced AFTER INSERT OR DELETE ON shards
+    FOR EACH STATEMENT EXECUTE FUNCTION announce_change();
+CREATE TRIGGER shards_change_announced AFTER UPDATE ON shards
+    FOR EACH ROW WHEN ((old.node_id, old.path, old.weight, old.state, old.replaced)
+                       IS DISTINCT FROM (new.node_id, new.path, new.weight, new.state, new.replaced))
+    EXECUTE FUNCTION announce_change();
+
 -- The last copies on a shard that never comes back can be given up, by their number.
 ALTER TABLE shard_walks ADD COLUMN last_copies bigint NOT NULL DEFAULT 0;
 ALTER TABLE shard_walks ADD COLUMN give_up bigint NOT NULL DEFAULT 0;
