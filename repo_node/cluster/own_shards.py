@@ -72,6 +72,8 @@ class Slot:
         self.own: OwnShard | None = None
         self.left: OwnShard | None = None
         self.uid: UUID | None = None
+        self.removed: UUID | None = None
+        """The shard that was open here when its row was removed: none is made here unasked."""
         self.attempt: asyncio.Task[None] | None = None
         self.error: Exception | None = None
         self.told = ""
@@ -182,13 +184,19 @@ class OwnShards:
         asked, self._reload = self._reload, False
         if asked:
             await self._take_sections()
+        # What is open before the rows are read has one, unless it was removed.
+        opened = [(slot, slot.own) for slot in self._slots if slot.own is not None]
         await self._read_known()
-        for slot in self._slots:
-            if slot.own is not None and (cause := await self._why_given_up(slot.own)):
+        for slot, own in opened:
+            if own.uid not in self._known.ids:
+                slot.removed = own.uid
+            if cause := await self._why_given_up(own):
                 await self._give_up(slot, ShardIdentityError(f"{slot.path} was given up: {cause}"))
         await self._open_closed(may_create=asked, at_once=asked)
 
     async def _why_given_up(self, own: OwnShard) -> str:
+        if own.uid not in self._known.ids:
+            return "it was removed from the cluster"
         if own.uid in self._known.replaced:
             return "another disk is to take its place"
         if own.silent_seconds < self._settings.now.shard_give_up_seconds:
@@ -271,6 +279,8 @@ class OwnShards:
             raise ShardIdentityError(f"{slot.path}: a call still hangs in the disk")
         described = await apart(identify, slot.path, self._owner.cluster_id, self._known, may_create=may_create)
         uid = described.shard_uid
+        if uid == slot.removed and not may_create:
+            raise ShardIdentityError(f"{slot.path} is shard {uid}, which was removed from the cluster")
         twin = next((other for other in self._slots if other is not slot and other.uid == uid), None)
         if twin is not None:
             raise ShardTwice(f"{slot.path} and {twin.path} are the same shard {uid}: one is a copy")
@@ -281,6 +291,7 @@ class OwnShards:
         except BaseException:
             await self._release(shard)
             raise
+        slot.removed = None
         self.opened[shard] = slot.own
         self.shards[shard] = self._by_uid[uid] = slot.own.shard
         self.on_change()
@@ -336,6 +347,8 @@ class OwnShards:
         slot.told = cause
 
     def _advice(self, slot: Slot) -> str:
+        if slot.removed is not None:
+            return "take it out of the node's file and `holdfast node reload` it, or mount another disk there"
         uid = self._known.at_path.get(str(slot.path))
         if uid is None:
             return "correct the path or the directory; it is tried again by itself"

@@ -109,9 +109,12 @@ HEARTBEAT = """
 """
 # A shard that this node just now gave up has no owner: that is nobody's claim.
 TAKEN = "SELECT EXISTS (SELECT 1 FROM shards WHERE id = ANY ($1::smallint[]) AND owner <> $2)"
+# One that was removed meanwhile keeps no other from being reported.
 REPORT_SPACE = """
     INSERT INTO shard_space (shard_id, capacity_bytes, free_bytes, writable, reason)
-    SELECT * FROM unnest($1::smallint[], $2::bigint[], $3::bigint[], $4::boolean[], $5::text[])
+    SELECT r.* FROM unnest($1::smallint[], $2::bigint[], $3::bigint[], $4::boolean[], $5::text[])
+                    AS r (shard_id, capacity_bytes, free_bytes, writable, reason)
+      JOIN shards s ON s.id = r.shard_id
     ON CONFLICT (shard_id) DO UPDATE
        SET capacity_bytes = excluded.capacity_bytes, free_bytes = excluded.free_bytes,
            writable = excluded.writable, reason = excluded.reason, reported_at = now()

@@ -52,6 +52,12 @@ def quicken(cluster: RunningCluster) -> None:
     cluster.sql("SELECT pg_notify('holdfast', 'shards')")
 
 
+def await_beat(cluster: RunningCluster) -> None:
+    """Let the first node look at its shards, and return when it has reported them since."""
+    now = cluster.sql("SELECT pg_notify('holdfast', 'shards'), clock_timestamp() AS now")[0]["now"]
+    wait_until(lambda: cluster.sql("SELECT heartbeat_at FROM nodes WHERE id = 'node-1'")[0][0] > now)
+
+
 def has_open(count: int) -> Callable[[RunningNode], bool]:
     return lambda one: one.node.is_ready() and len(one.node.view().writable) == count
 
@@ -233,6 +239,22 @@ def test_shards_on_one_file_system_share_its_capacity_and_weigh_the_same(config:
         assert [row["share_bytes"] for row in found] == [share] * 3
 
 
+def test_node_goes_on_without_a_shard_that_was_removed_while_it_was_frozen(config: NodeConfig) -> None:
+    with run_nodes([config]) as cluster:
+        quicken(cluster)
+        disk = config.shards[0].path
+        shard = shard_at(cluster, disk)
+        cluster.sql("UPDATE shards SET state = 'lost', owner = NULL WHERE id = $1", shard)
+        assert cluster.sql("SELECT remove_shard($1, 'test', '')", shard)[0][0] == "removed"
+        wait_until(lambda: shard not in cluster.first.node._topology._opened)
+        wait_until(lambda: cluster.first.metric("holdfast_shard_refused_state", directory=str(disk)))
+        assert cluster.admin.put(new_path(), random_bytes(100)).status == 201
+        assert cluster.first.is_ready() and not cluster.first.beating.done()
+        for _ in range(3):
+            await_beat(cluster)
+        assert len(rows(cluster)) == 2, "it did not come back by itself"
+
+
 def test_claim_that_postgres_does_not_answer_is_not_said_of_the_disk(
     config: NodeConfig, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -266,8 +288,7 @@ def test_notices_do_not_shorten_the_time_of_a_disk_that_cannot_be_opened(
         cluster.set({"shard_retry_seconds": 3600})
         before = len(attempts)
         for _ in range(5):
-            now = cluster.sql("SELECT pg_notify('holdfast', 'shards'), clock_timestamp() AS now")[0]["now"]
-            wait_until(lambda now=now: cluster.sql("SELECT heartbeat_at FROM nodes")[0][0] > now)  # type: ignore[misc]
+            await_beat(cluster)
         assert len(attempts) <= before + 1, "one may have been under way"
         assert cluster.admin.post_json(f"{BASE}/nodes/node-1/reload", {}).status == 202
         wait_until(lambda: len(attempts) > before)

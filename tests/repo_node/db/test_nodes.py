@@ -378,6 +378,15 @@ async def test_shard_that_its_node_does_not_have_open_is_silent_and_the_reason_t
     assert await connection.fetchval("SELECT silent_since FROM shard_space WHERE shard_id = $1", two) == first
 
 
+async def test_removed_shard_does_not_keep_the_others_from_being_reported(connection: asyncpg.Connection) -> None:
+    incarnation = await register(connection)
+    one = await claim(connection, uuid4(), incarnation, path="/one")
+    two = await claim(connection, uuid4(), incarnation, path="/two")
+    await connection.execute("DELETE FROM shards WHERE id = $1", one)
+    await beat(connection, incarnation, one, two)
+    assert await table(connection, "SELECT shard_id, free_bytes FROM shard_space") == [(two, 40 * GB)]
+
+
 async def test_released_shard_may_be_claimed_by_another_node_and_fences_nobody(connection: asyncpg.Connection) -> None:
     incarnation, uid = await register(connection), uuid4()
     shard = await claim(connection, uid, incarnation)
