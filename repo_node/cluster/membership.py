@@ -12,6 +12,7 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -194,7 +195,7 @@ class Membership:
         self._metrics.database_unsafe.set(fault is not None)
 
     def _hear(self, connection: Any, pid: int, channel: str, payload: str) -> None:
-        match payload.split(" "):
+        match payload.split(" ", 2):
             case ["users" | "tokens"]:
                 self._on_principals()
                 return
@@ -207,9 +208,9 @@ class Membership:
             case ["lease"]:
                 self.on_lease()
                 return
-            case ["reload", node]:
+            case ["reload", node, *path]:
                 if node == self._node:
-                    self._own.reload()
+                    self._own.reload(*map(Path, path))
                 return
             case ["settings"]:
                 self._settings_changed = True

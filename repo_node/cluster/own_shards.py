@@ -109,7 +109,7 @@ class OwnShards:
         self._reread = reread or (lambda: sections)
         self._slots = [Slot(section) for section in sections]
         self._wake = asyncio.Event()
-        self._reload = False
+        self._orders: list[Path | None] = []
         self._by_uid: dict[UUID, LocalShard] = {}
         self._known = KnownShards({}, {}, frozenset())
         self.opened: dict[ShardId, OwnShard] = {}
@@ -139,9 +139,12 @@ class OwnShards:
         """Look at the shards now: a row of one has changed."""
         self._wake.set()
 
-    def reload(self) -> None:
-        """Read the list of shards in the node's file again, and use what it says."""
-        self._reload = True
+    def reload(self, path: Path | None = None) -> None:
+        """Read the list of shards in the node's file again, and use what it says.
+
+        At ``path`` a new shard is made even if one was replaced or removed there.
+        """
+        self._orders.append(path)
         self._wake.set()
 
     async def open_all(self) -> None:
@@ -150,7 +153,7 @@ class OwnShards:
         Raises what is wrong when none can, ``ShardTwice`` when two are the same, and what Postgres raises.
         """
         await self._read_known()
-        await self._open_closed(may_create=True, at_once=True)
+        await self._open_closed(may_create=True, named=(), at_once=True)
         errors = [slot.error for slot in self._slots if slot.error is not None]
         for error in errors:
             if isinstance(error, ShardTwice) or not isinstance(error, TOLERATED):
@@ -181,8 +184,8 @@ class OwnShards:
         return min([retry, *(max(0.0, at + retry - now) for at in tried)])
 
     async def _turn(self) -> None:
-        asked, self._reload = self._reload, False
-        if asked:
+        orders = list(self._orders)
+        if orders:
             await self._take_sections()
         # What is open before the rows are read has one, unless it was removed.
         opened = [(slot, slot.own) for slot in self._slots if slot.own is not None]
@@ -192,7 +195,9 @@ class OwnShards:
                 slot.removed = own.uid
             if cause := await self._why_given_up(own):
                 await self._give_up(slot, ShardIdentityError(f"{slot.path} was given up: {cause}"))
-        await self._open_closed(may_create=asked, at_once=asked)
+        await self._open_closed(may_create=bool(orders), named=orders, at_once=bool(orders))
+        # Not before: one that Postgres' failure cut short is given again.
+        del self._orders[: len(orders)]
 
     async def _why_given_up(self, own: OwnShard) -> str:
         if own.uid not in self._known.ids:
@@ -226,10 +231,12 @@ class OwnShards:
         async with self._connect() as connection:
             self._known = await nodes.shards_of_node(connection, self._owner.node)
 
-    async def _open_closed(self, *, may_create: bool, at_once: bool) -> None:
+    async def _open_closed(self, *, may_create: bool, named: Sequence[Path | None], at_once: bool) -> None:
         """Begin to open what is not open, and wait for it as long as a disk that works may take.
 
-        Unless it is to be done ``at_once``, each has its time: nothing that happens elsewhere shortens it.
+        Unless it is to be done ``at_once``, each has its time: nothing that happens elsewhere shortens it. Where a
+        shard was replaced or removed, its empty mount point looks like the next disk: one is made there only when
+        the path is ``named``.
         """
         clock = asyncio.get_running_loop().time
         last = float("inf") if at_once else clock() - self._settings.now.shard_retry_seconds
@@ -239,7 +246,9 @@ class OwnShards:
         for slot in closed:
             slot.tried_at = clock()
             # One by one, so that a new node's shards are numbered as its file lists them.
-            slot.attempt = asyncio.create_task(self._attempt(slot, may_create=may_create))
+            is_vacated = slot.removed is not None or str(slot.path) in self._known.vacated
+            creates = slot.path in named if is_vacated else may_create
+            slot.attempt = asyncio.create_task(self._attempt(slot, may_create=creates))
             await asyncio.wait((slot.attempt,), timeout=max(deadline - clock(), OPEN_WAIT_SECONDS_MIN))
             if slot.is_busy:
                 slot.error = ShardIdentityError(f"{slot.path}: the disk does not answer")
@@ -348,7 +357,10 @@ class OwnShards:
 
     def _advice(self, slot: Slot) -> str:
         if slot.removed is not None:
-            return "take it out of the node's file and `holdfast node reload` it, or mount another disk there"
+            return (
+                f"take it out of the node's file, then `holdfast node reload {self._owner.node}`; or let an empty disk "
+                f"take its place: `holdfast node reload {self._owner.node} --shard {slot.path}`"
+            )
         uid = self._known.at_path.get(str(slot.path))
         if uid is None:
             return "correct the path or the directory; it is tried again by itself"

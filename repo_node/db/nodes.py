@@ -68,6 +68,8 @@ class KnownShards:
     ids: Mapping[UUID, ShardId]
     at_path: Mapping[str, UUID]
     replaced: Set[UUID]
+    vacated: Set[str] = frozenset()
+    """The paths of those."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,7 @@ REPORT_ABSENT = """
 """
 # As the triggers on shards say it; what a heartbeat reports has none.
 ANNOUNCE = "SELECT pg_notify('holdfast', 'shards')"
-ASK_RELOAD = "SELECT pg_notify('holdfast', 'reload ' || $1)"
+ASK_RELOAD = "SELECT pg_notify('holdfast', concat_ws(' ', 'reload', $1::text, $2::text))"
 LEAVE = """
     WITH leaving AS (UPDATE nodes SET leaving = $2 WHERE id = $1 AND incarnation = $2 RETURNING id)
     SELECT pg_notify('holdfast', 'nodes') FROM leaving
@@ -184,6 +186,7 @@ async def shards_of_node(connection: asyncpg.Connection, node: NodeId) -> KnownS
         {row["uid"]: ShardId(row["id"]) for row in rows},
         {row["path"]: row["uid"] for row in rows if not row["replaced"]},
         {row["uid"] for row in rows if row["replaced"]},
+        {row["path"] for row in rows if row["replaced"]} - {row["path"] for row in rows if not row["replaced"]},
     )
 
 
@@ -255,9 +258,12 @@ async def leave(connection: asyncpg.Connection, node: NodeId, incarnation: UUID)
     await connection.execute(LEAVE, node, incarnation)
 
 
-async def ask_reload(connection: asyncpg.Connection, node: str) -> None:
-    """Have a node read the list of shards in its file anew, if it runs."""
-    await connection.execute(ASK_RELOAD, node)
+async def ask_reload(connection: asyncpg.Connection, node: str, path: str | None = None) -> None:
+    """Have a node read the list of shards in its file anew, if it runs.
+
+    An empty directory at ``path`` becomes a shard, whatever was known there.
+    """
+    await connection.execute(ASK_RELOAD, node, path)
 
 
 async def stop(connection: asyncpg.Connection, node: NodeId, incarnation: UUID) -> None:

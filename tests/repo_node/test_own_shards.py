@@ -58,6 +58,12 @@ def await_beat(cluster: RunningCluster) -> None:
     wait_until(lambda: cluster.sql("SELECT heartbeat_at FROM nodes WHERE id = 'node-1'")[0][0] > now)
 
 
+def order(cluster: RunningCluster, path: Path | None = None) -> None:
+    """Have the first node read its file again, and make ``path`` a shard."""
+    answer = cluster.admin.post_json(f"{BASE}/nodes/node-1/reload", {"shard": str(path)} if path else {})
+    assert (answer.status, answer.json()["outcome"]) == (202, "asked")
+
+
 def has_open(count: int) -> Callable[[RunningNode], bool]:
     return lambda one: one.node.is_ready() and len(one.node.view().writable) == count
 
@@ -186,12 +192,29 @@ def test_replaced_disk_is_let_go_and_an_empty_one_taken_over_when_told(config: N
         wait_until(lambda: cluster.first.node._topology._opened.keys() == {1, 2, 3} - {old})
         assert cluster.admin.put(new_path(), random_bytes(100)).status == 201
         assert not any(disk.iterdir()), "an empty mount point was filled before anybody said so"
-        answer = cluster.admin.post_json(f"{BASE}/nodes/node-1/reload", {})
-        assert (answer.status, answer.json()["outcome"]) == (202, "asked")
+        order(cluster)
+        wait_until(lambda: not cluster.first.node._membership._own._orders)
+        assert not any(disk.iterdir()), "it was not named"
+        for wrong in ({"shard": "relative"}, {"shard": 1}, {"path": "/"}):
+            assert errors_of(cluster.admin.post_json(f"{BASE}/nodes/node-1/reload", wrong))[0] == 400
+        order(cluster, disk)
         wait_until(lambda: len(rows(cluster)) == 4 and is_available(cluster, shard_at(cluster, disk)))
         assert shard_at(cluster, disk) != old
         removed = cluster.admin.request("DELETE", f"{BASE}/shards/{old}")
         assert removed.status in (200, 202), removed.body
+
+
+def test_replaced_disks_empty_mount_point_is_not_filled_at_the_start(config: NodeConfig) -> None:
+    disk = config.shards[2].path
+    with run_nodes([config]) as cluster:
+        old = shard_at(cluster, disk)
+        assert cluster.admin.post_json(f"{BASE}/shards/{old}/replace", {}).status == 200
+    disk.rename(disk.with_name("mount point"))
+    disk.mkdir()
+    with run_nodes([config], has_open(2)) as cluster:
+        assert not any(disk.iterdir())
+        order(cluster, disk)
+        wait_until(lambda: len(rows(cluster)) == 4 and is_available(cluster, shard_at(cluster, disk)))
 
 
 def test_added_and_removed_shards_take_effect_when_the_file_is_read_again(config: NodeConfig) -> None:
