@@ -424,6 +424,44 @@ RETURNS double precision LANGUAGE sql STABLE AS $$
       FROM shards s WHERE s.share_bytes > 0 AND s.state <> 'lost'
 $$;
 
+-- Make a node's process the owner of a shard. Outcomes: 'claimed'; 'in_use' (by another living node, or by this one at
+-- another path: one process claims a shard at one path alone, however many of its directories say that they are this
+-- shard); 'fenced' (the process is not that node any more).
+--
+-- Only a row that is really made takes one of the few ids. New shards are made one after another: each is weighed
+-- against those before it. A weight that nobody gave is found once, from its capacity.
+CREATE FUNCTION claim_shard(
+    p_uid uuid, p_node text, p_path text, p_weight double precision, p_incarnation uuid, p_share_bytes bigint
+)
+RETURNS TABLE (shard smallint, outcome text) LANGUAGE plpgsql AS $$
+BEGIN
+    IF NOT EXISTS (SELECT 1 FROM shards s WHERE s.uid = p_uid) THEN
+        PERFORM pg_advisory_xact_lock(3, 1);
+        INSERT INTO shards (uid, node_id, path, weight, owner, share_bytes)
+        SELECT p_uid, n.id, p_path, coalesce(p_weight, capacity_weight(p_share_bytes)), p_incarnation, p_share_bytes
+          FROM nodes n WHERE n.id = p_node AND n.incarnation = p_incarnation
+           AND NOT EXISTS (SELECT 1 FROM shards s WHERE s.uid = p_uid);
+    END IF;
+    RETURN QUERY
+    UPDATE shards s
+       SET node_id = n.id, path = p_path, owner = n.incarnation, share_bytes = coalesce(p_share_bytes, s.share_bytes),
+           weight = CASE WHEN s.weight_set OR p_weight IS NULL THEN s.weight ELSE p_weight END
+      FROM nodes n
+     WHERE s.uid = p_uid AND n.id = p_node AND n.incarnation = p_incarnation
+       AND CASE WHEN s.node_id = n.id THEN s.owner IS DISTINCT FROM n.incarnation OR s.path = p_path
+                ELSE NOT EXISTS (SELECT 1 FROM nodes o
+                                  WHERE o.id = s.node_id AND o.incarnation = s.owner AND node_is_up(o))
+           END
+    RETURNING s.id, 'claimed';
+    IF NOT FOUND THEN
+        RETURN QUERY
+        SELECT NULL::smallint, CASE WHEN EXISTS (SELECT 1 FROM nodes n
+                                                  WHERE n.id = p_node AND n.incarnation = p_incarnation)
+                                    THEN 'in_use' ELSE 'fenced' END;
+    END IF;
+END
+$$;
+
 -- Which replicas count: live, on a shard that serves reads, on a node heard of lately.
 CREATE FUNCTION good_replicas(p_blob bigint)
 RETURNS TABLE (shard_id smallint, generation uuid, zone text)
@@ -1931,5 +1969,11 @@ CREATE TRIGGER users_announced AFTER INSERT OR UPDATE OR DELETE ON users
     FOR EACH STATEMENT EXECUTE FUNCTION announce_change();
 CREATE TRIGGER tokens_announced AFTER INSERT OR UPDATE OR DELETE ON tokens
     FOR EACH STATEMENT EXECUTE FUNCTION announce_change();
-CREATE TRIGGER shards_announced AFTER INSERT OR UPDATE OR DELETE ON shards
+CREATE TRIGGER shards_announced AFTER INSERT OR DELETE ON shards
     FOR EACH STATEMENT EXECUTE FUNCTION announce_change();
+-- Not that it was claimed or released, as one that cannot be opened is all the time: what its node has open is announced
+-- by that node when it has reported it.
+CREATE TRIGGER shards_change_announced AFTER UPDATE ON shards
+    FOR EACH ROW WHEN ((old.node_id, old.path, old.weight, old.state, old.replaced)
+                       IS DISTINCT FROM (new.node_id, new.path, new.weight, new.state, new.replaced))
+    EXECUTE FUNCTION announce_change();

@@ -207,8 +207,6 @@ async def running_node(
         await stack.enter_async_context(serving_internal(internal, config, internal_socket))
         async with connect(database.servers, config) as connection:
             await membership.beat(connection)
-            # Uploads that come at once are to find this node's shards.
-            await nodes.announce(connection)
         stack.push_async_callback(membership.leave)
         beating = await stack.enter_async_context(task(membership.run()))
         await stack.enter_async_context(task(own.run()))

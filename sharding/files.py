@@ -36,6 +36,16 @@ OPEN_FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK
 OPEN_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
 
 
+@contextmanager
+def passing_read_only() -> Iterator[None]:
+    """Leave the body where its file system is mounted read-only: what is there can still be read."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+
+
 class ShardFiles:
     """What can be done in the directories of one shard.
 
@@ -55,7 +65,8 @@ class ShardFiles:
         self._undurable: dict[str, object] = {}
         self._space = ShardSpace(0, 0)
         self._space_until = float("-inf")
-        make_layout(claim.directory)
+        with passing_read_only():
+            make_layout(claim.directory)
         self.tmp = os.open("tmp", OPEN_DIRECTORY, dir_fd=claim.directory)
         try:
             self.blobs = os.open("blobs", OPEN_DIRECTORY, dir_fd=claim.directory)
@@ -73,12 +84,13 @@ class ShardFiles:
 
     def recover(self) -> None:
         """Empty ``tmp/``, and make durable the fan-out directories a killed owner may have left unsynced."""
-        for name in os.listdir(self.tmp):
-            if stat.S_ISDIR(os.lstat(name, dir_fd=self.tmp).st_mode):
-                shutil.rmtree(name, dir_fd=self.tmp)
-            else:
-                os.unlink(name, dir_fd=self.tmp)
-        os.fsync(self.blobs)
+        with passing_read_only():
+            for name in os.listdir(self.tmp):
+                if stat.S_ISDIR(os.lstat(name, dir_fd=self.tmp).st_mode):
+                    shutil.rmtree(name, dir_fd=self.tmp)
+                else:
+                    os.unlink(name, dir_fd=self.tmp)
+            os.fsync(self.blobs)
 
     def name(self, blob: BlobName) -> str:
         """Return the file name of ``blob``: 64 hex digits, a dot and a uuid, and nothing else."""

@@ -15,7 +15,8 @@ SIZE_BYTES = 4096
 def check_disk(files: ShardFiles) -> None:
     """Create, write, sync, read back and remove a small file in ``tmp/``; blocks.
 
-    Raises ``ShardUnavailable`` naming the step and the path. A full disk passes: it can still be read.
+    Raises ``ShardUnavailable`` naming the step and the path. One that is full or read-only passes: it can still be
+    read.
     """
     pattern = os.urandom(SIZE_BYTES)
     step = "create"
@@ -34,7 +35,7 @@ def check_disk(files: ShardFiles) -> None:
         os.unlink(FILE, dir_fd=files.tmp)
     except OSError as error:
         _undo(files)
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
             where = files.path / "tmp" / FILE
             raise ShardUnavailable(
                 files.shard, f"self-test: cannot {step} {where}: {error.strerror or error}"

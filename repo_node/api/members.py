@@ -22,6 +22,7 @@ BASE = "/artifactory/api/holdfast"
 ACTIONS = ("drain", "readonly", "activate", "replace")
 SHARD_ID_MAX = 32_767
 PATHS_MAX = 100
+PATH_BYTES_MAX = 4096
 WEIGHT_MIN, WEIGHT_MAX = 0.001, 1000.0
 
 REFUSALS = {
@@ -153,11 +154,19 @@ async def stop_node(request: web.Request) -> web.StreamResponse:
 
 
 async def reload_node(request: web.Request, node: str) -> web.StreamResponse:
-    """Let a node read the list of shards in its file, open those that are new and give up those that are gone."""
+    """Let a node read the list of shards in its file, open those that are new and give up those that are gone.
+
+    Where another shard was known, an empty directory becomes a new one only if it is named as "shard".
+    """
+    document = await read_json(request)
+    path = document.get("shard")
+    is_path = isinstance(path, str) and path.startswith("/") and len(path.encode()) <= PATH_BYTES_MAX
+    if not set(document) <= {"shard"} or not (path is None or is_path):
+        raise RequestError('The body must be {} or {"shard": absolute path of its directory}.')
     row = request.app[NODE].cluster().nodes.get(NodeId(node))
     outcome = "absent" if row is None else "asked" if row.up else "unread"
     checked(f"Node {node}", outcome)
-    await shards.ask_reload(request.app[NODE].database, node)
+    await shards.ask_reload(request.app[NODE].database, node, path)
     return json_response({"node": node, "outcome": outcome}, status=202)
 
 

@@ -149,14 +149,20 @@ def activate(connection: ConnectionOptions, name: str) -> None:
 
 @node.command()
 @click.argument("name", metavar="NODE")
+@click.option("--shard", "path", metavar="DIRECTORY", help="Where an empty disk takes another one's place.")
 @connection_options
-def reload(connection: ConnectionOptions, name: str) -> None:
+def reload(connection: ConnectionOptions, name: str, path: str | None) -> None:
     """Let a node read the list of shards in its file again: it opens new ones and gives up those that are gone.
 
-    An empty directory whose disk was replaced becomes a new shard. Other changes of the file wait for a restart.
+    An empty directory whose disk was replaced becomes a new shard only when it is named. Other changes of the file wait
+    for a restart.
+
+    \b
+    Example:
+      holdfast node reload node-1 --shard /srv/disk3
     """
-    path = f"{NODES_PATH}/{quote(name, safe='')}/reload"
-    run_call(connection, lambda client: client.call("POST", path, body={}), "outcome")
+    url, body = f"{NODES_PATH}/{quote(name, safe='')}/reload", {} if path is None else {"shard": path}
+    run_call(connection, lambda client: client.call("POST", url, body=body), "outcome")
     click.echo(f"{printable(name)} reads its list of shards again; `holdfast shard list` shows what came of it.")
 
 

@@ -41,7 +41,7 @@ def shard() -> None:
 
     \b
     Examples:
-      holdfast shard replace 3        a dead disk: then mount an empty one and `holdfast node reload` its node
+      holdfast shard replace 3        a dead disk: then mount an empty one and tell its node, as it says
       holdfast shard drain 3 --wait      then take it out of its node's file and `holdfast node reload` it:
       holdfast shard remove 3
     """
@@ -97,19 +97,20 @@ def add_shard(path: Path, config: Path, weight: float | None, reserve_bytes: int
     click.echo(f"Added {printable(str(absolute))} to {config}.")
     name = before.node.id
     try:
-        asyncio.run(tell_node(before))
+        asyncio.run(tell_node(before, absolute))
     except CatalogueUnavailable as error:
-        click.echo(f"Node {name} was not told: {printable(str(error))}. `holdfast node reload {name}`, or restart it.")
+        command = f"holdfast node reload {name} --shard {printable(str(absolute))}"
+        click.echo(f"Node {name} was not told: {printable(str(error))}. `{command}`, or restart it.")
     else:
         click.echo(f"Node {name}, if it runs, takes it into use now; `holdfast shard list` shows it.")
 
 
-async def tell_node(config: NodeConfig) -> None:
-    """Have the node of this configuration read it again. Raises ``CatalogueUnavailable``."""
+async def tell_node(config: NodeConfig, path: Path) -> None:
+    """Have the node of this configuration make ``path`` a shard. Raises ``CatalogueUnavailable``."""
     database = config.database
     connection = await Servers(database.dsn, timeout_seconds=database.connect_timeout_seconds).connect()
     try:
-        await nodes.ask_reload(connection, config.node.id)
+        await nodes.ask_reload(connection, config.node.id, str(path))
     finally:
         drop(connection)
 
@@ -187,13 +188,15 @@ def replace(connection: ConnectionOptions, shard: int, yes: bool) -> None:
     \b
     Example:
       holdfast shard replace 3
-      umount /srv/disk3; mount /dev/sdx1 /srv/disk3 && holdfast node reload node-1
+      umount /srv/disk3; mount /dev/sdx1 /srv/disk3 && holdfast node reload node-1 --shard /srv/disk3
     """
     listed = find_row(connection, shard)
     if not yes:
         click.confirm(f"Give up everything on {describe_row(listed)}?", abort=True)
     change(connection, shard, "replace")
-    click.echo(f"Shard {shard} is given up. Mount an empty disk at its path, then `holdfast node reload` its node.")
+    node, path = printable(str(listed["node"])), printable(str(listed["path"]))
+    command = f"holdfast node reload {node} --shard {path}"
+    click.echo(f"Shard {shard} is given up. Mount an empty disk at its path, then `{command}`.")
 
 
 @shard.command()
@@ -225,6 +228,11 @@ def remove(connection: ConnectionOptions, shard: int, yes: bool, gives_up: bool,
         if row is not None:
             raise click.ClickException(why_kept_back(shard, row))
     click.echo(f"Shard {shard} is removed.")
+    if not listed["replaced"]:
+        node, path = printable(str(listed["node"])), printable(str(listed["path"]))
+        click.echo(
+            f"Take {path} out of the file of {node} too: an empty directory there becomes a new shard at its start."
+        )
 
 
 def find_row(connection: ConnectionOptions, shard: int) -> Row:

@@ -113,6 +113,10 @@ class Leadership:
         if connection.is_closed():
             raise CatalogueUnavailable("the connection was closed")
         async with asyncio.timeout(self._settings.now.lease_seconds), self._turning:
+            if self._leaving and self._lease.epoch:
+                # ``leave`` could not. Renewed for as long as the node drains, it would keep all others from the office.
+                await self._give_back(connection)
+                return
             self.holds = await rows.holds(connection)
             if self._lease.epoch and await self._renew(connection):
                 return
@@ -188,7 +192,7 @@ class Leadership:
         self._lease = Lease(0, uuid4())
 
     async def leave(self) -> None:
-        """Hand over: stop counting as the primary at once, and let the next one begin. Best effort, and bounded."""
+        """Hand over: stop counting as the primary at once, and let the next one begin. Bounded: turns try it again."""
         self._leaving = True
         self._valid_until = float("-inf")
         with suppress(CatalogueUnavailable, TimeoutError, *BROKEN, asyncpg.PostgresError):
@@ -196,8 +200,11 @@ class Leadership:
             async with asyncio.timeout(HAND_OVER_SECONDS_MAX), self._turning:
                 if self._lease.epoch:
                     async with self._connect() as connection:
-                        await rows.release(connection, self._lease.token)
-                    self._lease = Lease(0, uuid4())
+                        await self._give_back(connection)
+
+    async def _give_back(self, connection: asyncpg.Connection) -> None:
+        await rows.release(connection, self._lease.token)
+        self._lease = Lease(0, uuid4())
 
 
 class OnPrimary:

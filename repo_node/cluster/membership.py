@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -25,10 +26,10 @@ from repo_node.db import settings as setting_rows
 from repo_node.db.durability import find_fault
 from repo_node.db.errors import CatalogueUnavailable
 from repo_node.db.nodes import ClusterRows, Fenced
-from repo_node.db.servers import BROKEN, Servers, describe, drop
+from repo_node.db.servers import BROKEN, SESSION, Servers, describe, drop
 from repo_node.metrics import Metrics
 from repo_node.settings import LiveSettings, SettingError, lenient
-from sharding.model import NodeId
+from sharding.model import NodeId, ShardId
 from sharding.tasks import wait
 
 log = logging.getLogger("holdfast.cluster")
@@ -51,7 +52,7 @@ async def connect(servers: Servers, config: NodeConfig, purpose: str = "") -> As
     """
     connection = await servers.connect(
         command_timeout=config.database.statement_timeout_seconds,
-        server_settings={"application_name": f"holdfast {config.node.id} {purpose}".rstrip()},
+        server_settings={**SESSION, "application_name": f"holdfast {config.node.id} {purpose}".rstrip()},
     )
     try:
         yield connection
@@ -90,6 +91,7 @@ class Membership:
         self._settings_changed = True
         self._beat_at = self._heard_at = float("-inf")
         self._read_at = float("-inf")
+        self._reported: frozenset[ShardId] = frozenset()
         self._fault: str | None = None
         self.rows: ClusterRows | None = None
         self.stop_asked = asyncio.Event()
@@ -159,6 +161,10 @@ class Membership:
         async with self._own.reporting:
             reports = await self._own.reports()
             await nodes.heartbeat(connection, self._node, self._incarnation, reports, self._own.absent())
+        if reports.keys() != self._reported:
+            # Uploads that come at once are to find the shards just opened, and not those given up.
+            await nodes.announce(connection)
+            self._reported = frozenset(reports)
         if self._settings_changed:
             self._settings_changed = False
             self._take_settings(await connection.fetch(setting_rows.READ.sql))
@@ -193,7 +199,7 @@ class Membership:
         self._metrics.database_unsafe.set(fault is not None)
 
     def _hear(self, connection: Any, pid: int, channel: str, payload: str) -> None:
-        match payload.split(" "):
+        match payload.split(" ", 2):
             case ["users" | "tokens"]:
                 self._on_principals()
                 return
@@ -206,9 +212,9 @@ class Membership:
             case ["lease"]:
                 self.on_lease()
                 return
-            case ["reload", node]:
+            case ["reload", node, *path]:
                 if node == self._node:
-                    self._own.reload()
+                    self._own.reload(*map(Path, path))
                 return
             case ["settings"]:
                 self._settings_changed = True

@@ -128,7 +128,8 @@ def identify(path: Path, cluster_id: UUID, known: KnownShards, *, may_create: bo
             )
         if not may_create:
             raise ShardIdentityError(
-                f"{path} is empty; once the right disk is mounted there, `holdfast node reload` makes it a shard"
+                f"{path} is empty; once the right disk is mounted there, `holdfast node reload NODE --shard {path}` "
+                "makes it a shard"
             )
         return identity.create(path, cluster_id, uuid7())
     if found.cluster_id != cluster_id:
@@ -142,6 +143,6 @@ def identify(path: Path, cluster_id: UUID, known: KnownShards, *, may_create: bo
     if found.shard_uid in known.replaced:
         raise ShardIdentityError(
             f"{path} is shard {known.ids[found.shard_uid]}, which was given up for another disk: mount an empty one "
-            "there, then `holdfast node reload`"
+            f"there, then `holdfast node reload NODE --shard {path}`"
         )
     return found

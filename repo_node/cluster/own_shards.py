@@ -72,9 +72,12 @@ class Slot:
         self.own: OwnShard | None = None
         self.left: OwnShard | None = None
         self.uid: UUID | None = None
+        self.removed: UUID | None = None
+        """The shard that was open here when its row was removed: none is made here unasked."""
         self.attempt: asyncio.Task[None] | None = None
         self.error: Exception | None = None
         self.told = ""
+        self.tried_at = float("-inf")
         self.file_system: FileSystem | None = None
 
     @property
@@ -106,7 +109,7 @@ class OwnShards:
         self._reread = reread or (lambda: sections)
         self._slots = [Slot(section) for section in sections]
         self._wake = asyncio.Event()
-        self._reload = False
+        self._orders: list[Path | None] = []
         self._by_uid: dict[UUID, LocalShard] = {}
         self._known = KnownShards({}, {}, frozenset())
         self.opened: dict[ShardId, OwnShard] = {}
@@ -136,9 +139,12 @@ class OwnShards:
         """Look at the shards now: a row of one has changed."""
         self._wake.set()
 
-    def reload(self) -> None:
-        """Read the list of shards in the node's file again, and use what it says."""
-        self._reload = True
+    def reload(self, path: Path | None = None) -> None:
+        """Read the list of shards in the node's file again, and use what it says.
+
+        At ``path`` a new shard is made even if one was replaced or removed there.
+        """
+        self._orders.append(path)
         self._wake.set()
 
     async def open_all(self) -> None:
@@ -147,7 +153,7 @@ class OwnShards:
         Raises what is wrong when none can, ``ShardTwice`` when two are the same, and what Postgres raises.
         """
         await self._read_known()
-        await self._open_closed(may_create=True)
+        await self._open_closed(may_create=True, named=(), at_once=True)
         errors = [slot.error for slot in self._slots if slot.error is not None]
         for error in errors:
             if isinstance(error, ShardTwice) or not isinstance(error, TOLERATED):
@@ -157,28 +163,45 @@ class OwnShards:
 
     async def run(self) -> None:
         """Give up shards whose disks are silent, and open those that can be used again, until cancelled."""
+        pause_seconds = self._pause_seconds()
         while True:
-            await wait(self._wake, self._settings.now.shard_retry_seconds)
+            await wait(self._wake, pause_seconds)
             self._wake.clear()
+            pause_seconds = self._settings.now.shard_retry_seconds
             try:
                 await self._turn()
+                pause_seconds = self._pause_seconds()
             except (CatalogueUnavailable, *BROKEN, asyncpg.PostgresError) as error:
                 log.warning("this node's shards were not looked at", extra={"facts": {"cause": describe(error)}})
             except Exception:
                 # Whatever it is, a disk that is back must not wait for a restart.
                 log.exception("looking at this node's shards failed")
 
+    def _pause_seconds(self) -> float:
+        """Return how long nothing is to be done, if nothing happens."""
+        retry, now = self._settings.now.shard_retry_seconds, asyncio.get_running_loop().time()
+        tried = [slot.tried_at for slot in self._slots if slot.own is None and not slot.is_busy]
+        return min([retry, *(max(0.0, at + retry - now) for at in tried)])
+
     async def _turn(self) -> None:
-        asked, self._reload = self._reload, False
-        if asked:
+        orders = list(self._orders)
+        if orders:
             await self._take_sections()
+        # What is open before the rows are read has one, unless it was removed.
+        opened = [(slot, slot.own) for slot in self._slots if slot.own is not None]
         await self._read_known()
-        for slot in self._slots:
-            if slot.own is not None and (cause := await self._why_given_up(slot.own)):
+        for slot, own in opened:
+            if own.uid not in self._known.ids:
+                slot.removed = own.uid
+            if cause := await self._why_given_up(own):
                 await self._give_up(slot, ShardIdentityError(f"{slot.path} was given up: {cause}"))
-        await self._open_closed(may_create=asked)
+        await self._open_closed(may_create=bool(orders), named=orders, at_once=bool(orders))
+        # Not before: one that Postgres' failure cut short is given again.
+        del self._orders[: len(orders)]
 
     async def _why_given_up(self, own: OwnShard) -> str:
+        if own.uid not in self._known.ids:
+            return "it was removed from the cluster"
         if own.uid in self._known.replaced:
             return "another disk is to take its place"
         if own.silent_seconds < self._settings.now.shard_give_up_seconds:
@@ -208,15 +231,24 @@ class OwnShards:
         async with self._connect() as connection:
             self._known = await nodes.shards_of_node(connection, self._owner.node)
 
-    async def _open_closed(self, *, may_create: bool) -> None:
-        """Begin to open what is not open, and wait for it as long as a disk that works may take."""
-        closed = [slot for slot in self._slots if slot.own is None and not slot.is_busy]
-        await asyncio.gather(*map(self._measure, closed))
+    async def _open_closed(self, *, may_create: bool, named: Sequence[Path | None], at_once: bool) -> None:
+        """Begin to open what is not open, and wait for it as long as a disk that works may take.
+
+        Unless it is to be done ``at_once``, each has its time: nothing that happens elsewhere shortens it. Where a
+        shard was replaced or removed, its empty mount point looks like the next disk: one is made there only when
+        the path is ``named``.
+        """
         clock = asyncio.get_running_loop().time
+        last = float("inf") if at_once else clock() - self._settings.now.shard_retry_seconds
+        closed = [slot for slot in self._slots if slot.own is None and not slot.is_busy and slot.tried_at <= last]
+        await asyncio.gather(*map(self._measure, closed))
         deadline = clock() + OPEN_WAIT_SECONDS
         for slot in closed:
+            slot.tried_at = clock()
             # One by one, so that a new node's shards are numbered as its file lists them.
-            slot.attempt = asyncio.create_task(self._attempt(slot, may_create=may_create))
+            is_vacated = slot.removed is not None or str(slot.path) in self._known.vacated
+            creates = slot.path in named if is_vacated else may_create
+            slot.attempt = asyncio.create_task(self._attempt(slot, may_create=creates))
             await asyncio.wait((slot.attempt,), timeout=max(deadline - clock(), OPEN_WAIT_SECONDS_MIN))
             if slot.is_busy:
                 slot.error = ShardIdentityError(f"{slot.path}: the disk does not answer")
@@ -242,6 +274,10 @@ class OwnShards:
         try:
             await self._open(slot, may_create=may_create)
             slot.error = None
+        except CatalogueUnavailable as error:
+            slot.uid, slot.error = None, error
+            log.warning("a shard was not opened", extra={"facts": {"path": str(slot.path), "cause": str(error)}})
+            return
         except Exception as error:
             slot.uid, slot.error = None, error
         self._tell(slot)
@@ -252,29 +288,39 @@ class OwnShards:
             raise ShardIdentityError(f"{slot.path}: a call still hangs in the disk")
         described = await apart(identify, slot.path, self._owner.cluster_id, self._known, may_create=may_create)
         uid = described.shard_uid
+        if uid == slot.removed and not may_create:
+            raise ShardIdentityError(f"{slot.path} is shard {uid}, which was removed from the cluster")
         twin = next((other for other in self._slots if other is not slot and other.uid == uid), None)
         if twin is not None:
             raise ShardTwice(f"{slot.path} and {twin.path} are the same shard {uid}: one is a copy")
         slot.uid = uid
-        owner = self._owner
-        async with self._connect() as connection:
-            shard = await nodes.claim_shard(
-                connection,
-                uid=uid,
-                node=owner.node,
-                path=str(slot.path),
-                weight=slot.section.weight,
-                incarnation=owner.incarnation,
-                share_bytes=self._share_bytes(slot),
-            )
+        shard = await self._claim(slot, uid)
         try:
             slot.own = await open_own_shard(shard, slot.section, described)
         except BaseException:
             await self._release(shard)
             raise
+        slot.removed = None
         self.opened[shard] = slot.own
         self.shards[shard] = self._by_uid[uid] = slot.own.shard
         self.on_change()
+
+    async def _claim(self, slot: Slot, uid: UUID) -> ShardId:
+        """Become a shard's owner. Raises ``NameTaken``, ``Fenced``, ``CatalogueUnavailable``."""
+        try:
+            async with self._connect() as connection:
+                return await nodes.claim_shard(
+                    connection,
+                    uid=uid,
+                    node=self._owner.node,
+                    path=str(slot.path),
+                    weight=slot.section.weight,
+                    incarnation=self._owner.incarnation,
+                    share_bytes=self._share_bytes(slot),
+                )
+        except (*BROKEN, asyncpg.PostgresError) as error:
+            # A timeout is an OSError too, and says nothing of the disk.
+            raise CatalogueUnavailable(f"{slot.path} was not claimed: {describe(error)}") from error
 
     async def _give_up(self, slot: Slot, cause: Exception) -> None:
         """Close the shard at ``slot`` and be its owner no more."""
@@ -310,6 +356,11 @@ class OwnShards:
         slot.told = cause
 
     def _advice(self, slot: Slot) -> str:
+        if slot.removed is not None:
+            return (
+                f"take it out of the node's file, then `holdfast node reload {self._owner.node}`; or let an empty disk "
+                f"take its place: `holdfast node reload {self._owner.node} --shard {slot.path}`"
+            )
         uid = self._known.at_path.get(str(slot.path))
         if uid is None:
             return "correct the path or the directory; it is tried again by itself"

@@ -68,6 +68,8 @@ class KnownShards:
     ids: Mapping[UUID, ShardId]
     at_path: Mapping[str, UUID]
     replaced: Set[UUID]
+    vacated: Set[str] = frozenset()
+    """The paths of those."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,34 +104,19 @@ REGISTER = """
     RETURNING id
 """
 SHARDS_OF_NODE = "SELECT id, uid, path, replaced FROM shards WHERE node_id = $1"
-IS_REGISTERED = "SELECT EXISTS (SELECT 1 FROM nodes WHERE id = $1 AND incarnation = $2)"
-# One process claims a shard at one path alone, however many of its directories say that they are this shard.
-# A weight that nobody gave is found once, from its capacity.
-CLAIM_SHARD = """
-    INSERT INTO shards AS s (uid, node_id, path, weight, owner, share_bytes)
-    SELECT $1, n.id, $3, coalesce($4::double precision, capacity_weight($6)), n.incarnation, $6
-      FROM nodes n WHERE n.id = $2 AND n.incarnation = $5
-    ON CONFLICT (uid) DO UPDATE
-       SET node_id = excluded.node_id, path = excluded.path, owner = excluded.owner,
-           share_bytes = coalesce(excluded.share_bytes, s.share_bytes),
-           weight = CASE WHEN s.weight_set OR $4 IS NULL THEN s.weight ELSE excluded.weight END
-     WHERE CASE WHEN s.node_id = excluded.node_id THEN s.owner IS DISTINCT FROM excluded.owner OR s.path = excluded.path
-                ELSE NOT EXISTS (SELECT 1 FROM nodes o
-                                  WHERE o.id = s.node_id AND o.incarnation = s.owner AND node_is_up(o))
-           END
-    RETURNING id
-"""
-# One new shard after another: each is weighed against those before it.
-WEIGHING = "SELECT pg_advisory_xact_lock(3, 1)"
+CLAIM_SHARD = "SELECT shard, outcome FROM claim_shard($1, $2, $3, $4, $5, $6)"
 RELEASE_SHARD = "UPDATE shards SET owner = NULL WHERE id = $1 AND owner = $2"
 HEARTBEAT = """
     UPDATE nodes SET heartbeat_at = clock_timestamp() WHERE id = $1 AND incarnation = $2 RETURNING id
 """
 # A shard that this node just now gave up has no owner: that is nobody's claim.
 TAKEN = "SELECT EXISTS (SELECT 1 FROM shards WHERE id = ANY ($1::smallint[]) AND owner <> $2)"
+# One that was removed meanwhile keeps no other from being reported.
 REPORT_SPACE = """
     INSERT INTO shard_space (shard_id, capacity_bytes, free_bytes, writable, reason)
-    SELECT * FROM unnest($1::smallint[], $2::bigint[], $3::bigint[], $4::boolean[], $5::text[])
+    SELECT r.* FROM unnest($1::smallint[], $2::bigint[], $3::bigint[], $4::boolean[], $5::text[])
+                    AS r (shard_id, capacity_bytes, free_bytes, writable, reason)
+      JOIN shards s ON s.id = r.shard_id
     ON CONFLICT (shard_id) DO UPDATE
        SET capacity_bytes = excluded.capacity_bytes, free_bytes = excluded.free_bytes,
            writable = excluded.writable, reason = excluded.reason, reported_at = now()
@@ -143,9 +130,9 @@ REPORT_ABSENT = """
     ON CONFLICT (shard_id) DO UPDATE
        SET capacity_bytes = 0, free_bytes = 0, writable = false, reason = excluded.reason, reported_at = now()
 """
-# As the trigger on shards says it; what a first heartbeat reports has no trigger.
+# As the triggers on shards say it; what a heartbeat reports has none.
 ANNOUNCE = "SELECT pg_notify('holdfast', 'shards')"
-ASK_RELOAD = "SELECT pg_notify('holdfast', 'reload ' || $1)"
+ASK_RELOAD = "SELECT pg_notify('holdfast', concat_ws(' ', 'reload', $1::text, $2::text))"
 LEAVE = """
     WITH leaving AS (UPDATE nodes SET leaving = $2 WHERE id = $1 AND incarnation = $2 RETURNING id)
     SELECT pg_notify('holdfast', 'nodes') FROM leaving
@@ -199,6 +186,7 @@ async def shards_of_node(connection: asyncpg.Connection, node: NodeId) -> KnownS
         {row["uid"]: ShardId(row["id"]) for row in rows},
         {row["path"]: row["uid"] for row in rows if not row["replaced"]},
         {row["uid"] for row in rows if row["replaced"]},
+        {row["path"] for row in rows if row["replaced"]} - {row["path"] for row in rows if not row["replaced"]},
     )
 
 
@@ -218,12 +206,10 @@ async def claim_shard(
     one. Raises ``NameTaken`` while another living node, or this one at another path, owns it, and
     ``Fenced`` when this process is no longer the node it registered as.
     """
-    async with connection.transaction():
-        await connection.execute(WEIGHING)
-        shard = await connection.fetchval(CLAIM_SHARD, uid, node, path, weight, incarnation, share_bytes)
-    if shard is not None:
-        return ShardId(shard)
-    if not await connection.fetchval(IS_REGISTERED, node, incarnation):
+    row: Any = await connection.fetchrow(CLAIM_SHARD, uid, node, path, weight, incarnation, share_bytes)
+    if row["outcome"] == "claimed":
+        return ShardId(row["shard"])
+    if row["outcome"] == "fenced":
         raise Fenced(f"another process registered as node {node}")
     raise NameTaken(f"{path}: shard {uid} is in use elsewhere: is this disk a clone, or mounted twice?")
 
@@ -272,9 +258,12 @@ async def leave(connection: asyncpg.Connection, node: NodeId, incarnation: UUID)
     await connection.execute(LEAVE, node, incarnation)
 
 
-async def ask_reload(connection: asyncpg.Connection, node: str) -> None:
-    """Have a node read the list of shards in its file anew, if it runs."""
-    await connection.execute(ASK_RELOAD, node)
+async def ask_reload(connection: asyncpg.Connection, node: str, path: str | None = None) -> None:
+    """Have a node read the list of shards in its file anew, if it runs.
+
+    An empty directory at ``path`` becomes a shard, whatever was known there.
+    """
+    await connection.execute(ASK_RELOAD, node, path)
 
 
 async def stop(connection: asyncpg.Connection, node: NodeId, incarnation: UUID) -> None:

@@ -19,7 +19,7 @@ import asyncpg
 
 from repo_node.config import DatabaseSection
 from repo_node.db.errors import CatalogueError, CatalogueUnavailable, NoSchema, OutcomeUnknown
-from repo_node.db.servers import BROKEN, Servers, describe, drop
+from repo_node.db.servers import BROKEN, SESSION, Servers, describe, drop
 
 T = TypeVar("T")
 
@@ -230,10 +230,7 @@ async def open_database(config: DatabaseSection, observer: QueryObserver) -> Asy
         reset=keep_session,
         server_settings={
             "application_name": "holdfast",
-            "idle_in_transaction_session_timeout": "15000",
-            # A statement that missed its deadline must not wait for a lock on, and its repeats behind it, until
-            # Postgres has no connection left: the server looks every second whether we are still there.
-            "client_connection_check_interval": "1000",
+            **SESSION,
             "jit": "off",
             # The functions of schema.sql want a fresh snapshot in each statement, whatever the database's default.
             "default_transaction_isolation": "read committed",

@@ -38,6 +38,15 @@ BROKEN = (
 )
 """Failures of the server or of the way to it, not of the statement."""
 
+SESSION = {
+    # A process that is frozen within a transaction must not keep its locks.
+    "idle_in_transaction_session_timeout": "15000",
+    # A statement that missed its deadline must not wait for a lock on, and its repeats behind it, until
+    # Postgres has no connection left: the server looks every second whether we are still there.
+    "client_connection_check_interval": "1000",
+}
+"""Settings of every connection that writes."""
+
 HEAD_START_SHARE = 0.1
 """Of the time a connection may take: so long the server of before is asked alone, and others are waited for."""
 

@@ -181,6 +181,6 @@ async def remove_node(database: Database, node: str, *, principal: str, request_
     return str(row["outcome"])
 
 
-async def ask_reload(database: Database, node: str) -> None:
-    """Have a node read the list of shards in its file anew, if it runs."""
-    await database.write(RELOAD, node)
+async def ask_reload(database: Database, node: str, path: str | None = None) -> None:
+    """See ``nodes.ask_reload``."""
+    await database.write(RELOAD, node, path)

@@ -51,8 +51,9 @@ def state_of(cluster: Cluster, shard: int) -> str:
     return str(rows[0][0]) if rows else "removed"
 
 
-def direct(cluster: Cluster, method: str, path: str) -> tuple[int, Any]:
-    code, body = curl("-X", method, f"{cluster.live.url}/artifactory/api/holdfast/{path}")
+def direct(cluster: Cluster, method: str, path: str, document: Any = None) -> tuple[int, Any]:
+    body_of = () if document is None else ("-d", json.dumps(document))
+    code, body = curl("-X", method, *body_of, f"{cluster.live.url}/artifactory/api/holdfast/{path}")
     return code, json.loads(body)
 
 
@@ -193,7 +194,7 @@ async def test_dead_disk_is_replaced_by_an_empty_one(three: Cluster) -> None:
         assert not row["up"] and "is its disk mounted?" in row["trouble"]
         assert direct(three, "POST", f"shards/{old}/replace") == (200, {"shard": old, "outcome": "done"})
         assert not any(disk.iterdir()), "an empty directory is no shard by itself"
-        assert direct(three, "POST", f"nodes/{node.id}/reload")[0] == 202
+        assert direct(three, "POST", f"nodes/{node.id}/reload", {"shard": str(disk)})[0] == 202
         at_path = "SELECT count(*) FROM shards WHERE path = $1 AND NOT replaced"
         await until(lambda: number(three, at_path, str(disk)) == 1, "the node to take the new disk", 30)
         new = shard_at(three, disk)

@@ -171,6 +171,18 @@ async def test_primary_that_leaves_hands_over_at_once(a: Contender, b: Contender
     assert await a.turn() is None
 
 
+async def test_lease_that_could_not_be_given_back_is_in_the_next_turn(
+    a: Contender, b: Contender, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert await a.turn() == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(a, "dsn", "postgresql://127.0.0.1:1/nowhere")
+        await a.leadership.leave()
+    assert await a.turn() is None
+    assert await b.turn() == 2
+    assert await a.turn() is None
+
+
 async def test_waiting_node_hears_of_a_lease_given_back(a: Contender, connection: asyncpg.Connection) -> None:
     # Renewals so rare that none of them can be what notices.
     rare = Settings.model_construct(**{**Settings().model_dump(), "lease_seconds": 7200, "lease_renew_seconds": 3600})

@@ -6,14 +6,18 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 
+from repo_node.cluster import own_shards
+from repo_node.cluster.membership import connect
 from repo_node.config import NodeConfig
-from sharding.identity import ShardIdentityError
+from sharding.identity import ShardIdentity, ShardIdentityError
 from tests.repo_node.nodes import (
     RunningCluster,
     RunningNode,
@@ -42,6 +46,24 @@ def config(ready_dsn: str, directory: Path) -> NodeConfig:
     return configure(ready_dsn, directory, shards=3)
 
 
+def quicken(cluster: RunningCluster) -> None:
+    """Let ``QUICK`` hold, also for what is being waited for already."""
+    cluster.set(QUICK)
+    cluster.sql("SELECT pg_notify('holdfast', 'shards')")
+
+
+def await_beat(cluster: RunningCluster) -> None:
+    """Let the first node look at its shards, and return when it has reported them since."""
+    now = cluster.sql("SELECT pg_notify('holdfast', 'shards'), clock_timestamp() AS now")[0]["now"]
+    wait_until(lambda: cluster.sql("SELECT heartbeat_at FROM nodes WHERE id = 'node-1'")[0][0] > now)
+
+
+def order(cluster: RunningCluster, path: Path | None = None) -> None:
+    """Have the first node read its file again, and make ``path`` a shard."""
+    answer = cluster.admin.post_json(f"{BASE}/nodes/node-1/reload", {"shard": str(path)} if path else {})
+    assert (answer.status, answer.json()["outcome"]) == (202, "asked")
+
+
 def has_open(count: int) -> Callable[[RunningNode], bool]:
     return lambda one: one.node.is_ready() and len(one.node.view().writable) == count
 
@@ -57,6 +79,17 @@ def shard_at(cluster: RunningCluster, path: Path) -> int:
 def is_available(cluster: RunningCluster, shard: int) -> bool:
     row = rows(cluster).get(shard)
     return bool(row and row["available"] and shard in cluster.first.node.view().writable)
+
+
+@contextmanager
+def holding(cluster: RunningCluster, statement: str) -> Iterator[None]:
+    """Hold what ``statement`` locks for the length of the block."""
+    connection = cluster.on_loop(asyncpg.connect(cluster.dsn, timeout=10))
+    try:
+        cluster.on_loop(connection.execute(statement))
+        yield
+    finally:
+        cluster.on_loop(connection.close())
 
 
 def spoil(disk: Path, how: str) -> None:
@@ -130,7 +163,7 @@ def test_bad_disk_is_lost_in_its_time_and_returns_in_doubt(config: NodeConfig) -
 def test_directory_that_vanishes_under_a_running_node_is_given_up_and_used_again(config: NodeConfig) -> None:
     gone, path = config.shards[1].path, new_path()
     with run_nodes([config]) as cluster:
-        cluster.set(QUICK)
+        quicken(cluster)
         shard = shard_at(cluster, gone)
         gone.rename(gone.with_name("aside"))
         wait_until(lambda: not rows(cluster)[shard]["available"])
@@ -159,12 +192,29 @@ def test_replaced_disk_is_let_go_and_an_empty_one_taken_over_when_told(config: N
         wait_until(lambda: cluster.first.node._topology._opened.keys() == {1, 2, 3} - {old})
         assert cluster.admin.put(new_path(), random_bytes(100)).status == 201
         assert not any(disk.iterdir()), "an empty mount point was filled before anybody said so"
-        answer = cluster.admin.post_json(f"{BASE}/nodes/node-1/reload", {})
-        assert (answer.status, answer.json()["outcome"]) == (202, "asked")
+        order(cluster)
+        wait_until(lambda: not cluster.first.node._membership._own._orders)
+        assert not any(disk.iterdir()), "it was not named"
+        for wrong in ({"shard": "relative"}, {"shard": 1}, {"path": "/"}):
+            assert errors_of(cluster.admin.post_json(f"{BASE}/nodes/node-1/reload", wrong))[0] == 400
+        order(cluster, disk)
         wait_until(lambda: len(rows(cluster)) == 4 and is_available(cluster, shard_at(cluster, disk)))
         assert shard_at(cluster, disk) != old
         removed = cluster.admin.request("DELETE", f"{BASE}/shards/{old}")
         assert removed.status in (200, 202), removed.body
+
+
+def test_replaced_disks_empty_mount_point_is_not_filled_at_the_start(config: NodeConfig) -> None:
+    disk = config.shards[2].path
+    with run_nodes([config]) as cluster:
+        old = shard_at(cluster, disk)
+        assert cluster.admin.post_json(f"{BASE}/shards/{old}/replace", {}).status == 200
+    disk.rename(disk.with_name("mount point"))
+    disk.mkdir()
+    with run_nodes([config], has_open(2)) as cluster:
+        assert not any(disk.iterdir())
+        order(cluster, disk)
+        wait_until(lambda: len(rows(cluster)) == 4 and is_available(cluster, shard_at(cluster, disk)))
 
 
 def test_added_and_removed_shards_take_effect_when_the_file_is_read_again(config: NodeConfig) -> None:
@@ -210,3 +260,85 @@ def test_shards_on_one_file_system_share_its_capacity_and_weigh_the_same(config:
         capacity = os.statvfs(config.shards[0].path)
         share = capacity.f_blocks * capacity.f_frsize // 3
         assert [row["share_bytes"] for row in found] == [share] * 3
+
+
+def test_node_goes_on_without_a_shard_that_was_removed_while_it_was_frozen(config: NodeConfig) -> None:
+    with run_nodes([config]) as cluster:
+        quicken(cluster)
+        disk = config.shards[0].path
+        shard = shard_at(cluster, disk)
+        cluster.sql("UPDATE shards SET state = 'lost', owner = NULL WHERE id = $1", shard)
+        assert cluster.sql("SELECT remove_shard($1, 'test', '')", shard)[0][0] == "removed"
+        wait_until(lambda: shard not in cluster.first.node._topology._opened)
+        wait_until(lambda: cluster.first.metric("holdfast_shard_refused_state", directory=str(disk)))
+        assert cluster.admin.put(new_path(), random_bytes(100)).status == 201
+        assert cluster.first.is_ready() and not cluster.first.beating.done()
+        for _ in range(3):
+            await_beat(cluster)
+        assert len(rows(cluster)) == 2, "it did not come back by itself"
+
+
+def test_claim_that_postgres_does_not_answer_is_not_said_of_the_disk(
+    config: NodeConfig, caplog: pytest.LogCaptureFixture
+) -> None:
+    quick = config.database.model_copy(update={"statement_timeout_seconds": 0.5})
+    with run_nodes([config.model_copy(update={"database": quick})]) as cluster:
+        cluster.set(QUICK)
+        more = config.shards[0].path.with_name("shard-4")
+        cluster.first.sections = (*config.shards, config.shards[0].model_copy(update={"path": more}))
+        with holding(cluster, "SELECT pg_advisory_lock(3, 1)"):
+            assert cluster.admin.post_json(f"{BASE}/nodes/node-1/reload", {}).status == 202
+            wait_until(lambda: any("was not opened" in record.message for record in caplog.records))
+        assert not [record for record in caplog.records if "cannot be used" in record.message]
+        wait_until(lambda: len(rows(cluster)) == 4 and is_available(cluster, shard_at(cluster, more)))
+
+
+def test_notices_do_not_shorten_the_time_of_a_disk_that_cannot_be_opened(
+    config: NodeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts: list[Path] = []
+
+    def refuse(path: Path, *args: object, **kwargs: object) -> ShardIdentity:
+        attempts.append(path)
+        raise ShardIdentityError(f"{path} is refused")
+
+    bad = config.shards[0].path
+    with run_nodes([config]) as cluster:
+        monkeypatch.setattr(own_shards, "identify", refuse)
+        bad.rename(bad.with_name("aside"))
+        quicken(cluster)
+        wait_until(lambda: attempts)
+        cluster.set({"shard_retry_seconds": 3600})
+        before = len(attempts)
+        for _ in range(5):
+            await_beat(cluster)
+        assert len(attempts) <= before + 1, "one may have been under way"
+        assert cluster.admin.post_json(f"{BASE}/nodes/node-1/reload", {}).status == 202
+        wait_until(lambda: len(attempts) > before)
+
+
+def test_shard_that_is_opened_again_is_used_by_the_others_at_once(ready_dsn: str, directory: Path) -> None:
+    configs = [configure(ready_dsn, directory, name=f"node-{n}", zone=f"zone-{n}", shards=2) for n in (1, 2)]
+    with run_nodes(configs) as cluster:
+        quicken(cluster)
+        disk, other = configs[0].shards[1].path, cluster.nodes[1]
+        shard = shard_at(cluster, disk)
+        disk.rename(disk.with_name("aside"))
+        wait_until(lambda: shard not in other.node.view().readable)
+        # So rare that no heartbeat of its own can be what tells the other.
+        cluster.set({"node_down_seconds": 600, "heartbeat_seconds": 60})
+        wait_until(lambda: shard not in cluster.first.node._topology._opened)
+        disk.with_name("aside").rename(disk)
+        wait_until(lambda: shard in other.node.view().writable)
+
+
+def test_connections_of_a_node_keep_no_locks_while_it_is_frozen(one: RunningCluster) -> None:
+    async def show() -> dict[str, str]:
+        async with connect(one.first.node.database.servers, one.first.config) as connection:
+            names = ("idle_in_transaction_session_timeout", "client_connection_check_interval")
+            return {name: await connection.fetchval(f"SHOW {name}") for name in names}
+
+    assert one.on_loop(show()) == {
+        "idle_in_transaction_session_timeout": "15s",
+        "client_connection_check_interval": "1s",
+    }

@@ -73,6 +73,19 @@ async def test_read_only_disk_refuses_writes_and_still_serves(small_disk: Path) 
         assert bytes(await shard.read(name, size=4, offset=0, length=4)) == b"data"
 
 
+async def test_disk_that_is_read_only_at_the_start_still_serves(small_disk: Path) -> None:
+    name = make_name(b"data")
+    async with open_at(small_disk / "shard") as shard:
+        await shard.put(name, b"data")
+    (small_disk / "shard/tmp/left").touch()
+    disks.remount_read_only(small_disk)
+    async with open_at(small_disk / "shard") as shard:
+        assert bytes(await shard.read(name, size=4, offset=0, length=4)) == b"data"
+        assert (await shard.space()).read_only
+        with pytest.raises(ShardRefused):
+            await shard.put(make_name(b"more"), b"more")
+
+
 async def test_dead_disk_is_unavailable_and_accuses_no_replica(mortal_disk: Path) -> None:
     async with open_at(mortal_disk / "shard") as shard:
         name = make_name(b"data")

@@ -12,6 +12,47 @@ RETURNS double precision LANGUAGE sql STABLE AS $$
       FROM shards s WHERE s.share_bytes > 0 AND s.state <> 'lost'
 $$;
 
+CREATE FUNCTION claim_shard(
+    p_uid uuid, p_node text, p_path text, p_weight double precision, p_incarnation uuid, p_share_bytes bigint
+)
+RETURNS TABLE (shard smallint, outcome text) LANGUAGE plpgsql AS $$
+BEGIN
+    IF NOT EXISTS (SELECT 1 FROM shards s WHERE s.uid = p_uid) THEN
+        PERFORM pg_advisory_xact_lock(3, 1);
+        INSERT INTO shards (uid, node_id, path, weight, owner, share_bytes)
+        SELECT p_uid, n.id, p_path, coalesce(p_weight, capacity_weight(p_share_bytes)), p_incarnation, p_share_bytes
+          FROM nodes n WHERE n.id = p_node AND n.incarnation = p_incarnation
+           AND NOT EXISTS (SELECT 1 FROM shards s WHERE s.uid = p_uid);
+    END IF;
+    RETURN QUERY
+    UPDATE shards s
+       SET node_id = n.id, path = p_path, owner = n.incarnation, share_bytes = coalesce(p_share_bytes, s.share_bytes),
+           weight = CASE WHEN s.weight_set OR p_weight IS NULL THEN s.weight ELSE p_weight END
+      FROM nodes n
+     WHERE s.uid = p_uid AND n.id = p_node AND n.incarnation = p_incarnation
+       AND CASE WHEN s.node_id = n.id THEN s.owner IS DISTINCT FROM n.incarnation OR s.path = p_path
+                ELSE NOT EXISTS (SELECT 1 FROM nodes o
+                                  WHERE o.id = s.node_id AND o.incarnation = s.owner AND node_is_up(o))
+           END
+    RETURNING s.id, 'claimed';
+    IF NOT FOUND THEN
+        RETURN QUERY
+        SELECT NULL::smallint, CASE WHEN EXISTS (SELECT 1 FROM nodes n
+                                                  WHERE n.id = p_node AND n.incarnation = p_incarnation)
+                                    THEN 'in_use' ELSE 'fenced' END;
+    END IF;
+END
+$$;
+
+-- A claim or release is not announced any more: what a node has open, it announces when it has reported it.
+DROP TRIGGER shards_announced ON shards;
+CREATE TRIGGER shards_announced AFTER INSERT OR DELETE ON shards
+    FOR EACH STATEMENT EXECUTE FUNCTION announce_change();
+CREATE TRIGGER shards_change_announced AFTER UPDATE ON shards
+    FOR EACH ROW WHEN ((old.node_id, old.path, old.weight, old.state, old.replaced)
+                       IS DISTINCT FROM (new.node_id, new.path, new.weight, new.state, new.replaced))
+    EXECUTE FUNCTION announce_change();
+
 -- The last copies on a shard that never comes back can be given up, by their number.
 ALTER TABLE shard_walks ADD COLUMN last_copies bigint NOT NULL DEFAULT 0;
 ALTER TABLE shard_walks ADD COLUMN give_up bigint NOT NULL DEFAULT 0;

@@ -88,7 +88,7 @@ def test_drain_waits_until_nothing_is_left(holdfast: Holdfast, node: FakeNode) -
         (("readonly", "3"), "3/readonly", "done", "takes no new copies"),
         (("activate", "3"), "3/activate", "done", "is in use"),
         (("activate", "3"), "3/activate", "returning", "coming back"),
-        (("replace", "3", "--yes"), "3/replace", "done", "Mount an empty disk"),
+        (("replace", "3", "--yes"), "3/replace", "done", "`holdfast node reload node-1 --shard /srv/3`"),
     ],
 )
 def test_shard_is_changed(
@@ -135,6 +135,7 @@ def test_remove_of_a_lost_shard_waits_until_it_is_gone_or_needed(holdfast: Holdf
     list_of(node, [row(walk=walk)], [row(walk=walk | {"passes": 1})], [row(4)])
     result = holdfast("shard", "remove", "3", "-y")
     assert result.exit_code == 0 and "Shard 3 is removed." in result.stdout
+    assert "Take /srv/3 out of the file of node-1" in result.stdout
     accept(node, "DELETE", "3", "forgetting", 202)
     list_of(node, [row(walk=walk | {"passes": 2, "kept_back": 5})])
     result = holdfast("shard", "remove", "3", "-y")
@@ -173,6 +174,8 @@ def test_node_is_told_to_read_its_file_again(holdfast: Holdfast, node: FakeNode)
     node.json_answers["POST", "/api/holdfast/nodes/node-1/reload"] = (202, {"node": "node-1", "outcome": "asked"})
     result = holdfast("node", "reload", "node-1")
     assert result.exit_code == 0 and "node-1 reads its list of shards again" in result.stdout
+    assert holdfast("node", "reload", "node-1", "--shard", "/srv/3").exit_code == 0
+    assert node.bodies[-2:] == [{}, {"shard": "/srv/3"}]
 
 
 def test_add_writes_a_section_that_can_be_loaded(nowhere: Holdfast, tmp_path: Path) -> None:

@@ -11,8 +11,8 @@ import pytest
 
 from repo_node import settings as typed
 from repo_node.db import artifacts, blobs, nodes, principals, repositories, settings, shards
-from sharding.model import NodeId
-from tests.repo_node.db.scene import REPOSITORY, Scene, only_row
+from sharding.model import NodeId, ShardId
+from tests.repo_node.db.scene import REPOSITORY, Scene
 
 
 class Announcements:
@@ -70,17 +70,29 @@ async def test_changes_of_what_is_kept_in_memory_are_announced(
     assert await announcements.take() == ["shards"]
 
 
-async def test_claim_of_a_shard_is_announced(
+async def test_new_shard_is_announced_and_who_owns_a_known_one_is_not(
     scene: Scene, connection: asyncpg.Connection, announcements: Announcements
 ) -> None:
-    row = await only_row(
-        connection,
-        "SELECT s.uid, n.incarnation FROM shards s JOIN nodes n ON n.id = s.node_id"
-        " WHERE n.id = 'n1' AND s.path = '/disk1'",
-    )
-    await nodes.claim_shard(
-        connection, uid=row["uid"], node=NodeId("n1"), path="/disk1", weight=1, incarnation=row["incarnation"]
-    )
+    incarnation = await connection.fetchval("SELECT incarnation FROM nodes WHERE id = 'n1'")
+
+    async def claim(path: str) -> ShardId:
+        return await nodes.claim_shard(
+            connection, uid=uid, node=NodeId("n1"), path=path, weight=None, incarnation=incarnation
+        )
+
+    uid = uuid4()
+    shard = await claim("/new")
+    assert await announcements.take() == ["shards"]
+    await nodes.release_shard(connection, shard, incarnation)
+    await claim("/new")
+    assert await announcements.take() == [], "a disk that cannot be opened is claimed and released for ever"
+    await nodes.release_shard(connection, shard, incarnation)
+    await claim("/elsewhere")
+    assert await announcements.take() == ["shards"]
+    for column, value in {"weight": "2", "state": "'lost'", "replaced": "true"}.items():
+        await connection.execute(f"UPDATE shards SET {column} = {value} WHERE id = {shard}")
+        assert await announcements.take() == ["shards"], column
+    await connection.execute(f"DELETE FROM shards WHERE id = {shard}")
     assert await announcements.take() == ["shards"]
 
 

@@ -307,6 +307,32 @@ async def test_claim_by_a_process_whose_name_was_taken_is_fenced(connection: asy
     await beat(connection, second, shard)
 
 
+async def test_only_new_shards_take_ids(connection: asyncpg.Connection) -> None:
+    """There are 32,767 of them, and a disk that cannot be opened is claimed again and again."""
+    first, uid = await register(connection), uuid4()
+    shard = await claim(connection, uid, first)
+    for _ in range(5):
+        assert await claim(connection, uid, first) == shard
+        with pytest.raises(NameTaken):
+            await claim(connection, uid, first, path="/clone")
+        with pytest.raises(Fenced):
+            await claim(connection, uuid4(), uuid4())
+    assert await claim(connection, uuid4(), first, path="/next") == shard + 1
+
+
+async def test_known_shard_is_claimed_while_another_one_is_being_made(
+    clean_dsn: str, connection: asyncpg.Connection
+) -> None:
+    incarnation, uid = await register(connection), uuid4()
+    shard = await claim(connection, uid, incarnation)
+    other = await asyncpg.connect(clean_dsn)
+    async with other.transaction():
+        await claim(other, uuid4(), incarnation, path="/new")
+        async with asyncio.timeout(10):
+            assert await claim(connection, uid, incarnation) == shard
+    await other.close()
+
+
 # ---------------------------------------------------------------- heartbeats
 
 
@@ -350,6 +376,15 @@ async def test_shard_that_its_node_does_not_have_open_is_silent_and_the_reason_t
     silent = "SELECT shard_id, silent_since FROM shard_space WHERE silent_since IS NOT NULL ORDER BY 1"
     assert [row["shard_id"] for row in await connection.fetch(silent)] == [two, three]
     assert await connection.fetchval("SELECT silent_since FROM shard_space WHERE shard_id = $1", two) == first
+
+
+async def test_removed_shard_does_not_keep_the_others_from_being_reported(connection: asyncpg.Connection) -> None:
+    incarnation = await register(connection)
+    one = await claim(connection, uuid4(), incarnation, path="/one")
+    two = await claim(connection, uuid4(), incarnation, path="/two")
+    await connection.execute("DELETE FROM shards WHERE id = $1", one)
+    await beat(connection, incarnation, one, two)
+    assert await table(connection, "SELECT shard_id, free_bytes FROM shard_space") == [(two, 40 * GB)]
 
 
 async def test_released_shard_may_be_claimed_by_another_node_and_fences_nobody(connection: asyncpg.Connection) -> None:
