@@ -7,7 +7,7 @@ import logging
 import os
 import resource
 from collections.abc import AsyncIterator, Coroutine, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import cache
 from typing import Any, TypeVar
 from uuid import UUID, uuid4
@@ -163,16 +163,7 @@ async def running_node(
         name = NodeId(config.node.id)
         cluster_id = await join(config, incarnation, database)
         owner = Owner(cluster_id, name, incarnation)
-        own = OwnShards(
-            owner,
-            config.shards,
-            lambda: connect(database.servers, config, "shards"),
-            settings,
-            metrics,
-            reread=reread,
-        )
-        stack.push_async_callback(own.close)
-        await own.open_all()
+        own = await open_shards(stack, config, owner, database, settings, metrics, reread)
         topology = await build_topology(stack, config, cluster_id, own.opened, metrics)
         store = ShardingProvider(
             lambda: topology.view,
@@ -248,6 +239,26 @@ async def join(config: NodeConfig, incarnation: UUID, database: Database) -> UUI
             schema_version=migrate.version_needed(),
         )
     return cluster.cluster_id
+
+
+async def open_shards(
+    stack: AsyncExitStack,
+    config: NodeConfig,
+    owner: Owner,
+    database: Database,
+    settings: LiveSettings,
+    metrics: Metrics,
+    reread: Reread | None,
+) -> OwnShards:
+    """Open the shards of this node that can be used; ``run`` of what is returned opens the others when they can be."""
+
+    def connected() -> AbstractAsyncContextManager[asyncpg.Connection]:
+        return connect(database.servers, config, "shards")
+
+    own = OwnShards(owner, config.shards, connected, settings, metrics, reread=reread)
+    stack.push_async_callback(own.close)
+    await own.open_all()
+    return own
 
 
 @asynccontextmanager
