@@ -542,6 +542,20 @@ BEGIN
 END
 $$;
 
+-- Nodes ask this in every statement that changes what clients see (HF006): one may not have heard of the switch yet.
+-- Whoever works on the database by hand does not.
+CREATE FUNCTION require_writable()
+RETURNS void LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    v_reason text;
+BEGIN
+    SELECT s.value #>> '{}' INTO v_reason FROM settings s WHERE s.key = 'read_only_reason';
+    IF v_reason <> '' THEN
+        RAISE EXCEPTION 'The cluster is read-only: %.', v_reason USING ERRCODE = 'HF006';
+    END IF;
+END
+$$;
+
 -- Every job that deletes asks this first.
 CREATE FUNCTION deletions_held()
 RETURNS boolean LANGUAGE sql STABLE AS $$

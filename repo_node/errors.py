@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass
 
 from repo_node.db.blobs import PathConflict
-from repo_node.db.errors import AbsenceInDoubt, CatalogueError, OutcomeUnknown
+from repo_node.db.errors import AbsenceInDoubt, CatalogueError, ChangesRefused, OutcomeUnknown
 from repo_node.db.repositories import RepositoryExists
 from repo_node.paths import BadPath
 from repo_node.settings import SettingError
@@ -106,6 +106,8 @@ def answer_for(error: Exception) -> Answer | None:
             return Answer(503, f"Not enough shards can be written now: {error}. Nothing was stored; retry.", True)
         case OutcomeUnknown():
             return Answer(503, "The database did not say whether this was done. It is safe to retry.", True)
+        case ChangesRefused():
+            return Answer(503, f"{error} It was done in part at most; repeat it later.", True)
         case CatalogueError():
             return Answer(503, "The database cannot be reached now; retry.", True)
         case BlobUnavailable():

@@ -102,7 +102,7 @@ MAKE_FOLDER = Statement(
          WHERE a.repo_id = $1 AND a.folder = coalesce(substring($2 FROM '^(.*)/[^/]*$'), '')
            AND a.name = substring($2 FROM '[^/]*$') AND a.blob_id IS NULL
     ), made AS MATERIALIZED (
-        SELECT ensure_folder($1, $2, $3) AS made
+        SELECT ensure_folder($1, $2, $3) AS made FROM require_writable()
     ), noted AS (
         INSERT INTO events (kind, repository, path, principal, request_id)
         SELECT 'folder', r.key, $2, $3, $4 FROM repositories r, made m
@@ -111,7 +111,7 @@ MAKE_FOLDER = Statement(
     SELECT m.made FROM made m
     """,
 )
-DELETE = Statement("item_delete", "SELECT gone, done FROM delete_step($1, $2, $3, $6, $4, $5)")
+DELETE = Statement("item_delete", "SELECT gone, done FROM require_writable(), delete_step($1, $2, $3, $6, $4, $5)")
 
 CHILDREN_PAGE = 5_000
 DELETE_PAGE = 5_000

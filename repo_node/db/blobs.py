@@ -58,7 +58,8 @@ COMMIT = Statement(
     "upload_commit",
     """
     SELECT outcome, created_at, existing_shards, existing_generations
-      FROM commit_upload($1, $2, $3, $4, $5, $6, $7::jsonb, $8, $9, $10, $11, $12, $13, $14, $15, $16,
+      FROM require_writable(),
+           commit_upload($1, $2, $3, $4, $5, $6, $7::jsonb, $8, $9, $10, $11, $12, $13, $14, $15, $16,
                          $17::smallint[], $18::uuid[], $19, $20::uuid[])
     """,
 )

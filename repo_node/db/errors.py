@@ -7,6 +7,7 @@
     │   ├── NoSchema             there are no tables: the database was emptied, or is another one
     │   └── AbsenceInDoubt       it answers that something is not there, and may be a server left behind
     ├── OutcomeUnknown           a write was sent and its answer never came: it may stand
+    ├── ChangesRefused           the cluster is read-only: the write was not done
     ├── SchemaTooOld             this database wants ``holdfast init-db`` first
     └── NotDurable               this Postgres may lose what it has acknowledged
 """
@@ -32,6 +33,10 @@ class AbsenceInDoubt(CatalogueUnavailable):
 
 class OutcomeUnknown(CatalogueError):
     """The connection broke, or the deadline passed, while Postgres was at work on a write."""
+
+
+class ChangesRefused(CatalogueError):
+    """The cluster is read-only, as the message says, whatever this node has heard of it."""
 
 
 class SchemaTooOld(CatalogueError):

@@ -70,7 +70,9 @@ ALLOWANCE = Statement(
 )
 HELD = Statement("deletions_held", "SELECT deletions_held() AS held")
 HOLD = Statement("hold_place", "SELECT place_hold('volume', $1, $2)")
-COLLECT = Statement("gc_collect", "SELECT * FROM gc_collect($1, $2, $3::bigint[], $4::timestamptz[], $5)")
+COLLECT = Statement(
+    "gc_collect", "SELECT g.* FROM require_writable(), gc_collect($1, $2, $3::bigint[], $4::timestamptz[], $5) g"
+)
 FEED = Statement("gc_feed", "SELECT * FROM gc_feed($1, $2, $3, $4)")
 
 

@@ -18,10 +18,13 @@ from typing import Any, Protocol, TypeVar
 import asyncpg
 
 from repo_node.config import DatabaseSection
-from repo_node.db.errors import CatalogueError, CatalogueUnavailable, NoSchema, OutcomeUnknown
+from repo_node.db.errors import CatalogueError, CatalogueUnavailable, ChangesRefused, NoSchema, OutcomeUnknown
 from repo_node.db.servers import BROKEN, SESSION, Servers, describe, drop
 
 T = TypeVar("T")
+
+READ_ONLY = "HF006"
+"""The SQLSTATE of ``require_writable``."""
 
 RETRIED = (
     asyncpg.SerializationError,
@@ -146,6 +149,11 @@ class Database:
                 except (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError) as error:
                     raise NoSchema(f"{statement.name}: {describe(error)}") from error
                 except CatalogueError:
+                    raise
+                except asyncpg.PostgresError as error:
+                    outcome = "error"
+                    if error.sqlstate == READ_ONLY:
+                        raise ChangesRefused(str(error)) from None
                     raise
                 except asyncio.CancelledError:
                     outcome = "error"

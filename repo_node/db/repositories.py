@@ -55,7 +55,9 @@ SWITCH_TRASH = Statement(
 DELETE = Statement("repository_delete", "DELETE FROM repositories WHERE id = $1 RETURNING id")
 LOCK = "SELECT id, pg_advisory_xact_lock(1, id) FROM repositories WHERE key = $1"
 # Every folder lies between these two: no segment is long enough to be above the second.
-EMPTY = Statement("repository_empty", "SELECT take_out($1, '', repeat(chr(1114111), 100), $2, $3) AS gone")
+EMPTY = Statement(
+    "repository_empty", "SELECT take_out($1, '', repeat(chr(1114111), 100), $2, $3) AS gone FROM require_writable()"
+)
 RECORD_DELETE = "INSERT INTO events (kind, repository, principal, request_id) VALUES ('repository_delete', $1, $2, $3)"
 
 

@@ -104,9 +104,10 @@ RESTORE = Statement(
                 WHERE a.repo_id = $2 AND a.folder = $3 AND a.name = $4 AND a.blob_id IS NOT NULL
                   AND a.created_at < a.updated_at AND t.trashed_at <= a.updated_at
            ) THEN 'already' ELSE restore_trash($1, $2, $3, $4, $5, $6, $7) END AS outcome
+      FROM require_writable()
     """,
 )
-EMPTY = Statement("trash_empty", "SELECT empty_trash($1::bigint[], 'released') AS gone")
+EMPTY = Statement("trash_empty", "SELECT empty_trash($1::bigint[], 'released') AS gone FROM require_writable()")
 RECORD_EMPTIED = Statement(
     "trash_emptied",
     """
@@ -122,7 +123,7 @@ EXPIRE = Statement(
                SELECT o.id FROM (SELECT t.id, t.trashed_at FROM trash t ORDER BY t.id LIMIT $4) AS o
                 WHERE o.trashed_at < clock_timestamp() - make_interval(secs => $3)
            ), 'expired') AS gone
-      FROM require_lease($1, $2) WHERE NOT deletions_held()
+      FROM require_writable(), require_lease($1, $2) WHERE NOT deletions_held()
     """,
 )
 

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
+from uuid import uuid4
 
 import asyncpg
 import pytest
 
 from repo_node.db import artifacts as artifact_rows
+from repo_node.db import garbage, repositories
+from repo_node.db import trash as trash_rows
+from repo_node.db.errors import ChangesRefused
+from repo_node.db.lease import Lease
+from repo_node.errors import answer_for
 from repo_node.paths import ArtifactPath
 from repo_node.read_only import PausedWhileReadOnly, ReadOnly, require_writable
 from repo_node.recent import RecentItems
@@ -247,3 +254,38 @@ async def test_trash_under_way_at_the_switch_stays(scene: Scene, connection: asy
     with pytest.raises(ReadOnly):
         await trash.restore(at, at, replace=False, principal="x", request_id="r")
     assert await table(connection, "SELECT count(*) FROM trash") == [(1,)]
+
+
+async def test_database_refuses_changes_of_a_node_that_has_not_heard_of_the_switch(
+    scene: Scene, connection: asyncpg.Connection
+) -> None:
+    await connection.execute("UPDATE repositories SET trash = true")
+    for path in ("gone", "here"):
+        await scene.upload(path, path.encode())
+    database, by = scene.database, {"principal": "x", "request_id": "r"}
+    await artifact_rows.delete(database, scene.repository, "", "gone", **by)
+    token = uuid4()
+    lease = Lease(await connection.fetchval("SELECT lease_acquire('x', $1, 0, 60)", token), token)
+    settings = LiveSettings()
+    trash, at = Trash(database, RecentItems(settings), settings), ArtifactPath("generic-local", "", "gone")
+    changes = {
+        "upload": lambda: scene.upload("new"),
+        "delete": lambda: artifact_rows.delete(database, scene.repository, "", "here", **by),
+        "folder": lambda: artifact_rows.make_folder(database, scene.repository, "f", **by),
+        "restore": lambda: trash.restore(at, at, replace=False, **by),
+        "empty": lambda: trash.empty(at, **by),
+        "expire": lambda: trash_rows.expire(database, lease, age_seconds=0, items_max=9),
+        "collect": lambda: database.write(garbage.COLLECT, lease.epoch, token, [], [], timedelta(0)),
+        "repository": lambda: repositories.delete(database, "generic-local", **by),
+    }
+    before = await table(connection, "SELECT count(*), max(id) FROM events")
+    await connection.execute("INSERT INTO settings VALUES ('read_only_reason', $1, now(), 'x')", f'"{REASON}"')
+    for what, change in changes.items():
+        with pytest.raises(ChangesRefused, match=f"The cluster is read-only: {REASON}") as refused:
+            await change()  # type: ignore[no-untyped-call]
+        answer = answer_for(refused.value)
+        assert answer is not None and (answer.status, answer.may_retry) == (503, True), what
+    assert await table(connection, "SELECT count(*), max(id) FROM events") == before
+    assert await table(connection, "SELECT name FROM artifacts") == [("here",)]
+    await connection.execute("UPDATE settings SET value = '\"\"'")
+    await changes["restore"]()  # type: ignore[no-untyped-call]
