@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec, TypeVar
 from uuid import UUID
 
 import asyncpg
 
-from repo_node.cluster.own_shard import FileSystem, OwnShard, file_system_of, identify, open_own_shard
+from repo_node.cluster.own_shard import FileSystem, OwnShard, apart, file_system_of, identify, open_own_shard
 from repo_node.config import ConfigError, ShardSection
 from repo_node.db import nodes
 from repo_node.db.errors import CatalogueUnavailable
@@ -25,8 +24,6 @@ from repo_node.db.nodes import KnownShards, NameTaken, SpaceReport
 from repo_node.db.servers import BROKEN, describe
 from repo_node.metrics import Metrics
 from repo_node.settings import LiveSettings
-from sharding import identity
-from sharding.disk import DiskExecutor
 from sharding.errors import ShardError
 from sharding.identity import ShardIdentityError
 from sharding.local import LocalShard
@@ -39,9 +36,6 @@ OPEN_WAIT_SECONDS, OPEN_WAIT_SECONDS_MIN = 20.0, 2.0
 """How long all disks of a node are waited for, and each at least. One that takes longer joins when it has answered."""
 
 SPACE_TIMEOUT_SECONDS = 2.0
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 Connect = Callable[[], AbstractAsyncContextManager[asyncpg.Connection]]
 Reread = Callable[[], Sequence[ShardSection]]
@@ -378,38 +372,3 @@ class OwnShards:
         self.shards.clear()
         self._by_uid.clear()
         await asyncio.gather(*(own.close() for own in opened), return_exceptions=True)
-
-
-async def refuse_foreign(paths: Iterable[Path], cluster_id: UUID) -> None:
-    """Raise ``ShardIdentityError`` when the shards at ``paths`` are another cluster's and none is of this one.
-
-    Nothing is written; a disk that cannot be looked at says nothing.
-    """
-    found = dict(zip(paths, await asyncio.gather(*map(cluster_at, paths)), strict=True))
-    if cluster_id in found.values():
-        return
-    for path, cluster in found.items():
-        if cluster is not None:
-            raise ShardIdentityError(
-                f"{path} belongs to the cluster {cluster}, this one is {cluster_id}: is it the right disk, and the "
-                "right database? A lost database is brought back by holdfast restore, not by init-db"
-            )
-
-
-async def cluster_at(path: Path) -> UUID | None:
-    """Return to which cluster the shard at ``path`` belongs, None where that cannot be told."""
-    try:
-        async with asyncio.timeout(OPEN_WAIT_SECONDS_MIN):
-            found = await apart(identity.inspect, path)
-    except (ShardIdentityError, OSError, TimeoutError):
-        return None
-    return None if found is None else found.cluster_id
-
-
-async def apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Return ``function(*args)`` from a thread of its own, which a disk that hangs may keep: nobody waits for it."""
-    executor = DiskExecutor(1, name=function.__name__)
-    try:
-        return await executor.run(function, *args, **kwargs)
-    finally:
-        executor.shutdown(wait=False)
