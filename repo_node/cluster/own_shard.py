@@ -91,11 +91,10 @@ class OwnShard:
             return "its file system is mounted read-only"
         return "" if self._space.free_bytes >= MIN_FREE_BYTES else "no room is left above its reserve"
 
-    async def close(self) -> bool:
-        """Close the shard; say whether its directory is free now, or a thread still hangs in it."""
+    async def close(self) -> None:
+        """Close the shard. Its directory is free once ``shard.is_given_up``: a thread may still hang in it."""
         if self._opened is not None:
             await self._opened.aclose()
-        return self.shard.is_given_up
 
 
 async def open_own_shard(shard: ShardId, section: ShardSection, expected: ShardIdentity) -> OwnShard:

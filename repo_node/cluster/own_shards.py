@@ -64,7 +64,6 @@ class Slot:
     def __init__(self, section: ShardSection) -> None:
         self.section = section
         self.own: OwnShard | None = None
-        self.left: OwnShard | None = None
         self.uid: UUID | None = None
         self.removed: UUID | None = None
         """The shard that was open here when its row was removed: none is made here unasked."""
@@ -105,6 +104,8 @@ class OwnShards:
         self._wake = asyncio.Event()
         self._orders: list[Path | None] = []
         self._by_uid: dict[UUID, LocalShard] = {}
+        self._left: dict[UUID, OwnShard] = {}
+        """Given up, and still claimed: a thread hangs in the disk, or Postgres did not hear of it yet."""
         self._known = KnownShards({}, {}, frozenset())
         self.opened: dict[ShardId, OwnShard] = {}
         self.shards: dict[ShardId, LocalShard] = {}
@@ -189,6 +190,7 @@ class OwnShards:
                 slot.removed = own.uid
             if cause := await self._why_given_up(own):
                 await self._give_up(slot, ShardIdentityError(f"{slot.path} was given up: {cause}"))
+        await self._release_left()
         await self._open_closed(may_create=bool(orders), named=orders, at_once=bool(orders))
         # Not before: one that Postgres' failure cut short is given again.
         del self._orders[: len(orders)]
@@ -277,11 +279,14 @@ class OwnShards:
         self._tell(slot)
 
     async def _open(self, slot: Slot, *, may_create: bool) -> None:
-        if slot.left is not None and not slot.left.shard.is_given_up:
-            # It stays claimed: who knows what that call does when it goes on.
-            raise ShardIdentityError(f"{slot.path}: a call still hangs in the disk")
+        # It stays claimed: who knows what that call does when it goes on.
+        hung = ShardIdentityError(f"{slot.path}: a call still hangs in the disk")
+        if any(own.shard.files.path == slot.path for own in self._left.values()):
+            raise hung
         described = await apart(identify, slot.path, self._owner.cluster_id, self._known, may_create=may_create)
         uid = described.shard_uid
+        if uid in self._left:
+            raise hung
         if uid == slot.removed and not may_create:
             raise ShardIdentityError(f"{slot.path} is shard {uid}, which was removed from the cluster")
         twin = next((other for other in self._slots if other is not slot and other.uid == uid), None)
@@ -320,20 +325,28 @@ class OwnShards:
         """Close the shard at ``slot`` and be its owner no more."""
         own, slot.own, slot.uid, slot.error = slot.own, None, None, cause
         assert own is not None
-        slot.left = own
+        self._left[own.uid] = own
         del self.opened[own.shard.id], self.shards[own.shard.id], self._by_uid[own.uid]
         self._tell(slot)
         self.on_change()
-        if await own.close():
-            await self._release(own.shard.id)
+        await own.close()
+        await self._release_left()
 
-    async def _release(self, shard: ShardId) -> None:
+    async def _release_left(self) -> None:
+        """Be the owner no more of what was given up and no thread hangs in."""
+        for uid, own in list(self._left.items()):
+            if own.shard.is_given_up and await self._release(own.shard.id):
+                del self._left[uid]
+
+    async def _release(self, shard: ShardId) -> bool:
         try:
             async with self.reporting, self._connect() as connection:
                 await nodes.release_shard(connection, shard, self._owner.incarnation)
+            return True
         except (CatalogueUnavailable, *BROKEN, asyncpg.PostgresError) as error:
             # It stays claimed by a node that does not have it open, until that one claims it again or ends.
             log.warning("a shard was not released", extra={"facts": {"shard": shard, "cause": describe(error)}})
+            return False
 
     def _tell(self, slot: Slot) -> None:
         """Say once what is wrong with a directory, and once that it is well again."""

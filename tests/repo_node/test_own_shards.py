@@ -6,8 +6,10 @@ import json
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,8 @@ from repo_node.cluster import own_shards
 from repo_node.cluster.membership import connect
 from repo_node.config import NodeConfig
 from sharding.identity import ShardIdentity, ShardIdentityError
+from sharding.local import LocalShard
+from sharding.model import ShardId
 from tests.repo_node.nodes import (
     RunningCluster,
     RunningNode,
@@ -272,10 +276,39 @@ def test_node_goes_on_without_a_shard_that_was_removed_while_it_was_frozen(confi
         wait_until(lambda: shard not in cluster.first.node._topology._opened)
         wait_until(lambda: cluster.first.metric("holdfast_shard_refused_state", directory=str(disk)))
         assert cluster.admin.put(new_path(), random_bytes(100)).status == 201
-        assert cluster.first.is_ready() and not cluster.first.beating.done()
+        wait_until(cluster.first.is_ready)
         for _ in range(3):
             await_beat(cluster)
         assert len(rows(cluster)) == 2, "it did not come back by itself"
+
+
+def test_disk_that_hung_when_it_was_given_up_is_released_when_it_goes_on(
+    config: NodeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalShard, "close", partialmethod(LocalShard.close, 0.1))
+    disk, goes_on = config.shards[0].path, threading.Event()
+
+    async def hang(shard: ShardId) -> None:
+        own = cluster.first.node._topology._opened[shard]
+        own.shard._executor.submit(goes_on.wait)
+
+    with run_nodes([config]) as cluster:
+        quicken(cluster)
+        shard = shard_at(cluster, disk)
+        owner = "SELECT owner FROM shards WHERE id = $1"
+        cluster.on_loop(hang(shard))
+        cluster.first.sections = config.shards[1:]
+        order(cluster)
+        wait_until(lambda: shard not in cluster.first.node._topology._opened)
+        cluster.first.sections = config.shards
+        order(cluster)
+        wait_until(lambda: "still hangs" in rows(cluster)[shard]["trouble"])
+        cluster.first.sections = config.shards[1:]
+        order(cluster)
+        wait_until(lambda: "does not have it open" in rows(cluster)[shard]["trouble"])
+        assert cluster.sql(owner, shard)[0]["owner"] is not None
+        goes_on.set()
+        wait_until(lambda: cluster.sql(owner, shard)[0]["owner"] is None)
 
 
 def test_claim_that_postgres_does_not_answer_is_not_said_of_the_disk(
