@@ -180,8 +180,8 @@ class OwnShards:
 
     async def _turn(self) -> None:
         orders = list(self._orders)
-        if orders:
-            await self._take_sections()
+        # A file that cannot be used is no order to make anything.
+        may_create = bool(orders) and await self._take_sections()
         # What is open before the rows are read has one, unless it was removed.
         opened = [(slot, slot.own) for slot in self._slots if slot.own is not None]
         await self._read_known()
@@ -191,7 +191,7 @@ class OwnShards:
             if cause := await self._why_given_up(own):
                 await self._give_up(slot, ShardIdentityError(f"{slot.path} was given up: {cause}"))
         await self._release_left()
-        await self._open_closed(may_create=bool(orders), named=orders, at_once=bool(orders))
+        await self._open_closed(may_create=may_create, named=orders if may_create else (), at_once=bool(orders))
         # Not before: one that Postgres' failure cut short is given again.
         del self._orders[: len(orders)]
 
@@ -206,13 +206,16 @@ class OwnShards:
         await own.report(SPACE_TIMEOUT_SECONDS)
         return own.trouble
 
-    async def _take_sections(self) -> None:
-        """Take up the directories that the node's file names now, and give up those it names no more."""
+    async def _take_sections(self) -> bool:
+        """Take up the directories that the node's file names now, and give up those it names no more.
+
+        False when the file cannot be used.
+        """
         try:
             sections = {section.path: section for section in await asyncio.to_thread(self._reread)}
         except ConfigError as error:
             log.error("the node's file cannot be used; its shards stay", extra={"facts": {"cause": str(error)}})
-            return
+            return False
         for slot in [slot for slot in self._slots if slot.path not in sections]:
             self._slots.remove(slot)
             await stop([slot.attempt] if slot.attempt else [])
@@ -222,6 +225,7 @@ class OwnShards:
         known = {slot.path for slot in self._slots}
         self._slots += [Slot(section) for path, section in sections.items() if path not in known]
         log.info("the list of shards was read again", extra={"facts": {"shards": [*map(str, sections)]}})
+        return True
 
     async def _read_known(self) -> None:
         async with self._connect() as connection:

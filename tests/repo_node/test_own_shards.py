@@ -18,11 +18,13 @@ import pytest
 
 from repo_node.cluster import own_shards
 from repo_node.cluster.membership import connect
-from repo_node.config import NodeConfig
+from repo_node.config import ConfigError, NodeConfig, ShardSection
+from repo_node.db.errors import CatalogueUnavailable
 from sharding.identity import ShardIdentity, ShardIdentityError
 from sharding.local import LocalShard
 from sharding.model import ShardId
 from tests.repo_node.nodes import (
+    SOON_SECONDS,
     RunningCluster,
     RunningNode,
     configure,
@@ -309,6 +311,62 @@ def test_disk_that_hung_when_it_was_given_up_is_released_when_it_goes_on(
         assert cluster.sql(owner, shard)[0]["owner"] is not None
         goes_on.set()
         wait_until(lambda: cluster.sql(owner, shard)[0]["owner"] is None)
+
+
+def test_nothing_is_made_a_shard_by_a_file_that_cannot_be_used(
+    config: NodeConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def reread() -> list[ShardSection]:
+        raise ConfigError("it ends in the middle")
+
+    disk = config.shards[0].path
+    with run_nodes([config]) as cluster:
+        quicken(cluster)
+        old = shard_at(cluster, disk)
+        assert cluster.admin.post_json(f"{BASE}/shards/{old}/replace", {}).status == 200
+        wait_until(lambda: old not in cluster.first.node._topology._opened)
+        disk.rename(disk.with_name("old"))
+        disk.mkdir()
+        own = cluster.first.node._membership._own
+        with monkeypatch.context() as patch:
+            patch.setattr(own, "_reread", reread)
+            order(cluster, disk)
+            wait_until(lambda: any("file cannot be used" in record.message for record in caplog.records))
+            wait_until(lambda: not own._orders)
+        assert not any(disk.iterdir())
+        assert len(cluster.first.node._topology._opened) == 2, "its shards stay"
+
+
+def test_order_that_postgres_failure_cut_short_is_carried_out_later(config: NodeConfig) -> None:
+    with run_nodes([config]) as cluster:
+        quicken(cluster)
+        own, more = cluster.first.node._membership._own, config.shards[0].path.with_name("shard-4")
+        cluster.first.sections = (*config.shards, config.shards[0].model_copy(update={"path": more}))
+        works, failed = own._read_known, threading.Event()
+
+        async def fail() -> None:
+            own._read_known = works  # type: ignore[method-assign]
+            failed.set()
+            raise CatalogueUnavailable("away")
+
+        own._read_known = fail  # type: ignore[method-assign]
+        order(cluster)
+        assert failed.wait(SOON_SECONDS)
+        wait_until(lambda: len(rows(cluster)) == 4 and is_available(cluster, shard_at(cluster, more)))
+
+
+def test_change_that_nobody_heard_of_is_seen_after_the_reconnect(config: NodeConfig) -> None:
+    with run_nodes([config]) as cluster:
+        cluster.set({"shard_retry_seconds": 3600})
+        shard = shard_at(cluster, config.shards[0].path)
+        cluster.sql("SELECT pg_notify('holdfast', 'shards')")
+        cluster.sql("ALTER TABLE shards DISABLE TRIGGER USER")
+        assert cluster.admin.post_json(f"{BASE}/shards/{shard}/replace", {}).status == 200
+        cluster.sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND application_name = 'holdfast node-1'"
+        )
+        wait_until(lambda: shard not in cluster.first.node._topology._opened)
 
 
 def test_claim_that_postgres_does_not_answer_is_not_said_of_the_disk(
