@@ -35,8 +35,8 @@ from repo_node.auth.authenticator import Authenticator
 from repo_node.cluster.epochs import ShardEpochs
 from repo_node.cluster.leadership import Leadership
 from repo_node.cluster.membership import Membership, connect
-from repo_node.cluster.own_shard import OwnShard
-from repo_node.cluster.own_shards import Owner, OwnShards, Reread, refuse_foreign
+from repo_node.cluster.own_shard import OwnShard, refuse_foreign
+from repo_node.cluster.own_shards import Owner, OwnShards, Reread
 from repo_node.cluster.peer_watch import PeerWatch
 from repo_node.cluster.topology import Topology
 from repo_node.config import NodeConfig

@@ -30,6 +30,9 @@ CHUNK_BYTES = 1 << 20
 Say = Callable[[str, int], None]
 """Told the table at hand and its rows so far."""
 
+Check = Callable[[], None]
+"""Asked before each frame of rows; what it raises ends the backup."""
+
 
 class Writer:
     """Writes frames, and the sum over them."""
@@ -73,7 +76,9 @@ async def write_backup(connection: asyncpg.Connection, path: Path, say: Say) -> 
     return {**described, "bytes": size_of(path)}
 
 
-async def write_snapshot(connection: asyncpg.Connection, file: IO[bytes], say: Say) -> dict[str, Any]:
+async def write_snapshot(
+    connection: asyncpg.Connection, file: IO[bytes], say: Say, check: Check = lambda: None
+) -> dict[str, Any]:
     """Write a snapshot of the database to ``file`` and sync it, off the event loop; return its description."""
     await connection.execute(snapshot.BEGIN_SNAPSHOT)
     try:
@@ -84,8 +89,9 @@ async def write_snapshot(connection: asyncpg.Connection, file: IO[bytes], say: S
         for table in await snapshot.tables(connection):
             say(table.name, 0)
             await asyncio.to_thread(writer.document, b"T", {"table": table.name, "columns": table.columns})
-            data = RowFrames(writer)
+            data = RowFrames(writer, check)
             rows[table.name] = await snapshot.read_table(connection, table, data.add)
+            check()
             await asyncio.to_thread(data.flush)
             say(table.name, rows[table.name])
         await asyncio.to_thread(writer.end, rows)
@@ -104,13 +110,15 @@ def sync(file: IO[bytes]) -> None:
 class RowFrames:
     """Gathers rows until they are worth a frame."""
 
-    def __init__(self, writer: Writer) -> None:
+    def __init__(self, writer: Writer, check: Check) -> None:
         self._writer = writer
+        self._check = check
         self._rows = bytearray()
 
     async def add(self, data: bytes) -> None:
         self._rows += data
         if len(self._rows) >= CHUNK_BYTES:
+            self._check()
             await asyncio.to_thread(self.flush)
 
     def flush(self) -> None:

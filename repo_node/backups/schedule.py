@@ -13,7 +13,7 @@ from repo_node.db.pool import Database
 from repo_node.metrics.audits import AuditMetrics
 from repo_node.settings import LiveSettings
 from sharding.backups import ShardBackups
-from sharding.errors import ShardError
+from sharding.errors import ShardError, ShardUnavailable
 from sharding.local import LocalShard
 from sharding.maintenance.job import Step
 from sharding.model import NodeId, ShardId
@@ -77,13 +77,22 @@ class ScheduledBackup:
 
     async def _write(self, shard: LocalShard, name: str) -> int:
         """Write a backup and return its bytes. One that is not finished is replaced by the next."""
+
+        def check() -> None:
+            if self._shards.get(shard.id) is not shard:
+                raise ShardUnavailable(shard.id, "it was given up while a backup was being written to it")
+
         keeper = ShardBackups(shard.files)
         file = await shard.run(keeper.create)
         try:
             async with asyncio.timeout(self._settings.now.backup_seconds_max), self._database.apart() as connection:
-                await write_snapshot(connection, file, lambda table, rows: None)
+                await write_snapshot(connection, file, lambda table, rows: None, check)
         finally:
-            await shard.run(file.close)
+            try:
+                await shard.run(file.close)
+            except ShardUnavailable:
+                # Its threads have ended: the disk could not be unmounted while the file is open.
+                await asyncio.to_thread(file.close)
         return await shard.run(keeper.publish, name)
 
 

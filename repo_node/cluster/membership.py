@@ -148,6 +148,7 @@ class Membership:
         await connection.add_listener(CHANNEL, self._hear)  # type: ignore[arg-type]
         # What was proved or read until now may have changed unheard.
         self._forget()
+        self._own.look()
         self.on_jobs()
         self._settings_changed = True
         while True:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import os
+from collections.abc import Callable, Iterable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ParamSpec, TypeVar
 from uuid import UUID
 
 from repo_node.config import ShardSection
 from repo_node.db.nodes import KnownShards, SpaceReport
 from sharding import identity
+from sharding.disk import DiskExecutor
 from sharding.errors import ShardError
 from sharding.identifiers import uuid7
 from sharding.identity import ShardIdentity, ShardIdentityError
@@ -27,7 +30,13 @@ MIN_FREE_BYTES = 1
 """Free above the reserve, below which a shard says that it takes no new blobs."""
 
 ANSWER_HOLDS_SECONDS = 10.0
+LOOK_SECONDS_MAX = 2.0
+"""How long a disk may take to say whose it is."""
+
 NO_SPACE = ShardSpace(0, 0)
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +91,10 @@ class OwnShard:
             return "its file system is mounted read-only"
         return "" if self._space.free_bytes >= MIN_FREE_BYTES else "no room is left above its reserve"
 
-    async def close(self) -> bool:
-        """Close the shard; say whether its directory is free now, or a thread still hangs in it."""
+    async def close(self) -> None:
+        """Close the shard. Its directory is free once ``shard.is_given_up``: a thread may still hang in it."""
         if self._opened is not None:
             await self._opened.aclose()
-        return self.shard.is_given_up
 
 
 async def open_own_shard(shard: ShardId, section: ShardSection, expected: ShardIdentity) -> OwnShard:
@@ -146,3 +154,38 @@ def identify(path: Path, cluster_id: UUID, known: KnownShards, *, may_create: bo
             f"there, then `holdfast node reload NODE --shard {path}`"
         )
     return found
+
+
+async def refuse_foreign(paths: Iterable[Path], cluster_id: UUID) -> None:
+    """Raise ``ShardIdentityError`` when the shards at ``paths`` are another cluster's and none is of this one.
+
+    Nothing is written; a disk that cannot be looked at says nothing.
+    """
+    found = dict(zip(paths, await asyncio.gather(*map(cluster_at, paths)), strict=True))
+    if cluster_id in found.values():
+        return
+    for path, cluster in found.items():
+        if cluster is not None:
+            raise ShardIdentityError(
+                f"{path} belongs to the cluster {cluster}, this one is {cluster_id}: is it the right disk, and the "
+                "right database? A lost database is brought back by holdfast restore, not by init-db"
+            )
+
+
+async def cluster_at(path: Path) -> UUID | None:
+    """Return to which cluster the shard at ``path`` belongs, None where that cannot be told."""
+    try:
+        async with asyncio.timeout(LOOK_SECONDS_MAX):
+            found = await apart(identity.inspect, path)
+    except (ShardIdentityError, OSError, TimeoutError):
+        return None
+    return None if found is None else found.cluster_id
+
+
+async def apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """Return ``function(*args)`` from a thread of its own, which a disk that hangs may keep: nobody waits for it."""
+    executor = DiskExecutor(1, name=function.__name__)
+    try:
+        return await executor.run(function, *args, **kwargs)
+    finally:
+        executor.shutdown(wait=False)

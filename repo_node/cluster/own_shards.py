@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ParamSpec, TypeVar
 from uuid import UUID
 
 import asyncpg
 
-from repo_node.cluster.own_shard import FileSystem, OwnShard, file_system_of, identify, open_own_shard
+from repo_node.cluster.own_shard import FileSystem, OwnShard, apart, file_system_of, identify, open_own_shard
 from repo_node.config import ConfigError, ShardSection
 from repo_node.db import nodes
 from repo_node.db.errors import CatalogueUnavailable
@@ -25,8 +24,6 @@ from repo_node.db.nodes import KnownShards, NameTaken, SpaceReport
 from repo_node.db.servers import BROKEN, describe
 from repo_node.metrics import Metrics
 from repo_node.settings import LiveSettings
-from sharding import identity
-from sharding.disk import DiskExecutor
 from sharding.errors import ShardError
 from sharding.identity import ShardIdentityError
 from sharding.local import LocalShard
@@ -39,9 +36,6 @@ OPEN_WAIT_SECONDS, OPEN_WAIT_SECONDS_MIN = 20.0, 2.0
 """How long all disks of a node are waited for, and each at least. One that takes longer joins when it has answered."""
 
 SPACE_TIMEOUT_SECONDS = 2.0
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 Connect = Callable[[], AbstractAsyncContextManager[asyncpg.Connection]]
 Reread = Callable[[], Sequence[ShardSection]]
@@ -70,7 +64,6 @@ class Slot:
     def __init__(self, section: ShardSection) -> None:
         self.section = section
         self.own: OwnShard | None = None
-        self.left: OwnShard | None = None
         self.uid: UUID | None = None
         self.removed: UUID | None = None
         """The shard that was open here when its row was removed: none is made here unasked."""
@@ -111,6 +104,8 @@ class OwnShards:
         self._wake = asyncio.Event()
         self._orders: list[Path | None] = []
         self._by_uid: dict[UUID, LocalShard] = {}
+        self._left: dict[UUID, OwnShard] = {}
+        """Given up, and still claimed: a thread hangs in the disk, or Postgres did not hear of it yet."""
         self._known = KnownShards({}, {}, frozenset())
         self.opened: dict[ShardId, OwnShard] = {}
         self.shards: dict[ShardId, LocalShard] = {}
@@ -185,8 +180,8 @@ class OwnShards:
 
     async def _turn(self) -> None:
         orders = list(self._orders)
-        if orders:
-            await self._take_sections()
+        # A file that cannot be used is no order to make anything.
+        may_create = bool(orders) and await self._take_sections()
         # What is open before the rows are read has one, unless it was removed.
         opened = [(slot, slot.own) for slot in self._slots if slot.own is not None]
         await self._read_known()
@@ -195,7 +190,8 @@ class OwnShards:
                 slot.removed = own.uid
             if cause := await self._why_given_up(own):
                 await self._give_up(slot, ShardIdentityError(f"{slot.path} was given up: {cause}"))
-        await self._open_closed(may_create=bool(orders), named=orders, at_once=bool(orders))
+        await self._release_left()
+        await self._open_closed(may_create=may_create, named=orders if may_create else (), at_once=bool(orders))
         # Not before: one that Postgres' failure cut short is given again.
         del self._orders[: len(orders)]
 
@@ -210,13 +206,16 @@ class OwnShards:
         await own.report(SPACE_TIMEOUT_SECONDS)
         return own.trouble
 
-    async def _take_sections(self) -> None:
-        """Take up the directories that the node's file names now, and give up those it names no more."""
+    async def _take_sections(self) -> bool:
+        """Take up the directories that the node's file names now, and give up those it names no more.
+
+        False when the file cannot be used.
+        """
         try:
             sections = {section.path: section for section in await asyncio.to_thread(self._reread)}
         except ConfigError as error:
             log.error("the node's file cannot be used; its shards stay", extra={"facts": {"cause": str(error)}})
-            return
+            return False
         for slot in [slot for slot in self._slots if slot.path not in sections]:
             self._slots.remove(slot)
             await stop([slot.attempt] if slot.attempt else [])
@@ -226,6 +225,7 @@ class OwnShards:
         known = {slot.path for slot in self._slots}
         self._slots += [Slot(section) for path, section in sections.items() if path not in known]
         log.info("the list of shards was read again", extra={"facts": {"shards": [*map(str, sections)]}})
+        return True
 
     async def _read_known(self) -> None:
         async with self._connect() as connection:
@@ -283,11 +283,14 @@ class OwnShards:
         self._tell(slot)
 
     async def _open(self, slot: Slot, *, may_create: bool) -> None:
-        if slot.left is not None and not slot.left.shard.is_given_up:
-            # It stays claimed: who knows what that call does when it goes on.
-            raise ShardIdentityError(f"{slot.path}: a call still hangs in the disk")
+        # It stays claimed: who knows what that call does when it goes on.
+        hung = ShardIdentityError(f"{slot.path}: a call still hangs in the disk")
+        if any(own.shard.files.path == slot.path for own in self._left.values()):
+            raise hung
         described = await apart(identify, slot.path, self._owner.cluster_id, self._known, may_create=may_create)
         uid = described.shard_uid
+        if uid in self._left:
+            raise hung
         if uid == slot.removed and not may_create:
             raise ShardIdentityError(f"{slot.path} is shard {uid}, which was removed from the cluster")
         twin = next((other for other in self._slots if other is not slot and other.uid == uid), None)
@@ -326,20 +329,28 @@ class OwnShards:
         """Close the shard at ``slot`` and be its owner no more."""
         own, slot.own, slot.uid, slot.error = slot.own, None, None, cause
         assert own is not None
-        slot.left = own
+        self._left[own.uid] = own
         del self.opened[own.shard.id], self.shards[own.shard.id], self._by_uid[own.uid]
         self._tell(slot)
         self.on_change()
-        if await own.close():
-            await self._release(own.shard.id)
+        await own.close()
+        await self._release_left()
 
-    async def _release(self, shard: ShardId) -> None:
+    async def _release_left(self) -> None:
+        """Be the owner no more of what was given up and no thread hangs in."""
+        for uid, own in list(self._left.items()):
+            if own.shard.is_given_up and await self._release(own.shard.id):
+                del self._left[uid]
+
+    async def _release(self, shard: ShardId) -> bool:
         try:
             async with self.reporting, self._connect() as connection:
                 await nodes.release_shard(connection, shard, self._owner.incarnation)
+            return True
         except (CatalogueUnavailable, *BROKEN, asyncpg.PostgresError) as error:
             # It stays claimed by a node that does not have it open, until that one claims it again or ends.
             log.warning("a shard was not released", extra={"facts": {"shard": shard, "cause": describe(error)}})
+            return False
 
     def _tell(self, slot: Slot) -> None:
         """Say once what is wrong with a directory, and once that it is well again."""
@@ -378,38 +389,3 @@ class OwnShards:
         self.shards.clear()
         self._by_uid.clear()
         await asyncio.gather(*(own.close() for own in opened), return_exceptions=True)
-
-
-async def refuse_foreign(paths: Iterable[Path], cluster_id: UUID) -> None:
-    """Raise ``ShardIdentityError`` when the shards at ``paths`` are another cluster's and none is of this one.
-
-    Nothing is written; a disk that cannot be looked at says nothing.
-    """
-    found = dict(zip(paths, await asyncio.gather(*map(cluster_at, paths)), strict=True))
-    if cluster_id in found.values():
-        return
-    for path, cluster in found.items():
-        if cluster is not None:
-            raise ShardIdentityError(
-                f"{path} belongs to the cluster {cluster}, this one is {cluster_id}: is it the right disk, and the "
-                "right database? A lost database is brought back by holdfast restore, not by init-db"
-            )
-
-
-async def cluster_at(path: Path) -> UUID | None:
-    """Return to which cluster the shard at ``path`` belongs, None where that cannot be told."""
-    try:
-        async with asyncio.timeout(OPEN_WAIT_SECONDS_MIN):
-            found = await apart(identity.inspect, path)
-    except (ShardIdentityError, OSError, TimeoutError):
-        return None
-    return None if found is None else found.cluster_id
-
-
-async def apart(function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """Return ``function(*args)`` from a thread of its own, which a disk that hangs may keep: nobody waits for it."""
-    executor = DiskExecutor(1, name=function.__name__)
-    try:
-        return await executor.run(function, *args, **kwargs)
-    finally:
-        executor.shutdown(wait=False)

@@ -6,8 +6,10 @@ import json
 import logging
 import os
 import shutil
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,13 @@ import pytest
 
 from repo_node.cluster import own_shards
 from repo_node.cluster.membership import connect
-from repo_node.config import NodeConfig
+from repo_node.config import ConfigError, NodeConfig, ShardSection
+from repo_node.db.errors import CatalogueUnavailable
 from sharding.identity import ShardIdentity, ShardIdentityError
+from sharding.local import LocalShard
+from sharding.model import ShardId
 from tests.repo_node.nodes import (
+    SOON_SECONDS,
     RunningCluster,
     RunningNode,
     configure,
@@ -272,10 +278,95 @@ def test_node_goes_on_without_a_shard_that_was_removed_while_it_was_frozen(confi
         wait_until(lambda: shard not in cluster.first.node._topology._opened)
         wait_until(lambda: cluster.first.metric("holdfast_shard_refused_state", directory=str(disk)))
         assert cluster.admin.put(new_path(), random_bytes(100)).status == 201
-        assert cluster.first.is_ready() and not cluster.first.beating.done()
+        wait_until(cluster.first.is_ready)
         for _ in range(3):
             await_beat(cluster)
         assert len(rows(cluster)) == 2, "it did not come back by itself"
+
+
+def test_disk_that_hung_when_it_was_given_up_is_released_when_it_goes_on(
+    config: NodeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalShard, "close", partialmethod(LocalShard.close, 0.1))
+    disk, goes_on = config.shards[0].path, threading.Event()
+
+    async def hang(shard: ShardId) -> None:
+        own = cluster.first.node._topology._opened[shard]
+        own.shard._executor.submit(goes_on.wait)
+
+    with run_nodes([config]) as cluster:
+        quicken(cluster)
+        shard = shard_at(cluster, disk)
+        owner = "SELECT owner FROM shards WHERE id = $1"
+        cluster.on_loop(hang(shard))
+        cluster.first.sections = config.shards[1:]
+        order(cluster)
+        wait_until(lambda: shard not in cluster.first.node._topology._opened)
+        cluster.first.sections = config.shards
+        order(cluster)
+        wait_until(lambda: "still hangs" in rows(cluster)[shard]["trouble"])
+        cluster.first.sections = config.shards[1:]
+        order(cluster)
+        wait_until(lambda: "does not have it open" in rows(cluster)[shard]["trouble"])
+        assert cluster.sql(owner, shard)[0]["owner"] is not None
+        goes_on.set()
+        wait_until(lambda: cluster.sql(owner, shard)[0]["owner"] is None)
+
+
+def test_nothing_is_made_a_shard_by_a_file_that_cannot_be_used(
+    config: NodeConfig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def reread() -> list[ShardSection]:
+        raise ConfigError("it ends in the middle")
+
+    disk = config.shards[0].path
+    with run_nodes([config]) as cluster:
+        quicken(cluster)
+        old = shard_at(cluster, disk)
+        assert cluster.admin.post_json(f"{BASE}/shards/{old}/replace", {}).status == 200
+        wait_until(lambda: old not in cluster.first.node._topology._opened)
+        disk.rename(disk.with_name("old"))
+        disk.mkdir()
+        own = cluster.first.node._membership._own
+        with monkeypatch.context() as patch:
+            patch.setattr(own, "_reread", reread)
+            order(cluster, disk)
+            wait_until(lambda: any("file cannot be used" in record.message for record in caplog.records))
+            wait_until(lambda: not own._orders)
+        assert not any(disk.iterdir())
+        assert len(cluster.first.node._topology._opened) == 2, "its shards stay"
+
+
+def test_order_that_postgres_failure_cut_short_is_carried_out_later(config: NodeConfig) -> None:
+    with run_nodes([config]) as cluster:
+        quicken(cluster)
+        own, more = cluster.first.node._membership._own, config.shards[0].path.with_name("shard-4")
+        cluster.first.sections = (*config.shards, config.shards[0].model_copy(update={"path": more}))
+        works, failed = own._read_known, threading.Event()
+
+        async def fail() -> None:
+            own._read_known = works  # type: ignore[method-assign]
+            failed.set()
+            raise CatalogueUnavailable("away")
+
+        own._read_known = fail  # type: ignore[method-assign]
+        order(cluster)
+        assert failed.wait(SOON_SECONDS)
+        wait_until(lambda: len(rows(cluster)) == 4 and is_available(cluster, shard_at(cluster, more)))
+
+
+def test_change_that_nobody_heard_of_is_seen_after_the_reconnect(config: NodeConfig) -> None:
+    with run_nodes([config]) as cluster:
+        cluster.set({"shard_retry_seconds": 3600})
+        shard = shard_at(cluster, config.shards[0].path)
+        cluster.sql("SELECT pg_notify('holdfast', 'shards')")
+        cluster.sql("ALTER TABLE shards DISABLE TRIGGER USER")
+        assert cluster.admin.post_json(f"{BASE}/shards/{shard}/replace", {}).status == 200
+        cluster.sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+            " WHERE datname = current_database() AND application_name = 'holdfast node-1'"
+        )
+        wait_until(lambda: shard not in cluster.first.node._topology._opened)
 
 
 def test_claim_that_postgres_does_not_answer_is_not_said_of_the_disk(

@@ -6,17 +6,20 @@ import os
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import IO, Any
 
 import asyncpg
 import pytest
 
 from repo_node.backups import restore as restoring
 from repo_node.backups import schedule
+from repo_node.backups.schedule import ScheduledBackup
 from repo_node.db import backups
 from repo_node.db.jobs import NodeJobs
+from repo_node.settings import LiveSettings
 from sharding.backups import ShardBackups
-from sharding.errors import ShardFull
+from sharding.errors import ShardFull, ShardUnavailable
 from sharding.model import NodeId, ShardId
 from tests.repo_node.db.conftest import clean_dsn, connection, queries, scene, shared_dsn
 from tests.repo_node.db.scene import Scene, table
@@ -163,6 +166,28 @@ def test_unfinished_backup_is_replaced_and_never_counted(keeper: ShardBackups, t
     assert keeper.keep(1) == ["2"]
     assert os.listdir(tmp_path / "shard" / "backups") == ["2"]
     assert (tmp_path / "shard" / "backups" / "2").read_bytes() == b"two"
+
+
+async def test_backup_ends_when_its_shard_is_given_up(
+    scene: Scene, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, files = ShardBackups.create, []
+    async with open_at(tmp_path / "shard") as shard:
+        shards = {shard.id: shard}
+
+        def create_and_give_up(keeper: ShardBackups) -> IO[bytes]:
+            files.append(create(keeper))
+            shards.clear()
+            shard._executor.shutdown(wait=False)
+            return files[0]
+
+        monkeypatch.setattr(ShardBackups, "create", create_and_give_up)
+        metrics = SimpleNamespace(observe_backup=lambda count_bytes: None)
+        job = ScheduledBackup(NodeId("n1"), shards, scene.database, LiveSettings(), metrics)  # type: ignore[arg-type]
+        with pytest.raises(ShardUnavailable, match="given up while"):
+            await job._write(shard, "one.backup")
+    assert files[0].closed
+    assert os.listdir(tmp_path / "shard" / "backups") == [".new"]
 
 
 async def test_backup_leaves_a_disk_its_reserve(tmp_path: Path) -> None:
