@@ -43,8 +43,7 @@ def add_audit_jobs(
         rows,
         judgement,
         metrics,
-        # What leaves the quarantine is gone for good: not while the cluster is read-only.
-        quarantine_seconds=lambda: None if refusal(settings) is not None else quarantine_seconds(settings.now),
+        quarantine_seconds=lambda: expiry_seconds(settings),
         again_seconds=lambda: settings.now.judge_again_seconds,
     )
     runner.add(
@@ -85,6 +84,11 @@ def quarantine_seconds(now: Settings) -> float | None:
     if not now.quarantine_seconds:
         return None
     return max(now.quarantine_seconds, now.upload_seconds_max + now.reconcile_margin_seconds)
+
+
+def expiry_seconds(settings: LiveSettings) -> float | None:
+    """Return after how long files leave a quarantine, which is for good; None: not while the cluster is read-only."""
+    return None if refusal(settings) is not None else quarantine_seconds(settings.now)
 
 
 def scrub_limits(now: Settings) -> ScrubLimits:

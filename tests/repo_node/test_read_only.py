@@ -17,6 +17,7 @@ from repo_node.db import trash as trash_rows
 from repo_node.db.errors import ChangesRefused
 from repo_node.db.lease import Lease
 from repo_node.errors import answer_for
+from repo_node.maintenance.audits import expiry_seconds
 from repo_node.paths import ArtifactPath
 from repo_node.read_only import PausedWhileReadOnly, ReadOnly, require_writable
 from repo_node.recent import RecentItems
@@ -289,3 +290,10 @@ async def test_database_refuses_changes_of_a_node_that_has_not_heard_of_the_swit
     assert await table(connection, "SELECT name FROM artifacts") == [("here",)]
     await connection.execute("UPDATE settings SET value = '\"\"'")
     await changes["restore"]()  # type: ignore[no-untyped-call]
+
+
+def test_quarantines_keep_everything_while_read_only() -> None:
+    settings = LiveSettings(Settings(quarantine_seconds=200_000))
+    assert expiry_seconds(settings) == 200_000
+    settings.now = Settings(quarantine_seconds=200_000, read_only_reason=REASON)
+    assert expiry_seconds(settings) is None
