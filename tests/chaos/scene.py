@@ -18,10 +18,10 @@ from typing import Any, ParamSpec, TypeVar
 
 from tests.chaos.ledger import Ledger
 from tests.chaos.load import Load
-from tests.chaos.network import POSTGRES, Star, can_make_star, star
 from tests.cluster.balancers import haproxy
+from tests.cluster.network import POSTGRES, Star, can_make_star, star
 from tests.cluster.processes import Cluster, NodeProcess, is_ready, set_password
-from tests.cluster.standby import PostgresPair, execute
+from tests.cluster.standby import PostgresPair
 from tests.postgres import run_apart
 from tests.sharding import disks
 from tests.sharding.disks import mounted_ext4
@@ -264,14 +264,12 @@ def start_pair(pair: PostgresPair, network: Star | None) -> str:
     servers = (pair.primary, pair.standby)
     if network is not None:
         for server in servers:
-            server.postgres.settings["listen_addresses"] = f"127.0.0.1,{network.address(POSTGRES)}"
+            server.listen_also(network.address(POSTGRES))
     pair.start()
     if network is None:
         return pair.dsn
     for server in servers:
-        with (server.postgres.files.data / "pg_hba.conf").open("a") as file:
-            file.write(f"host all all {network.prefix}.0.0/16 scram-sha-256\n")
-        execute(server, "SELECT pg_reload_conf()")
+        server.let_in(network.subnet)
     return pair.dsn.replace("127.0.0.1", network.address(POSTGRES))
 
 

@@ -24,6 +24,16 @@ class Mistreated:
     def dsn(self) -> str:
         return self.postgres.dsn(DATABASE)
 
+    def listen_also(self, address: str) -> None:
+        """Listen on a further address from the next start on."""
+        self.postgres.settings["listen_addresses"] += f",{address}"
+
+    def let_in(self, subnet: str) -> None:
+        """Take connections from a subnet, with a password; the server runs."""
+        with (self.postgres.files.data / "pg_hba.conf").open("a") as file:
+            file.write(f"host all all {subnet} scram-sha-256\n")
+        run_apart(run_statement(self.postgres.dsn("postgres"), "SELECT pg_reload_conf()"))
+
     def _processes(self) -> list[psutil.Process]:
         if self.postgres.pid is None:
             return []
@@ -53,11 +63,15 @@ class Mistreated:
 
 
 class OwnServer(Mistreated):
-    """A running server; ``dsn`` is a migrated database on it."""
+    """A running server; ``dsn`` is a migrated database on it. With ``address`` it is also reached by that."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, address: str | None = None, subnet: str = "") -> None:
         super().__init__(EmbeddedPostgres(directory))
+        if address is not None:
+            self.listen_also(address)
         self.postgres.start()
+        if address is not None:
+            self.let_in(subnet)
         run_apart(run_statement(self.postgres.dsn("postgres"), f"CREATE DATABASE {DATABASE}"))
         run_apart(migrate.apply_schema(self.dsn))
 

@@ -9,8 +9,8 @@ from contextlib import suppress
 from functools import partial
 
 from tests.chaos.faults.fault import Fault
-from tests.chaos.network import POSTGRES, ROOT
 from tests.chaos.scene import Scene
+from tests.cluster.network import POSTGRES, ROOT
 
 Way = tuple[int, int]
 FLAP_SECONDS = (0.3, 2.5)

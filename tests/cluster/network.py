@@ -32,6 +32,11 @@ class Star:
     def address(self, place: int) -> str:
         return f"{self.prefix}.0.3" if place == POSTGRES else f"{self.prefix}.{place}.2"
 
+    @property
+    def subnet(self) -> str:
+        """All places."""
+        return f"{self.prefix}.0.0/16"
+
     def wrapper(self, place: int) -> Sequence[str]:
         """Return the command that runs another one at ``place``. It keeps this machine's mounts."""
         return ("nsenter", f"--net=/run/netns/{self.name}{place}")
@@ -103,7 +108,7 @@ def connect(stack: ExitStack, made: Star, router: str, place: int) -> None:
     if place == ROOT:
         ip("addr", "add", f"{made.address(POSTGRES)}/24", "dev", inner)
     ip(*where, "link", "set", inner, "up")
-    ip(*where, "route", "add", f"{made.prefix}.0.0/16", "via", f"{made.prefix}.{place}.1")
+    ip(*where, "route", "add", made.subnet, "via", f"{made.prefix}.{place}.1")
 
 
 def add_namespace(stack: ExitStack, name: str) -> None:
