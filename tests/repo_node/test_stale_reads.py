@@ -68,7 +68,7 @@ def artifacts(beats: Beats, catalogue: Catalogue) -> Artifacts:
     """The service, on top of a catalogue and a pulse that the test decides over."""
     nothing, settings = None, LiveSettings()
     recent = RecentItems(settings)
-    repositories = Repositories(nothing, lambda: beats.is_fresh, recent)  # type: ignore[arg-type]
+    repositories = Repositories(nothing, lambda: beats.is_fresh, recent, settings)  # type: ignore[arg-type]
     return Artifacts(nothing, nothing, repositories, settings, Metrics(), recent, beats)  # type: ignore[arg-type]
 
 
