@@ -83,6 +83,9 @@ class Settings(BaseModel):
         64 << 20, ge=1 << 16, le=1 << 40, description="a node writes for repairs; 4 x for each further copy missing"
     )
     repair_copies_at_once: int = Field(12, ge=1, le=256, description="blobs a node copies at once for repairs")
+    repair_rest_share: float = Field(
+        6, ge=0, le=1000, description="rest after a copy while clients are served, in times of the copy's own"
+    )
     repair_idle_seconds: float = Field(2, ge=0.05, le=3600, description="between two looks at the repair queue")
     repair_claim_seconds: float = Field(60, ge=1, le=3600, description="how long a node keeps a blob it repairs")
     repair_retry_seconds: float = Field(5, ge=0.05, le=3600, description="until a repair is tried again, at first")

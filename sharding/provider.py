@@ -46,6 +46,8 @@ class ShardingProvider:
         self._limits = limits
         self._hashing = ThreadPoolExecutor(HASHING_THREADS, thread_name_prefix="hash")
         self._janitor = Janitor(lambda shard: view().shards.get(shard))
+        self.served = 0
+        """Uploads and readers begun, for those who give way to them."""
 
     @property
     def view(self) -> StoreView:
@@ -62,6 +64,7 @@ class ShardingProvider:
 
         Raises ``WriteQuorumNotMet`` at once when too few shards take writes.
         """
+        self.served += 1
         upload = Upload(
             mint_uid(), self._view(), policy, mint=mint_generation, hashing=self._hashing, cleaner=self._janitor
         )
@@ -126,6 +129,7 @@ class ShardingProvider:
 
     def read(self, blob: BlobToRead, catalogue: BlobCatalogue) -> BlobReader:
         """Return a reader of ``blob``; nothing is read yet."""
+        self.served += 1
         return BlobReader(self._view, blob, catalogue, hedge_seconds=self._limits().read_hedge_seconds)
 
     async def close(self) -> None:

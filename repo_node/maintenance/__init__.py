@@ -121,9 +121,18 @@ def add_repair(parts: Parts) -> None:
             now.repair_retry_seconds,
             now.repair_retry_seconds_max,
             now.repair_copies_at_once,
+            now.repair_rest_share,
         )
 
-    repair = Repair(lambda: store.view, queue, store.janitor, limits, parts.metrics.healing, mint_generation)
+    repair = Repair(
+        lambda: store.view,
+        queue,
+        store.janitor,
+        limits,
+        parts.metrics.healing,
+        mint_generation,
+        lambda: store.served,
+    )
     # The job keeps its rate itself, within a step too: a blob may be large.
     parts.runner.add(repair, lambda: Pace(None, settings.now.repair_idle_seconds))
 

@@ -25,6 +25,7 @@ from sharding.maintenance.catalogue import (
     StoredBlob,
 )
 from sharding.maintenance.copier import Copied, Copier
+from sharding.maintenance.courtesy import Courtesy
 from sharding.maintenance.job import Progress, Step
 from sharding.maintenance.placement import missing_homes
 from sharding.maintenance.throttle import Throttle
@@ -61,6 +62,8 @@ class RepairLimits:
     retry_seconds: float
     retry_seconds_max: float
     copies_at_once: int = 8
+    rest_share: float = 0.0
+    """How long a rest follows a copy while clients are served, in times of the copy's own."""
 
 
 class RepairObserver(Protocol):
@@ -82,8 +85,10 @@ class Repair:
         limits: Callable[[], RepairLimits],
         observer: RepairObserver,
         mint: Callable[[], Generation],
+        served: Callable[[], int] = lambda: 0,
     ) -> None:
         self._view = view
+        self._courtesy = Courtesy(served)
         self._catalogue = catalogue
         self._janitor = janitor
         self._limits = limits
@@ -163,10 +168,15 @@ class Repair:
         return repaired, moved
 
     async def _copy_in_turn(self, claim: Claim, turn: asyncio.Semaphore) -> tuple[Copied, str | None]:
+        lacking, clock = max(1, claim.blob.redundancy - claim.good), asyncio.get_running_loop().time
         async with turn:
-            self._urgent[claim.blob.id] = max(1, claim.blob.redundancy - claim.good)
+            self._urgent[claim.blob.id] = lacking
+            began = clock()
             try:
-                return await self._copy(claim)
+                copied = await self._copy(claim)
+                if lacking == 1:
+                    await self._courtesy.rest((clock() - began) * self._limits().rest_share)
+                return copied
             except Exception as error:
                 # One blob must not keep the others of its batch from being repaired.
                 log.warning("blob %s was not repaired", claim.blob.sha256.hex(), exc_info=error)

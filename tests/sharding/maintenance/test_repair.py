@@ -25,7 +25,8 @@ BODIES = (b"x", bytes(range(64)), bytes(range(256)) * 3)
 
 
 def repair_of(
-    catalogue: MemoryCatalogue, limits: Callable[[], RepairLimits] = lambda: LIMITS
+    catalogue: MemoryCatalogue,
+    limits: Callable[[], RepairLimits] = lambda: LIMITS,
 ) -> tuple[Repair, Janitor]:
     cluster = catalogue.cluster
     janitor = Janitor(cluster.shards.get)
@@ -243,6 +244,27 @@ async def test_rate_is_kept_and_opens_up_as_copies_fall() -> None:
 
     assert await seconds(2) == pytest.approx(19, abs=0.5)  # 1,000 bytes each
     assert await seconds(3) == pytest.approx(2 * 19 / 4, abs=2)  # twice the bytes at four times the rate
+
+
+@instant
+@pytest.mark.parametrize(("redundancy", "rests"), [(2, [0, 3, 3]), (3, [])])
+async def test_copy_is_followed_by_a_rest_unless_two_are_missing(
+    monkeypatch: pytest.MonkeyPatch, redundancy: int, rests: list[float]
+) -> None:
+    catalogue = MemoryCatalogue(Cluster("a1 b2 c3 d4"))
+    for _ in range(3):
+        catalogue.enqueue(catalogue.add(bytes(1000), (0,), redundancy))
+    limits = replace(LIMITS, bytes_per_second_max=1000, copies_at_once=1, rest_share=3)
+    repair, janitor = repair_of(catalogue, lambda: limits)
+    asked: list[float] = []
+
+    async def rest(seconds: float) -> None:
+        asked.append(seconds)
+
+    monkeypatch.setattr(repair._courtesy, "rest", rest)
+    await repair.step()
+    await janitor.close()
+    assert asked == pytest.approx(rests, abs=0.1)
 
 
 @instant
