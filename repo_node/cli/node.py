@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import sys
 from pathlib import Path
 from urllib.parse import quote, urlsplit
@@ -161,7 +162,7 @@ def reload(connection: ConnectionOptions, name: str, path: str | None) -> None:
     Example:
       holdfast node reload node-1 --shard /srv/disk3
     """
-    url, body = f"{NODES_PATH}/{quote(name, safe='')}/reload", {} if path is None else {"shard": path}
+    url, body = f"{NODES_PATH}/{quote(name, safe='')}/reload", {} if path is None else {"shard": os.path.abspath(path)}
     run_call(connection, lambda client: client.call("POST", url, body=body), "outcome")
     click.echo(f"{printable(name)} reads its list of shards again; `holdfast shard list` shows what came of it.")
 

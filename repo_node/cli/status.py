@@ -97,6 +97,9 @@ def view_of(answer: dict[str, Any], *, is_wide: bool) -> Group:
     return Group(*summary_lines(answer), *(part for table in tables for part in (Text(""), table)))
 
 
+IN_USE = ("active", "read_only", "draining")
+
+
 def summary_lines(answer: dict[str, Any]) -> Iterator[Text]:
     blobs = answer["blobs"]
     schema = f", schema {answer['schema_version']}" if "schema_version" in answer else ""
@@ -105,7 +108,10 @@ def summary_lines(answer: dict[str, Any]) -> Iterator[Text]:
     waiting = f"; nothing refers to {garbage:,} of them any more, garbage collection takes them" if garbage else ""
     yield Text(f"{say_count(blobs['count'], 'blob')}, {say_bytes(blobs['bytes'])}{waiting}")
     missing, short, queued = blobs["missing_copies"], blobs.get("short", 0), answer.get("repair_queue", 0)
-    if missing == 0 and short == 0:
+    troubled = [one for one in answer["shards"] if one.get("trouble") and one["state"] in IN_USE]
+    if missing == 0 and short == 0 and not all(shard["up"] for shard in troubled):
+        yield Text("No copy is known to be missing, but some are on shards that are unavailable.", style="yellow")
+    elif missing == 0 and short == 0:
         yield Text("No copy is missing." + (f" {queued:,} in the repair queue." if queued else ""), style="green")
     else:
         what = say_count(missing, "copy", "copies")
@@ -113,15 +119,16 @@ def summary_lines(answer: dict[str, Any]) -> Iterator[Text]:
     down = [printable(str(node["id"])) for node in answer["nodes"] if not node["up"]]
     if down:
         yield Text(f"Down: {', '.join(down)}", style="red")
-    for shard in answer["shards"]:
-        if shard.get("trouble") and shard["state"] in ("active", "read_only", "draining"):
-            what = "takes no writes" if shard["up"] else "is unavailable"
-            where = f"Shard {shard['id']} on {shard['node']}"
-            yield Text(f"{where} {what}: {printable(str(shard['trouble']))}", style="yellow" if shard["up"] else "red")
+    for shard in troubled:
+        what = "takes no writes" if shard["up"] else "is unavailable"
+        where = f"Shard {shard['id']} on {shard['node']}"
+        yield Text(f"{where} {what}: {printable(str(shard['trouble']))}", style="yellow" if shard["up"] else "red")
     if held := answer.get("deletion_holds"):
         yield Text(f"Deletions are held ({printable(', '.join(map(str, held)))}); see holdfast gc status", style="red")
     for one in answer.get("partition_suspicions", ()):
         peer, kind = printable(str(one["peer"])), str(one["kind"])
+        if kind == "unreachable" and peer in down:
+            continue  # it was looked at when it was not yet down
         words = "is up but not reached from the node asked" if kind == "unreachable" else "is reached but does not beat"
         yield Text(f"A partition? {peer} {words}.", style="yellow")
     if reason := answer.get("read_only_reason"):

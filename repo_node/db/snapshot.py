@@ -144,6 +144,14 @@ async def check_empty(connection: asyncpg.Connection, found: Sequence[Table]) ->
             raise NotEmpty(f"the database is in use: there are rows in {table.name}; {hint}")
 
 
+# Whoever follows events has ids that the lost database gave and this one does not know: milliseconds are above them.
+EVENTS_AHEAD = """
+    SELECT setval(pg_get_serial_sequence('events', 'id'),
+                  greatest((SELECT coalesce(max(id), 0) FROM events),
+                           (extract(epoch FROM clock_timestamp()) * 1000)::bigint))
+"""
+
+
 async def clear_seeds(connection: asyncpg.Connection, found: Sequence[Table]) -> None:
     """Remove the rows that a fresh database is made with."""
     for table in reversed(found):
@@ -165,6 +173,7 @@ async def finish(connection: asyncpg.Connection, detail: str) -> None:
         top = f"SELECT max({quoted(row['column'])}) FROM {row['table']}"
         if (last := await connection.fetchval(top)) is not None:
             await connection.fetchval("SELECT setval($1::text::regclass, $2)", row["sequence"], last)
+    await connection.fetchval(EVENTS_AHEAD)
     await connection.fetchval(HOLD, "restored from a backup: files may belong to what came after it")
     await connection.execute(RECORD, detail)
 

@@ -85,6 +85,16 @@ def test_status_says_that_no_copy_is_missing(holdfast: Holdfast, node: FakeNode)
     assert "No copy is missing.\n" in holdfast("status").stdout
 
 
+def test_status_does_not_say_that_no_copy_is_missing_while_a_disk_is_away(holdfast: Holdfast, node: FakeNode) -> None:
+    blobs = {"count": 1, "bytes": 10, "missing_copies": 0, "short": 0}
+    answer = make_status(blobs=blobs, repair_queue=0)
+    answer["shards"][0] |= {"up": False, "writable": False, "trouble": "/srv/1 is empty: is its disk mounted?"}
+    node.json_answers[STATUS] = (200, answer)
+    shown = " ".join(holdfast("status").stdout.split())
+    assert "No copy is missing" not in shown
+    assert "No copy is known to be missing, but some are on shards that are unavailable." in shown
+
+
 def test_status_shows_a_shard_that_never_reported(holdfast: Holdfast, node: FakeNode) -> None:
     answer = make_status()
     answer["shards"][0] |= {"capacity_bytes": None, "free_bytes": None}
