@@ -1,4 +1,4 @@
--- The census asks for the copies of what only the trash refers to.
+-- A census is repeated, and asks for the copies of what only the trash refers to too.
 
 CREATE OR REPLACE FUNCTION take_census(p_count integer, p_redundancy smallint, p_period_seconds double precision)
 RETURNS TABLE (counted bigint, queued bigint, at_blob bigint, last_blob bigint, ended boolean)
