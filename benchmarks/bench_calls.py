@@ -25,9 +25,10 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from itertools import count
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
@@ -90,9 +91,9 @@ class Work:
         self._stored: dict[int, list[BlobName]] = {}
         self._turn = count()
 
-    async def prepare(self) -> None:
+    async def prepare(self, sizes: Iterable[int]) -> None:
         """Store what will be read."""
-        for size in SIZES.values():
+        for size in sizes:
             self._stored[size] = [await self._put(size) for _ in range(BLOBS)]
 
     def of(self, kind: str, size: int) -> Callable[[], Awaitable[object]]:
@@ -190,14 +191,16 @@ async def own(pipe: Pipe, directory: Path, concurrency: int, seconds: float) -> 
             await web.SockSite(runner, listener).start()
             pipe.send(listener.getsockname()[1])
             local = Work(shard)
-            await local.prepare()
             while asked := await loop.run_in_executor(None, pipe.recv):
                 match asked:
+                    case ("prepare", sizes):
+                        await local.prepare(sizes)
+                        pipe.send(0.0)
                     case ("cpu",):
                         pipe.send(time.process_time())
                     case ("echo", kind, size):
                         sent, got = echoed(kind, size)
-                        server = await loop.create_server(lambda s=sent, g=got: Echo(s, g), "127.0.0.1", 0)
+                        server = await loop.create_server(partial(Echo, sent, got), "127.0.0.1", 0)
                         pipe.send(server.sockets[0].getsockname()[1])
                     case ("local", kind, size):
                         began = time.process_time()
@@ -260,15 +263,13 @@ class Measurement:
 
 async def measure(pipe: Pipe, concurrency: int, seconds: float, rounds: int, only: str) -> list[Line]:
     measurement = Measurement(pipe, concurrency, seconds)
+    chosen = [(kind, label) for kind, label in WORK if only in f"{kind} {label}"]
+    read = [SIZES[label] for kind, label in chosen if kind == "read"]
     async with remote_shard(pipe.recv()) as shard:
         work = Work(shard)
-        await work.prepare()
-        lines = []
-        for kind, label in WORK:
-            if only in f"{kind} {label}":
-                tried = [await measurement.line(work, kind, label) for _ in range(rounds)]
-                lines.append(best_of(tried))
-        return lines
+        await work.prepare(read)
+        measurement.ask("prepare", read)
+        return [best_of([await measurement.line(work, kind, label) for _ in range(rounds)]) for kind, label in chosen]
 
 
 def best_of(lines: list[Line]) -> Line:

@@ -20,17 +20,23 @@ class Deadlines:
         self.seconds = seconds
         self._open: dict[Deadline, float] = {}
         self._timer: asyncio.TimerHandle | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def begin(self) -> Deadline:
         """Return the context manager of one block, which raises ``TimeoutError`` as ``asyncio.timeout`` does."""
         return Deadline(self)
 
-    def enter(self, deadline: Deadline) -> None:
-        """Count the time of ``deadline`` from now on."""
-        loop = asyncio.get_running_loop()
-        self._open[deadline] = due = loop.time() + self.seconds
+    def enter(self, deadline: Deadline) -> asyncio.Task[object]:
+        """Count the time of ``deadline`` from now on, and return the task that runs its block."""
+        if self._loop is None:
+            self._loop = asyncio.get_running_loop()
+        task = asyncio.current_task(self._loop)
+        if task is None:
+            raise RuntimeError("a deadline needs a task that it can interrupt")
+        self._open[deadline] = due = self._loop.time() + self.seconds
         if self._timer is None:
-            self._timer = loop.call_at(due, self._sweep, loop)
+            self._timer = self._loop.call_at(due, self._sweep, self._loop)
+        return task
 
     def leave(self, deadline: Deadline) -> None:
         """Forget ``deadline``."""
@@ -59,12 +65,8 @@ class Deadline:
         self._expired = False
 
     def __enter__(self) -> None:
-        task = asyncio.current_task()
-        if task is None:
-            raise RuntimeError("a deadline needs a task that it can interrupt")
-        self._task = task
-        self._cancelling = task.cancelling()
-        self._deadlines.enter(self)
+        self._task = self._deadlines.enter(self)
+        self._cancelling = self._task.cancelling()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
