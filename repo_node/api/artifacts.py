@@ -99,7 +99,7 @@ async def make_folder(request: web.Request, at: ArtifactPath) -> web.StreamRespo
         raise RequestError("A folder has no body; leave out the trailing slash to deploy a file.")
     by = {"principal": principal_of(request).name, "request_id": request[REQUEST_ID]}
     item = await request.app[SERVICES].artifacts.make_folder(at, **by)
-    document = folder_document(base_url(request), at, item, [])
+    document = folder_document(base_url(request), at, item) | {"children": []}
     return json_response(document, status=201, headers={"Location": document["uri"]})
 
 
