@@ -84,7 +84,7 @@ async def status(request: web.Request) -> web.StreamResponse:
                 "unreferenced": counted.unreferenced_blobs,
             },
             "repair_queue": counted.repair_queue,
-            "primary": None if primary is None or primary.expired else primary.holder,
+            "primary": primary and primary.node,
             "partition_suspicions": [{"peer": peer, "kind": kind} for peer, kind in node.suspicions()],
             "deletion_holds": list(node.deletion_holds()),
             "read_only_reason": request.app[SERVICES].settings.now.read_only_reason,
