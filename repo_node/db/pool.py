@@ -107,6 +107,15 @@ class Database:
             unknown=OutcomeUnknown,
         )
 
+    async def survey(self, statement: Statement, *args: Any) -> list[asyncpg.Record]:
+        """Return every row of a statement that is meant to read whole tables. Raises ``CatalogueUnavailable``."""
+
+        async def work(connection: asyncpg.Connection) -> list[asyncpg.Record]:
+            await connection.execute("SET LOCAL enable_seqscan = on")
+            return await connection.fetch(statement.sql, *args)
+
+        return await self._run(statement, lambda connection: run_transaction(connection, work))
+
     @asynccontextmanager
     async def apart(self) -> AsyncIterator[asyncpg.Connection]:
         """Open a connection outside the pool for one long reading, whose time the caller limits.
@@ -249,6 +258,9 @@ async def open_database(config: DatabaseSection, observer: QueryObserver) -> Asy
             "application_name": "holdfast",
             **SESSION,
             "jit": "off",
+            # A plan is kept until its tables are analyzed again. One made when they were nearly empty would read them
+            # whole while they grow: a young cluster's uploads slow down by the minute.
+            "enable_seqscan": "off",
             # The functions of schema.sql want a fresh snapshot in each statement, whatever the database's default.
             "default_transaction_isolation": "read committed",
         },
