@@ -32,6 +32,7 @@ from repo_node.api.epochs import EpochHandlers
 from repo_node.api.internal import internal_app
 from repo_node.artifacts import Artifacts
 from repo_node.auth.authenticator import Authenticator
+from repo_node.checksum_deploy import ChecksumDeploy
 from repo_node.cluster.epochs import ShardEpochs
 from repo_node.cluster.leadership import Leadership
 from repo_node.cluster.membership import Membership, connect
@@ -205,6 +206,7 @@ async def running_node(
         stack.push_async_callback(store.close)
         artifacts = Artifacts(database, store, repositories, settings, metrics, recent, membership)
         stack.push_async_callback(artifacts.close)
+        known = ChecksumDeploy(database, store, repositories, settings, metrics, recent, membership)
         await stack.enter_async_context(task(leadership.run()))
         stack.push_async_callback(leadership.leave)
         await stack.enter_async_context(
@@ -214,7 +216,9 @@ async def running_node(
         await stack.enter_async_context(task(peers.run()))
         node = Node(metrics, database, membership, topology, leadership, peers, settings)
         admission, trash = Admission(lambda: settings.now.requests_per_user_max), Trash(database, recent, settings)
-        services = Services(artifacts, repositories, trash, authenticator, settings, admission, metrics, config.http)
+        services = Services(
+            artifacts, known, repositories, trash, authenticator, settings, admission, metrics, config.http
+        )
         await stack.enter_async_context(serving_public(public_app(services, node), config, node))
         await stack.enter_async_context(serving_metrics(metrics_app(node), config, node))
         yield node, beating

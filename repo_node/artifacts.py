@@ -10,13 +10,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from repo_node.checksums import Content, DeclaredDigests
 from repo_node.db import artifacts as rows
 from repo_node.db import blobs
 from repo_node.db.artifacts import Blob, Child, Item
 from repo_node.db.blobs import CommitOutcome, CommitResult, Deployment
 from repo_node.db.errors import AbsenceInDoubt, CatalogueUnavailable, OutcomeUnknown
 from repo_node.db.pool import Database
-from repo_node.errors import BodyTooLarge, ChecksumMismatch, NotFound, Overloaded, RequestError, absent
+from repo_node.errors import BodyTooLarge, NotFound, Overloaded, RequestError, absent
 from repo_node.metrics import Metrics
 from repo_node.outcome import Known, until_known
 from repo_node.paths import ArtifactPath
@@ -30,32 +31,13 @@ from sharding.crash_points import crash_point
 from sharding.errors import ReplicaCorrupt, ReplicaMissing
 from sharding.identifiers import uuid7
 from sharding.maintenance.catalogue import StoredBlob
-from sharding.model import BLOCK_DIGEST_BYTES, BlobDigests, Buffer, Generation, Replica, block_count
+from sharding.model import BLOCK_DIGEST_BYTES, Buffer, Generation, Replica, block_count
 from sharding.provider import ShardingProvider
 from sharding.reader import BlobReader, BlobToRead
 from sharding.upload import Upload
 
 REPORTS_MAX = 1_000
 DIGEST_WINDOW = rows.FIRST_BLOCKS
-
-
-@dataclass(frozen=True, slots=True)
-class DeclaredDigests:
-    """Checksums the client declared, as bytes; None where it declared none."""
-
-    sha256: bytes | None = None
-    sha1: bytes | None = None
-    md5: bytes | None = None
-
-    def check(self, digests: BlobDigests) -> None:
-        """Raise ``ChecksumMismatch`` when the body is not what was declared."""
-        for name in ("sha256", "sha1", "md5"):
-            declared, computed = getattr(self, name), getattr(digests, name)
-            if declared is not None and declared != computed:
-                raise ChecksumMismatch(
-                    f"Checksum error: {name} of the body is {computed.hex()}, declared was {declared.hex()}. "
-                    "Nothing was stored."
-                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +58,7 @@ class Deployed:
     at: ArtifactPath
     created_at: datetime
     created_by: str
-    digests: BlobDigests
+    content: Content
 
 
 class Pulse(Protocol):
