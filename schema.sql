@@ -132,15 +132,19 @@ CREATE TABLE repositories (
     created_at    timestamptz NOT NULL DEFAULT now(),
     created_by    text NOT NULL,
     -- Whether what is deleted or overwritten here is kept in the trash for a while.
-    trash         boolean NOT NULL DEFAULT true
+    trash         boolean NOT NULL DEFAULT true,
+    -- What is computed of each upload to it, beside what its client declares.
+    digests       text[] NOT NULL DEFAULT '{sha256,sha1,md5}'
+                  CHECK (digests @> '{sha256}' AND digests <@ '{sha256,sha1,md5}')
 );
 
 CREATE TABLE blobs (
     id             bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     uid            uuid NOT NULL,
     sha256         bytea NOT NULL UNIQUE CHECK (length(sha256) = 32),
-    sha1           bytea NOT NULL CHECK (length(sha1) = 20),
-    md5            bytea NOT NULL CHECK (length(md5) = 16),
+    -- NULL where nobody has wanted it yet.
+    sha1           bytea CHECK (length(sha1) = 20),
+    md5            bytea CHECK (length(md5) = 16),
     size           bigint NOT NULL CHECK (size >= 0),
     redundancy     smallint NOT NULL CHECK (redundancy BETWEEN 1 AND 16),
     created_at     timestamptz NOT NULL DEFAULT now(),
@@ -797,8 +801,12 @@ BEGIN
         RETURNING b.id INTO v_blob;
         v_known := v_blob IS NULL;
         EXIT WHEN NOT v_known;
-        -- Where N has to rise the stronger lock comes first: two who share one would wait for each other.
-        PERFORM 1 FROM blobs b WHERE b.sha256 = p_sha256 AND b.redundancy < p_redundancy FOR NO KEY UPDATE;
+        -- Where the row has to change the stronger lock comes first: two who share one would wait for each other.
+        PERFORM 1 FROM blobs b
+          WHERE b.sha256 = p_sha256
+            AND (b.redundancy < p_redundancy OR (b.sha1 IS NULL AND p_sha1 IS NOT NULL)
+                 OR (b.md5 IS NULL AND p_md5 IS NOT NULL))
+          FOR NO KEY UPDATE;
         SELECT b.id, greatest(b.redundancy, p_redundancy) INTO v_blob, v_wanted
           FROM blobs b WHERE b.sha256 = p_sha256 FOR SHARE;
         EXIT WHEN FOUND;
@@ -815,7 +823,11 @@ BEGIN
     END IF;
 
     IF v_known THEN
-        UPDATE blobs b SET redundancy = v_wanted WHERE b.id = v_blob AND b.redundancy < v_wanted;
+        UPDATE blobs b
+           SET redundancy = v_wanted, sha1 = coalesce(b.sha1, p_sha1), md5 = coalesce(b.md5, p_md5)
+         WHERE b.id = v_blob
+           AND (b.redundancy < v_wanted OR (b.sha1 IS NULL AND p_sha1 IS NOT NULL)
+                OR (b.md5 IS NULL AND p_md5 IS NOT NULL));
         SELECT coalesce(array_agg(DISTINCT g.shard_id), '{}') INTO v_confirmed
           FROM good_replicas(v_blob) g WHERE g.generation = ANY (coalesce(p_confirmed, '{}'));
         v_short := p_size > 0 AND cardinality(v_confirmed) < v_wanted;

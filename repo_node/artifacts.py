@@ -31,7 +31,7 @@ from sharding.crash_points import crash_point
 from sharding.errors import ReplicaCorrupt, ReplicaMissing
 from sharding.identifiers import uuid7
 from sharding.maintenance.catalogue import StoredBlob
-from sharding.model import BLOCK_DIGEST_BYTES, Buffer, Generation, Replica, block_count
+from sharding.model import BLOCK_DIGEST_BYTES, EXTRA_DIGESTS, Buffer, Generation, Replica, block_count
 from sharding.provider import ShardingProvider
 from sharding.reader import BlobReader, BlobToRead
 from sharding.upload import Upload
@@ -130,7 +130,8 @@ class Artifacts:
     async def _deploy(self, request: DeployRequest, body: AsyncIterator[Buffer]) -> Deployed:
         repository, started_at = await self._repositories.recall(request.at.repository), self._pulse.database_time()
         policy = self._settings.now.write_policy(repository.redundancy)
-        async with self._store.open_upload(policy) as upload:
+        extra = EXTRA_DIGESTS.intersection((*repository.digests, *request.declared.names))
+        async with self._store.open_upload(policy, extra) as upload:
             began = time.perf_counter()
             await self._receive(upload, body)
             digests = await upload.finish()

@@ -6,9 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from repo_node.errors import ChecksumMismatch
-
-NAMES = ("sha256", "sha1", "md5")
-"""The digests a client may name content by, the safest first."""
+from sharding.model import ALL_DIGESTS
 
 
 class Content(Protocol):
@@ -38,7 +36,7 @@ class DeclaredDigests:
     @property
     def names(self) -> tuple[str, ...]:
         """Which were declared, the safest first."""
-        return tuple(name for name in NAMES if getattr(self, name) is not None)
+        return tuple(name for name in ALL_DIGESTS if getattr(self, name) is not None)
 
     def check(self, content: Content) -> None:
         """Raise ``ChecksumMismatch`` when the content is not what was declared."""

@@ -1,7 +1,13 @@
--- Content that is known is deployed by its checksum alone, whichever of the three.
+-- Content that is known is deployed by its checksum alone, whichever of the three. Repositories say which digests are
+-- computed of what is uploaded to them.
 
+ALTER TABLE blobs ALTER COLUMN sha1 DROP NOT NULL, ALTER COLUMN md5 DROP NOT NULL;
 CREATE INDEX blobs_sha1 ON blobs USING hash (sha1);
 CREATE INDEX blobs_md5 ON blobs USING hash (md5);
+
+ALTER TABLE repositories
+    ADD COLUMN digests text[] NOT NULL DEFAULT '{sha256,sha1,md5}'
+        CHECK (digests @> '{sha256}' AND digests <@ '{sha256,sha1,md5}');
 
 -- Let an artifact refer to a blob that the caller has locked; what it overwrites goes to the trash, or its blob is
 -- released. SQLSTATE HF001: a folder is where the artifact should be, or the other way round.
@@ -122,8 +128,12 @@ BEGIN
         RETURNING b.id INTO v_blob;
         v_known := v_blob IS NULL;
         EXIT WHEN NOT v_known;
-        -- Where N has to rise the stronger lock comes first: two who share one would wait for each other.
-        PERFORM 1 FROM blobs b WHERE b.sha256 = p_sha256 AND b.redundancy < p_redundancy FOR NO KEY UPDATE;
+        -- Where the row has to change the stronger lock comes first: two who share one would wait for each other.
+        PERFORM 1 FROM blobs b
+          WHERE b.sha256 = p_sha256
+            AND (b.redundancy < p_redundancy OR (b.sha1 IS NULL AND p_sha1 IS NOT NULL)
+                 OR (b.md5 IS NULL AND p_md5 IS NOT NULL))
+          FOR NO KEY UPDATE;
         SELECT b.id, greatest(b.redundancy, p_redundancy) INTO v_blob, v_wanted
           FROM blobs b WHERE b.sha256 = p_sha256 FOR SHARE;
         EXIT WHEN FOUND;
@@ -140,7 +150,11 @@ BEGIN
     END IF;
 
     IF v_known THEN
-        UPDATE blobs b SET redundancy = v_wanted WHERE b.id = v_blob AND b.redundancy < v_wanted;
+        UPDATE blobs b
+           SET redundancy = v_wanted, sha1 = coalesce(b.sha1, p_sha1), md5 = coalesce(b.md5, p_md5)
+         WHERE b.id = v_blob
+           AND (b.redundancy < v_wanted OR (b.sha1 IS NULL AND p_sha1 IS NOT NULL)
+                OR (b.md5 IS NULL AND p_md5 IS NOT NULL));
         SELECT coalesce(array_agg(DISTINCT g.shard_id), '{}') INTO v_confirmed
           FROM good_replicas(v_blob) g WHERE g.generation = ANY (coalesce(p_confirmed, '{}'));
         v_short := p_size > 0 AND cardinality(v_confirmed) < v_wanted;
