@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -18,8 +19,8 @@ from sharding.directory_sync import DirectorySync
 from sharding.disk import DiskBusy, DiskExecutor
 from sharding.disk_errors import LOOKING, WRITING, shard_error, translated
 from sharding.errors import ShardError, ShardFull, ShardRefused, ShardUnavailable
-from sharding.files import ShardFiles
-from sharding.identity import ShardIdentity, claim
+from sharding.files import ShardFiles, passing_read_only
+from sharding.identity import ShardClaim, ShardIdentity, claim
 from sharding.listing import ShardListing
 from sharding.model import BLOCK_BYTES, BLOCK_DIGEST_BYTES, BlobName, Buffer, Generation, ShardId, block_count
 from sharding.quarantine import Quarantine
@@ -121,6 +122,11 @@ class LocalShard:
 
     async def see_epoch(self, epoch: int) -> None:
         await self.run(self.files.epochs.see, epoch)
+
+    async def discard_stage(self, name: str) -> None:
+        """Remove what a process that has ended was staging in the directory ``name``."""
+        with translated(self.id, WRITING, f"emptying tmp/{name}"):
+            await self.run(self.files.discard_stage, name)
 
     async def remove(self, names: Sequence[BlobName], *, epoch: int) -> list[int | None]:
         # No room for the epoch is no reason to keep what takes the room: a full disk notes it afterwards.
@@ -250,8 +256,35 @@ async def open_local_shard(
     Raises ``ShardIdentityError`` when it is not ``identity`` or has another owner, ``ShardUnavailable``
     when the disk fails; both name the path.
     """
+    opening = partial(open_files, shard, path, identity, reserve_bytes, cached_bytes_max)
+    async with _opened(shard, opening, threads) as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def join_local_shard(
+    shard: ShardId,
+    claim: ShardClaim,
+    *,
+    stage: str,
+    reserve_bytes: int,
+    cached_bytes_max: int = CACHED_BYTES_MAX,
+    threads: int = 4,
+) -> AsyncIterator[LocalShard]:
+    """Open a shard that another process of the same owner has open and lent ``claim`` of; it is closed at the end.
+
+    What is staged lies in the directory ``stage`` of ``tmp/``, which is this process' alone. Raises
+    ``ShardUnavailable`` when the disk fails.
+    """
+    opening = partial(join_files, shard, claim, reserve_bytes, cached_bytes_max, stage)
+    async with _opened(shard, opening, threads) as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def _opened(shard: ShardId, open_them: Callable[[], ShardFiles], threads: int) -> AsyncIterator[LocalShard]:
     executor = DiskExecutor(threads, name=f"shard-{shard}")
-    opening = executor.submit(open_files, shard, path, identity, reserve_bytes, cached_bytes_max)
+    opening = executor.submit(open_them)
     try:
         files = await asyncio.shield(asyncio.wrap_future(opening))
     except BaseException:
@@ -269,12 +302,7 @@ def open_files(
     shard: ShardId, path: Path, identity: ShardIdentity, reserve_bytes: int, cached_bytes_max: int
 ) -> ShardFiles:
     """Claim and open a shard's directory, empty its ``tmp/`` and test the disk; blocks."""
-    held = claim(path, identity)
-    try:
-        files = ShardFiles(shard, held, reserve_bytes, cached_bytes_max)
-    except OSError as error:
-        held.close()
-        raise ShardUnavailable(shard, f"{path}: its directories cannot be opened: {error}") from error
+    files = _open_directories(shard, claim(path, identity), reserve_bytes, cached_bytes_max)
     try:
         files.recover()
         check_disk(files)
@@ -285,6 +313,28 @@ def open_files(
         files.close()
         raise
     return files
+
+
+def join_files(shard: ShardId, held: ShardClaim, reserve_bytes: int, cached_bytes_max: int, stage: str) -> ShardFiles:
+    """Open the directories of a shard whose owner has opened, emptied and tested it; blocks."""
+    files = _open_directories(shard, held, reserve_bytes, cached_bytes_max, stage)
+    try:
+        with passing_read_only():
+            files.settle()
+    except OSError as error:
+        files.close()
+        raise ShardUnavailable(shard, f"{held.path}: blobs/ cannot be synced: {error}") from error
+    return files
+
+
+def _open_directories(
+    shard: ShardId, held: ShardClaim, reserve_bytes: int, cached_bytes_max: int, stage: str = ""
+) -> ShardFiles:
+    try:
+        return ShardFiles(shard, held, reserve_bytes, cached_bytes_max, stage)
+    except OSError as error:
+        held.close()
+        raise ShardUnavailable(shard, f"{held.path}: its directories cannot be opened: {error}") from error
 
 
 def _close_opened(opening: Future[ShardFiles]) -> None:
