@@ -28,6 +28,7 @@ from repo_node.api.epochs import EpochHandlers
 from repo_node.api.internal import internal_app
 from repo_node.artifacts import Artifacts
 from repo_node.auth.authenticator import Authenticator
+from repo_node.checksum_deploy import ChecksumDeploy
 from repo_node.cluster.epochs import ShardEpochs
 from repo_node.cluster.membership import Membership, NodeShards
 from repo_node.cluster.outlook import Outlook
@@ -201,8 +202,18 @@ def public_app_of(parts: Parts, artifacts: Artifacts, node: Node) -> web.Applica
     """Build the application for clients."""
     admission = Admission(lambda: parts.settings.now.requests_per_user_max)
     trash = Trash(parts.database, parts.recent, parts.settings)
+    known = ChecksumDeploy(
+        parts.database,
+        parts.store,
+        parts.repositories,
+        parts.settings,
+        parts.metrics,
+        parts.recent,
+        parts.membership,
+    )
     services = Services(
         artifacts,
+        known,
         parts.repositories,
         trash,
         parts.authenticator,
