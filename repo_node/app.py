@@ -43,6 +43,7 @@ from repo_node.config import NodeConfig
 from repo_node.db import migrate, nodes
 from repo_node.db.durability import check_durability
 from repo_node.db.errors import CatalogueUnavailable, NotDurable, SchemaTooOld
+from repo_node.db.lookups import LookUps
 from repo_node.db.nodes import Fenced, NameTaken
 from repo_node.db.pool import Database, open_database
 from repo_node.db.servers import Servers
@@ -203,7 +204,13 @@ async def running_node(
         await stack.enter_async_context(task(own.run()))
         await stack.enter_async_context(task(watch_lag(metrics)))
         stack.push_async_callback(store.close)
-        artifacts = Artifacts(database, store, repositories, settings, metrics, recent, membership)
+        look_ups = LookUps(
+            database,
+            per_round_trip_max=config.database.look_ups_per_round_trip_max,
+            wait_seconds_max=config.database.connect_timeout_seconds,
+        )
+        stack.push_async_callback(look_ups.close)
+        artifacts = Artifacts(database, look_ups, store, repositories, settings, metrics, recent, membership)
         stack.push_async_callback(artifacts.close)
         await stack.enter_async_context(task(leadership.run()))
         stack.push_async_callback(leadership.leave)
