@@ -1,4 +1,4 @@
-"""The files of one claimed shard: names, directories, reads and removals. Every method blocks.
+"""The files of one claimed shard: names, directories, reads and removals. Every method blocks but one.
 
 The shard's directories are opened once and everything is reached through them, so that a disk
 unmounted under the node never leads to its empty mount point; no link is ever followed.
@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from uuid import UUID
 
+from sharding.cached_read import never_waits, read_cached
 from sharding.disk_errors import LOOKING, MEDIUM_ERRNOS, READING, WRITING, shard_error, translated
 from sharding.epoch import EpochFile
 from sharding.errors import ReplicaCorrupt, ReplicaMissing, ShardError, ShardFull, ShardRefused, ShardUnavailable
@@ -29,6 +30,9 @@ GENERATION_AT = 65
 
 BLOBS = "."
 """How ``blobs/`` itself is called among the directories to be synced."""
+
+CACHED_READ_BYTES_MAX = 128 << 10
+"""Beyond that, copying the bytes takes longer than going to a thread, where it also holds up nobody."""
 
 SPACE_SAMPLE_SECONDS = 1.0
 SHA256_BYTES = 32
@@ -67,6 +71,7 @@ class ShardFiles:
         self._space_until = float("-inf")
         with passing_read_only():
             make_layout(claim.directory)
+        self._never_waits = never_waits(claim.directory)
         self.tmp = os.open("tmp", OPEN_DIRECTORY, dir_fd=claim.directory)
         try:
             self.blobs = os.open("blobs", OPEN_DIRECTORY, dir_fd=claim.directory)
@@ -77,9 +82,9 @@ class ShardFiles:
     def close(self) -> None:
         """Close the directories and give up the claim; no call may be under way. May be called twice."""
         if self.tmp >= 0:
-            os.close(self.tmp)
-            os.close(self.blobs)
-            self.tmp = self.blobs = -1
+            tmp, blobs, self.tmp, self.blobs = self.tmp, self.blobs, -1, -1
+            os.close(tmp)
+            os.close(blobs)
         self.claim.close()
 
     def recover(self) -> None:
@@ -110,6 +115,13 @@ class ShardFiles:
                 return self._read(name, directory, size, offset, length)
             except OSError as error:
                 raise self.reading_failed(name, error) from error
+
+    def read_cached(self, blob: BlobName, size: int, offset: int, length: int) -> bytearray | None:
+        """Return what ``read`` would, if memory has it all; None says nothing. The one method that never blocks."""
+        if not self._never_waits or length > CACHED_READ_BYTES_MAX or min(offset, length) < 0 or offset + length > size:
+            return None
+        name = self.name(blob)
+        return read_cached(self.blobs, f"{fan_out_of(name)}/{name}", size=size, offset=offset, length=length)
 
     def sizes(self, blobs: Sequence[BlobName]) -> list[int | None]:
         """See ``Shard.sizes``. Each file is opened: a dead file system still answers ``stat`` from memory."""

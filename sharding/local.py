@@ -1,8 +1,8 @@
 """A shard on a disk of this node.
 
-The work is done by ``files`` and ``staging`` on the disk's own threads, one hop per call; the
-fsyncs of directories are shared by concurrent calls. Cancelling a call gives its file up at once,
-though a thread may still hang in it.
+The work is done by ``files`` and ``staging`` on the disk's own threads, one hop per call, but for small reads
+of what is in memory anyway; the fsyncs of directories are shared by concurrent calls. Cancelling a call gives
+its file up at once, though a thread may still hang in it.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class LocalShard:
         return LocalStaged(self, file)
 
     async def read(self, name: BlobName, *, size: int, offset: int, length: int) -> Buffer:
-        return await self.run(self.files.read, name, size, offset, length)
+        cached = self.files.read_cached(name, size, offset, length)
+        return cached if cached is not None else await self.run(self.files.read, name, size, offset, length)
 
     async def sizes(self, names: Sequence[BlobName]) -> list[int | None]:
         found: list[int | None] = []
