@@ -36,6 +36,7 @@ from repo_node.cluster.own_shard import OwnShard
 from repo_node.cluster.own_shards import Owner
 from repo_node.cluster.topology import Topology
 from repo_node.config import NodeConfig
+from repo_node.db.lookups import LookUps
 from repo_node.db.pool import Database
 from repo_node.logs import request_id
 from repo_node.metrics import Metrics
@@ -180,8 +181,15 @@ def internal_app_of(parts: Parts) -> web.Application:
 def serve_artifacts(stack: AsyncExitStack, parts: Parts) -> Artifacts:
     """Make the service that everything else calls. What it leaves to be done is done before the store closes."""
     stack.push_async_callback(parts.store.close)
+    look_ups = LookUps(
+        parts.database,
+        per_round_trip_max=parts.config.database.look_ups_per_round_trip_max,
+        wait_seconds_max=parts.config.database.connect_timeout_seconds,
+    )
+    stack.push_async_callback(look_ups.close)
     artifacts = Artifacts(
         parts.database,
+        look_ups,
         parts.store,
         parts.repositories,
         parts.settings,
