@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import random
 import time
 from collections import Counter, defaultdict, deque
@@ -80,7 +81,8 @@ class Generator:
         self._authorization = target.authorization
         self._dialect = target.dialect
         self._content = Content()
-        self._root = f"{number}"
+        # Other loads may be made beside this one, and must not overwrite what it stores.
+        self._root = f"{os.urandom(4).hex()}/{number}"
         self._processes = processes
         self._count = 0
         self._stored: dict[int, deque[Stored]] = defaultdict(lambda: deque(maxlen=REMEMBERED_MAX // processes))
