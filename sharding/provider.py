@@ -7,9 +7,8 @@ HTTP, no SQL and no repository.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from sharding.commit import Commit, Placement
@@ -67,17 +66,14 @@ class ShardingProvider:
         """Who removes, in the background, files that nothing will ever refer to."""
         return self._janitor
 
-    @asynccontextmanager
-    async def open_upload(
-        self, policy: WritePolicy, extra_digests: Collection[str] = EXTRA_DIGESTS
-    ) -> AsyncIterator[Upload]:
-        """Begin an upload; leaving the block stops it and removes whatever is still only staged.
+    def open_upload(self, policy: WritePolicy, extra_digests: Collection[str] = EXTRA_DIGESTS) -> Upload:
+        """Begin an upload; leaving its block stops it and removes whatever is still only staged.
 
         ``extra_digests`` are computed beside the sha256. Raises ``WriteQuorumNotMet`` at once when too few shards
         take writes.
         """
         self.served += 1
-        upload = Upload(
+        return Upload(
             mint_uid(),
             self._view(),
             policy,
@@ -86,10 +82,6 @@ class ShardingProvider:
             cleaner=self._janitor,
             extra_digests=extra_digests,
         )
-        try:
-            yield upload
-        finally:
-            await upload.close()
 
     async def commit(self, upload: Upload) -> Placement:
         """Make a finished upload durable. Raises ``WriteQuorumNotMet``, after which nothing of it stays."""
