@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from urllib.parse import quote, unquote_to_bytes
 
 SEGMENT_BYTES_MAX = 255
+PLAIN = re.compile(rf"(?:/(?!\.\.?(?:/|$))[A-Za-z0-9._-]{{1,{SEGMENT_BYTES_MAX}}})+")
+"""Paths that are in canonical form for certain, without parameters: what the rest would find out is spared them."""
+
 PROPERTIES_MAX = 100
 FORBIDDEN_IN_KEYS = set(")(}{][*+^$/~`!@#%&<>;=,±§ ")
 REPOSITORY_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -58,6 +61,8 @@ def parse_target(raw: str) -> Target:
     if not path.startswith("/"):
         raise BadPath("the request target must be a path that begins with /")
     pieces = path[1:].split("/")
+    if PLAIN.fullmatch(path):
+        return Target(tuple(pieces), is_folder=False, properties={})
     is_folder = pieces[-1] == ""
     if is_folder:
         pieces.pop()
