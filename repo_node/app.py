@@ -6,71 +6,50 @@ import asyncio
 import logging
 import os
 import resource
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from functools import cache
-from typing import Any, TypeVar
 from uuid import UUID, uuid4
 
 import asyncpg
 import uvloop
 from aiohttp import web
 
-from repo_node import __version__, keys, logs, memory
-from repo_node.api import artifacts as artifacts_api
-from repo_node.api import checks as checks_api
-from repo_node.api import events as events_api
-from repo_node.api import gc as gc_api
-from repo_node.api import holdfast as holdfast_api
-from repo_node.api import jobs as jobs_api
-from repo_node.api import members as members_api
-from repo_node.api import repositories as repositories_api
-from repo_node.api import storage as storage_api
+from repo_node import __version__, logs, memory
 from repo_node.api import system as system_api
-from repo_node.api import trash as trash_api
-from repo_node.api.epochs import EpochHandlers
-from repo_node.api.internal import internal_app
-from repo_node.artifacts import Artifacts
-from repo_node.auth.authenticator import Authenticator
-from repo_node.cluster.epochs import ShardEpochs
+from repo_node.assembly import (
+    Parts,
+    assemble,
+    internal_app_of,
+    node_of,
+    public_app_of,
+    serve_artifacts,
+    task,
+)
 from repo_node.cluster.leadership import Leadership
-from repo_node.cluster.membership import Membership, connect
-from repo_node.cluster.own_shard import OwnShard, refuse_foreign
+from repo_node.cluster.membership import connect
+from repo_node.cluster.outlook import Outlook, Primary
+from repo_node.cluster.own_shard import refuse_foreign
 from repo_node.cluster.own_shards import Owner, OwnShards, Reread
 from repo_node.cluster.peer_watch import PeerWatch
-from repo_node.cluster.topology import Topology
 from repo_node.config import NodeConfig
 from repo_node.db import migrate, nodes
 from repo_node.db.durability import check_durability
 from repo_node.db.errors import CatalogueUnavailable, NotDurable, SchemaTooOld
-from repo_node.db.lookups import LookUps
 from repo_node.db.nodes import Fenced, NameTaken
 from repo_node.db.pool import Database, open_database
 from repo_node.db.servers import Servers
-from repo_node.logs import request_id
 from repo_node.maintenance import maintenance
 from repo_node.metrics import Metrics
 from repo_node.node import Node
-from repo_node.recent import RecentItems
-from repo_node.repositories import Repositories
 from repo_node.settings import LiveSettings, SettingError
 from repo_node.shutdown import EndLimit, StopRequests, drain, on_signals
-from repo_node.trash import Trash
-from repo_node.web.admission import Admission
-from repo_node.web.context import SERVICES, Services
 from repo_node.web.lag import watch_lag
 from repo_node.web.listeners import listen_on, serving_internal, serving_metrics, serving_public
-from repo_node.web.middleware import answer, complete_head
-from repo_node.web.routes import Routes
 from repo_node.web.state import NODE
-from sharding import crash_points, wire
+from sharding import crash_points
 from sharding.errors import ShardError
 from sharding.identity import ShardIdentityError
-from sharding.model import NodeId, ShardId, ZoneId
-from sharding.peer import Peer, open_peer_session
-from sharding.provider import ShardingProvider, StoreLimits
-
-T = TypeVar("T")
+from sharding.model import NodeId, ZoneId
 
 log = logging.getLogger("holdfast")
 
@@ -161,68 +140,27 @@ async def running_node(
         # The socket first: who holds it is the successor of whoever was registered with it.
         internal_socket = stack.enter_context(listen_on(config.internal.listen))
         database = await stack.enter_async_context(open_database(config.database, metrics))
-        name = NodeId(config.node.id)
         cluster_id = await join(config, incarnation, database)
-        owner = Owner(cluster_id, name, incarnation)
+        owner = Owner(cluster_id, NodeId(config.node.id), incarnation)
         own = await open_shards(stack, config, owner, database, settings, metrics, reread)
-        topology = await build_topology(stack, config, cluster_id, own.opened, metrics)
-        store = ShardingProvider(
-            lambda: topology.view,
-            lambda: StoreLimits(settings.now.commit_wait_seconds, settings.now.read_hedge_seconds),
-        )
-        authenticator = Authenticator(database, lambda: membership.is_fresh, settings)
-        stack.push_async_callback(authenticator.close)
-        recent = RecentItems(settings)
-        repositories = Repositories(database, lambda: membership.is_fresh, recent, settings)
-        membership = Membership(
-            config,
-            database.servers,
-            incarnation,
-            own,
-            settings,
-            metrics,
-            on_cluster=topology.update,
-            on_principals=authenticator.forget,
-            on_repositories=repositories.forget,
-        )
-        epochs = ShardEpochs(name, lambda: own.shards, lambda: membership.rows, topology.peer_at)
-        leadership = Leadership(name, lambda: connect(database.servers, config, "lease"), epochs, settings, metrics)
-        membership.on_lease = leadership.wake
-        internal = internal_app(
-            shards=own.find,
-            node_id=name,
-            incarnation=incarnation,
-            cluster_id=lambda: cluster_id,
-            key=config.cluster_key,
-            more_routes=EpochHandlers(epochs).routes(),
-        )
-        await stack.enter_async_context(serving_internal(internal, config, internal_socket))
-        async with connect(database.servers, config) as connection:
-            await membership.beat(connection)
+        parts = await assemble(stack, config, owner, own, database, settings, metrics)
+        membership = parts.membership
+        await stack.enter_async_context(serving_internal(internal_app_of(parts), config, internal_socket))
+        await membership.begin()
         stack.push_async_callback(membership.leave)
         beating = await stack.enter_async_context(task(membership.run()))
         await stack.enter_async_context(task(own.run()))
         await stack.enter_async_context(task(watch_lag(metrics)))
-        stack.push_async_callback(store.close)
-        look_ups = LookUps(
-            database,
-            per_round_trip_max=config.database.look_ups_per_round_trip_max,
-            wait_seconds_max=config.database.connect_timeout_seconds,
-        )
-        stack.push_async_callback(look_ups.close)
-        artifacts = Artifacts(database, look_ups, store, repositories, settings, metrics, recent, membership)
-        stack.push_async_callback(artifacts.close)
-        await stack.enter_async_context(task(leadership.run()))
-        stack.push_async_callback(leadership.leave)
+        artifacts = serve_artifacts(stack, parts)
+        leadership = await take_part(stack, parts)
         await stack.enter_async_context(
-            maintenance(name, database, store, membership, settings, metrics, leadership, own.shards)
+            maintenance(owner.node, database, parts.store, membership, settings, metrics, leadership, own.shards)
         )
-        peers = PeerWatch(name, lambda: membership.rows, topology.peer_at, settings, metrics)
+        peers = PeerWatch(owner.node, lambda: membership.rows, parts.topology.peer_at, settings, metrics)
         await stack.enter_async_context(task(peers.run()))
-        node = Node(metrics, database, membership, topology, leadership, peers, settings)
-        admission, trash = Admission(lambda: settings.now.requests_per_user_max), Trash(database, recent, settings)
-        services = Services(artifacts, repositories, trash, authenticator, settings, admission, metrics, config.http)
-        await stack.enter_async_context(serving_public(public_app(services, node), config, node))
+        node = node_of(parts, lambda: outlook_of(leadership, peers))
+        node.on_hand_over += [leadership.leave, membership.say_leaving]
+        await stack.enter_async_context(serving_public(public_app_of(parts, artifacts, node), config, node))
         await stack.enter_async_context(serving_metrics(metrics_app(node), config, node))
         yield node, beating
 
@@ -285,42 +223,27 @@ async def reached(config: NodeConfig, servers: Servers) -> AsyncIterator[asyncpg
         yield connection
 
 
-async def build_topology(
-    stack: AsyncExitStack,
-    config: NodeConfig,
-    cluster_id: UUID,
-    own: Mapping[ShardId, OwnShard],
-    metrics: Metrics,
-) -> Topology:
-    internal = config.internal
-    session = await stack.enter_async_context(open_peer_session(call_seconds=internal.call_timeout_seconds))
-    token = keys.derive(config.cluster_key, wire.TOKEN_PURPOSE)
-
-    @cache
-    def peer_at(url: str) -> Peer:
-        return Peer(
-            url,
-            session,
-            token,
-            cluster_id,
-            headers=lambda: {"X-Request-Id": request_id.get()},
-            call_seconds=internal.call_timeout_seconds,
-            stall_seconds=internal.stall_timeout_seconds,
-        )
-
-    return Topology(NodeId(config.node.id), ZoneId(config.node.zone), own, peer_at, internal, metrics)
+async def take_part(stack: AsyncExitStack, parts: Parts) -> Leadership:
+    """Take part in elections from now on."""
+    config, servers = parts.config, parts.database.servers
+    leadership = Leadership(
+        parts.owner.node, lambda: connect(servers, config, "lease"), parts.epochs, parts.settings, parts.metrics
+    )
+    parts.membership.on_lease = leadership.wake
+    await stack.enter_async_context(task(leadership.run()))
+    stack.push_async_callback(leadership.leave)
+    return leadership
 
 
-def public_app(services: Services, node: Node) -> web.Application:
-    """Build the public application: every route with the permission it needs."""
-    app = web.Application(middlewares=[answer])
-    app[SERVICES], app[NODE] = services, node
-    app.on_response_prepare.append(complete_head)
-    routes = Routes(app)
-    own_apis = (holdfast_api, events_api, jobs_api, members_api, checks_api, gc_api, trash_api)
-    for api in (system_api, repositories_api, storage_api, *own_apis, artifacts_api):
-        api.add_routes(routes)
-    return app
+def outlook_of(leadership: Leadership, peers: PeerWatch) -> Outlook:
+    seen = leadership.seen
+    return Outlook(
+        primary=None if seen is None or seen.expired else Primary(seen.holder, seen.epoch),
+        epoch=0 if seen is None else seen.epoch,
+        is_primary=leadership.epoch is not None,
+        holds=leadership.holds,
+        suspicions=peers.suspicions,
+    )
 
 
 def metrics_app(node: Node) -> web.Application:
@@ -329,14 +252,3 @@ def metrics_app(node: Node) -> web.Application:
     app[NODE] = node
     app.router.add_get("/metrics", system_api.metrics)
     return app
-
-
-@asynccontextmanager
-async def task(work: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
-    """Run ``work`` beside the block, and stop it at the block's end."""
-    running = asyncio.create_task(work)
-    try:
-        yield running
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)

@@ -6,11 +6,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 
 from repo_node import __version__
-from repo_node.cluster.leadership import Leadership
 from repo_node.cluster.membership import Membership
-from repo_node.cluster.peer_watch import PeerWatch
+from repo_node.cluster.outlook import Outlook, Primary
 from repo_node.cluster.topology import Topology
-from repo_node.db.lease import LeaseRow
 from repo_node.db.nodes import ClusterRows, ShardRow
 from repo_node.db.pool import Database
 from repo_node.metrics import Metrics
@@ -31,20 +29,19 @@ class Node:
         database: Database,
         membership: Membership,
         topology: Topology,
-        leadership: Leadership,
-        peers: PeerWatch,
+        outlook: Callable[[], Outlook],
         settings: LiveSettings,
     ) -> None:
         self.metrics = metrics
         self.database = database
         self._membership = membership
         self._topology = topology
-        self._leadership = leadership
-        self._peers = peers
+        self._outlook = outlook
         self._settings = settings
         self._leaving = False
         self.in_flight = 0
         self.on_leave: list[Callable[[], Awaitable[None]]] = []
+        self.on_hand_over: list[Callable[[], Awaitable[None]]] = []
         metrics.build.info({"version": __version__})
 
     def is_ready(self) -> bool:
@@ -71,7 +68,7 @@ class Node:
 
     async def hand_over(self) -> None:
         """Let another node be the primary from now on, and tell the cluster why. Best effort, and bounded."""
-        await asyncio.gather(self._leadership.leave(), self._membership.say_leaving())
+        await asyncio.gather(*(tell() for tell in self.on_hand_over))
 
     async def drained(self, notice_seconds: float, wait_seconds: float, hurried: asyncio.Event) -> None:
         """Give load balancers time to notice, then wait, within bounds, until no request is in flight.
@@ -91,28 +88,29 @@ class Node:
     def view(self) -> StoreView:
         return self._topology.view
 
-    def primary(self) -> LeaseRow | None:
-        return self._leadership.seen
+    def primary(self) -> Primary | None:
+        return self._outlook().primary
 
     def suspicions(self) -> tuple[tuple[str, str], ...]:
-        return self._peers.suspicions
+        return self._outlook().suspicions
 
     def deletion_holds(self) -> tuple[str, ...]:
-        return self._leadership.holds
+        return self._outlook().holds
 
     def refresh_gauges(self) -> None:
         metrics, view, rows = self.metrics, self._topology.view, self._membership.rows
+        outlook = self._outlook()
         size, idle = self.database.connections
         metrics.pool_connections.labels("idle").set(idle)
         metrics.pool_connections.labels("used").set(size - idle)
         metrics.ready.set(self.is_ready())
-        metrics.deletion.primary.set(self._leadership.epoch is not None)
+        metrics.deletion.primary.set(outlook.is_primary)
         metrics.deletion.deletions_held.clear()
-        for reason in self._leadership.holds:
+        for reason in outlook.holds:
             metrics.deletion.deletions_held.labels(reason).set(1)
-        metrics.deletion.epoch.set(self._leadership.seen.epoch if self._leadership.seen else 0)
-        metrics.cluster.show_primary(self._leadership.seen)
-        metrics.cluster.show_suspicions(self._peers.suspicions)
+        metrics.deletion.epoch.set(outlook.epoch)
+        metrics.cluster.show_primary(outlook.primary and outlook.primary.node)
+        metrics.cluster.show_suspicions(outlook.suspicions)
         metrics.cluster.read_only.set(bool(self._settings.now.read_only_reason))
         metrics.in_flight.set(self.in_flight)
         metrics.ring_members.set(len(view.ring.members))

@@ -12,9 +12,6 @@ from dataclasses import dataclass
 from urllib.parse import quote, unquote_to_bytes
 
 SEGMENT_BYTES_MAX = 255
-PLAIN = re.compile(rf"(?:/(?!\.\.?(?:/|$))[A-Za-z0-9._-]{{1,{SEGMENT_BYTES_MAX}}})+")
-"""Paths that are in canonical form for certain, without parameters: what the rest would find out is spared them."""
-
 PROPERTIES_MAX = 100
 FORBIDDEN_IN_KEYS = set(")(}{][*+^$/~`!@#%&<>;=,±§ ")
 REPOSITORY_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -61,8 +58,6 @@ def parse_target(raw: str) -> Target:
     if not path.startswith("/"):
         raise BadPath("the request target must be a path that begins with /")
     pieces = path[1:].split("/")
-    if PLAIN.fullmatch(path):
-        return Target(tuple(pieces), is_folder=False, properties={})
     is_folder = pieces[-1] == ""
     if is_folder:
         pieces.pop()
@@ -78,6 +73,8 @@ def parse_target(raw: str) -> Target:
 
 def decode(piece: str) -> str:
     """Percent-decode once, strictly."""
+    if piece.isascii() and "%" not in piece:
+        return piece
     if re.search(r"%(?![0-9A-Fa-f]{2})", piece):
         raise BadPath("a % in the path must be followed by two hex digits")
     try:
@@ -91,11 +88,12 @@ def check_segment(segment: str) -> str:
         raise BadPath("the path has an empty, '.' or '..' segment")
     if "/" in segment or "\\" in segment:
         raise BadPath("the path has an encoded slash or a backslash")
-    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in segment):
+    plain = segment.isascii() and segment.isprintable()
+    if not plain and any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in segment):
         raise BadPath("the path has a control character")
-    if len(segment.encode()) > SEGMENT_BYTES_MAX:
+    if len(segment if plain else segment.encode()) > SEGMENT_BYTES_MAX:
         raise BadPath(f"a segment of the path is longer than {SEGMENT_BYTES_MAX} bytes")
-    if not unicodedata.is_normalized("NFC", segment):
+    if not plain and not unicodedata.is_normalized("NFC", segment):
         raise BadPath("the path is not in Unicode normalisation form C")
     return segment
 

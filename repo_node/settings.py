@@ -41,6 +41,10 @@ PLAIN = r"^[^\x00-\x1f\x7f]*$"
 Cron = Annotated[str, Field(max_length=100, pattern=PLAIN), AfterValidator(check_cron)]
 
 
+LIMITS_OF_A_NODE = ("requests_per_user_max", "stale_entries_max")
+"""What a node of several processes divides among them."""
+
+
 class SettingError(ValueError):
     """A setting has an unknown name or a value it cannot take; the message says what would be right."""
 
@@ -200,6 +204,10 @@ class Settings(BaseModel):
             raise ValueError(f"quarantine_seconds must be 0 (for ever) or at least {QUARANTINE_SECONDS_MIN}")
         return self
 
+    def share_of(self, processes: int) -> Settings:
+        """Return the settings for one of a node's ``processes``: what a node may do at most is divided."""
+        return self.model_copy(update={key: -(-getattr(self, key) // processes) for key in LIMITS_OF_A_NODE})
+
     def write_policy(self, redundancy: int | None = None) -> WritePolicy:
         """Return the policy of an upload to a repository whose own redundancy is ``redundancy``."""
         copies = max(self.redundancy, redundancy or 0)
@@ -249,11 +257,16 @@ def lenient(values: Mapping[str, Any]) -> Settings:
 
 
 class LiveSettings:
-    """The settings that hold now; ``now`` is replaced whole."""
+    """The settings that hold now in one of a node's ``processes``; ``now`` is replaced whole."""
 
-    def __init__(self, now: Settings | None = None) -> None:
+    def __init__(self, now: Settings | None = None, *, processes: int = 1) -> None:
         self.now = now or Settings()
+        self._processes = processes
         self._confirmed_at: float | None = None
+
+    def take(self, settings: Settings) -> None:
+        """Let the cluster's ``settings`` hold from now on."""
+        self.now = settings.share_of(self._processes)
 
     def confirm(self, at: float) -> None:
         """Note that ``now`` held in the cluster at a time of the monotonic clock."""

@@ -6,13 +6,15 @@ proves it, and a primary of the forgotten time, or one that was replaced, finds 
 
 from __future__ import annotations
 
+import fcntl
 import os
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from sharding.disk_errors import LOOKING, WRITING, translated
 from sharding.errors import ShardRefused, ShardUnavailable
-from sharding.identity import ShardClaim
+from sharding.identity import OPEN_DIRECTORY, ShardClaim
 from sharding.model import ShardId
 
 EPOCH_FILE = "epoch"
@@ -21,35 +23,47 @@ EPOCH_DIGITS_MAX = 18
 
 
 class EpochFile:
-    """``epoch`` beside ``shard.json``: one decimal number, which only grows. Safe to share between threads."""
+    """``epoch`` beside ``shard.json``: one decimal number, which only grows.
+
+    Safe to share between threads, and between the processes that have the shard open: what the file says is
+    all that any of them knows.
+    """
 
     def __init__(self, shard: ShardId, claim: ShardClaim) -> None:
         self._shard = shard
         self._claim = claim
         self._lock = threading.Lock()
-        self._known: int | None = None
 
     def known(self) -> int:
         """Return the highest epoch ever seen, 0 for none."""
-        with self._lock:
-            return self._load()
+        with translated(self._shard, LOOKING, f"reading {EPOCH_FILE}"):
+            return self._parse(self._read())
 
     def see(self, epoch: int) -> None:
         """Remember ``epoch``, durably when it is new. Raises ``ShardRefused`` when a higher one is known."""
-        with self._lock:
-            known = self._load()
-            if epoch < known:
-                raise ShardRefused(self._shard, f"epoch {epoch} is over: the shard knows the primary of epoch {known}")
-            if epoch > known:
-                with translated(self._shard, WRITING, f"writing {EPOCH_FILE}"):
+        if self._is_newer(epoch):
+            with translated(self._shard, WRITING, f"writing {EPOCH_FILE}"), self._alone():
+                # Another may have been seen meanwhile.
+                if self._is_newer(epoch):
                     self._store(epoch)
-                self._known = epoch
 
-    def _load(self) -> int:
-        if self._known is None:
-            with translated(self._shard, LOOKING, f"reading {EPOCH_FILE}"):
-                self._known = self._parse(self._read())
-        return self._known
+    def _is_newer(self, epoch: int) -> bool:
+        known = self.known()
+        if epoch < known:
+            raise ShardRefused(self._shard, f"epoch {epoch} is over: the shard knows the primary of epoch {known}")
+        return epoch > known
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep every other thread and process from writing."""
+        with self._lock:
+            # The shard's own directory carries its claim, which all of its processes share.
+            lock = os.open("blobs", OPEN_DIRECTORY, dir_fd=self._claim.directory)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                yield
+            finally:
+                os.close(lock)
 
     def _read(self) -> bytes | None:
         try:

@@ -1,4 +1,4 @@
-"""The files of one claimed shard: names, directories, reads and removals. Every method blocks but one.
+"""The files of one claimed shard: names, directories, reads and removals. Every method but ``read_cached`` blocks.
 
 The shard's directories are opened once and everything is reached through them, so that a disk
 unmounted under the node never leads to its empty mount point; no link is ever followed.
@@ -17,12 +17,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from uuid import UUID
 
-from sharding.cached_read import never_waits, read_cached
+from sharding.cached_reads import CachedReads
 from sharding.disk_errors import LOOKING, MEDIUM_ERRNOS, READING, WRITING, shard_error, translated
 from sharding.epoch import EpochFile
 from sharding.errors import ReplicaCorrupt, ReplicaMissing, ShardError, ShardFull, ShardRefused, ShardUnavailable
 from sharding.identity import OPEN_DIRECTORY, ShardClaim, make_layout
-from sharding.model import BlobName, ShardId
+from sharding.model import BLOCK_BYTES, BlobName, ShardId
 from sharding.shard import ShardSpace
 
 GENERATION_AT = 65
@@ -30,9 +30,6 @@ GENERATION_AT = 65
 
 BLOBS = "."
 """How ``blobs/`` itself is called among the directories to be synced."""
-
-CACHED_READ_BYTES_MAX = 128 << 10
-"""Beyond that, copying the bytes takes longer than going to a thread, where it also holds up nobody."""
 
 SPACE_SAMPLE_SECONDS = 1.0
 SHA256_BYTES = 32
@@ -55,24 +52,29 @@ class ShardFiles:
 
     ``shard`` only signs the errors. An absent fan-out directory means that none of its blobs is
     there, unless ``blobs/`` itself was taken away. What is longer than ``cached_bytes_max`` leaves the
-    page cache once it is written.
+    page cache once it is written. Several processes may have one shard open, if each stages in a
+    directory of its own: ``tmp/``, or one in it named ``stage``.
     """
 
-    def __init__(self, shard: ShardId, claim: ShardClaim, reserve_bytes: int, cached_bytes_max: int) -> None:
+    def __init__(
+        self, shard: ShardId, claim: ShardClaim, reserve_bytes: int, cached_bytes_max: int, stage: str = ""
+    ) -> None:
         self.shard = shard
         self.path = claim.path
         self.cached_bytes_max = cached_bytes_max
         self.claim = claim
         self.epochs = EpochFile(shard, claim)
         self._reserve_bytes = reserve_bytes
+        self._cached_reads = CachedReads()
         self._lock = threading.Lock()
         self._undurable: dict[str, object] = {}
+        self._durable: set[str] = set()
+        """Fan-out directories known to be durable: any other may have been made just now, by another process too."""
         self._space = ShardSpace(0, 0)
         self._space_until = float("-inf")
         with passing_read_only():
             make_layout(claim.directory)
-        self._never_waits = never_waits(claim.directory)
-        self.tmp = os.open("tmp", OPEN_DIRECTORY, dir_fd=claim.directory)
+        self.tmp = open_stage(claim.directory, stage)
         try:
             self.blobs = os.open("blobs", OPEN_DIRECTORY, dir_fd=claim.directory)
         except OSError:
@@ -82,20 +84,32 @@ class ShardFiles:
     def close(self) -> None:
         """Close the directories and give up the claim; no call may be under way. May be called twice."""
         if self.tmp >= 0:
-            tmp, blobs, self.tmp, self.blobs = self.tmp, self.blobs, -1, -1
-            os.close(tmp)
-            os.close(blobs)
+            os.close(self.tmp)
+            os.close(self.blobs)
+            self.tmp = self.blobs = -1
         self.claim.close()
 
     def recover(self) -> None:
         """Empty ``tmp/``, and make durable the fan-out directories a killed owner may have left unsynced."""
         with passing_read_only():
             for name in os.listdir(self.tmp):
-                if stat.S_ISDIR(os.lstat(name, dir_fd=self.tmp).st_mode):
-                    shutil.rmtree(name, dir_fd=self.tmp)
-                else:
-                    os.unlink(name, dir_fd=self.tmp)
-            os.fsync(self.blobs)
+                self.discard_stage(name)
+            self.settle()
+
+    def settle(self) -> None:
+        """Make the fan-out directories durable that are there."""
+        found = os.listdir(self.blobs)
+        os.fsync(self.blobs)
+        with self._lock:
+            self._durable.update(found)
+
+    def discard_stage(self, name: str) -> None:
+        """Remove what ``tmp/`` has of this name, with all that is in it; nobody may be staging there any more."""
+        with suppress(FileNotFoundError):
+            if stat.S_ISDIR(os.lstat(name, dir_fd=self.tmp).st_mode):
+                shutil.rmtree(name, dir_fd=self.tmp)
+            else:
+                os.unlink(name, dir_fd=self.tmp)
 
     def name(self, blob: BlobName) -> str:
         """Return the file name of ``blob``: 64 hex digits, a dot and a uuid, and nothing else."""
@@ -117,11 +131,11 @@ class ShardFiles:
                 raise self.reading_failed(name, error) from error
 
     def read_cached(self, blob: BlobName, size: int, offset: int, length: int) -> bytearray | None:
-        """Return what ``read`` would, if memory has it all; None says nothing. The one method that never blocks."""
-        if not self._never_waits or length > CACHED_READ_BYTES_MAX or min(offset, length) < 0 or offset + length > size:
+        """Return what ``read`` would if memory has all of it; None says nothing about the file. Does not block."""
+        if offset < 0 or not 0 < length <= BLOCK_BYTES or offset + length > size:
             return None
         name = self.name(blob)
-        return read_cached(self.blobs, f"{fan_out_of(name)}/{name}", size=size, offset=offset, length=length)
+        return self._cached_reads.read(self.blobs, f"{fan_out_of(name)}/{name}", size, offset, length)
 
     def sizes(self, blobs: Sequence[BlobName]) -> list[int | None]:
         """See ``Shard.sizes``. Each file is opened: a dead file system still answers ``stat`` from memory."""
@@ -153,20 +167,23 @@ class ShardFiles:
             finally:
                 os.close(directory)
         with self._lock:
-            return (fan_out, BLOBS) if fan_out in self._undurable else (fan_out,)
+            if fan_out in self._durable:
+                return (fan_out,)
+            self._undurable.setdefault(fan_out, object())
+            return (fan_out, BLOBS)
 
     def sync_all(self, directories: Sequence[str]) -> Mapping[str, OSError]:
         """Fsync each of ``directories`` and return the errors of those that failed."""
         failures = {}
         with self._lock:
-            made = dict(self._undurable)
+            undurable = dict(self._undurable)
         for directory in directories:
             try:
                 self._sync(directory)
             except OSError as error:
                 failures[directory] = error
         if BLOBS in directories and BLOBS not in failures:
-            self._note_durable(made)
+            self._note_durable(undurable)
         return failures
 
     def space(self) -> ShardSpace:
@@ -269,6 +286,7 @@ class ShardFiles:
             return os.open(fan_out, OPEN_DIRECTORY, dir_fd=self.blobs)
         with self._lock, suppress(FileExistsError):  # whoever finds it, finds it noted as not yet durable
             os.mkdir(fan_out, 0o700, dir_fd=self.blobs)
+            self._durable.discard(fan_out)
             self._undurable[fan_out] = object()
         return os.open(fan_out, OPEN_DIRECTORY, dir_fd=self.blobs)
 
@@ -279,11 +297,25 @@ class ShardFiles:
         finally:
             os.close(opened)
 
-    def _note_durable(self, made: Mapping[str, object]) -> None:
+    def _note_durable(self, synced: Mapping[str, object]) -> None:
         with self._lock:
-            for fan_out, token in made.items():
+            for fan_out, token in synced.items():
                 if self._undurable.get(fan_out) is token:
                     del self._undurable[fan_out]
+                    self._durable.add(fan_out)
+
+
+def open_stage(shard: int, name: str) -> int:
+    """Open ``tmp/`` of the shard whose directory is open, or the directory ``name`` in it, which is made."""
+    tmp = os.open("tmp", OPEN_DIRECTORY, dir_fd=shard)
+    if not name:
+        return tmp
+    try:
+        with passing_read_only(), suppress(FileExistsError):
+            os.mkdir(name, 0o700, dir_fd=tmp)
+        return os.open(name, OPEN_DIRECTORY, dir_fd=tmp)
+    finally:
+        os.close(tmp)
 
 
 def read_up_to(file: int, offset: int, length: int) -> bytes:

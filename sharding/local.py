@@ -1,7 +1,7 @@
 """A shard on a disk of this node.
 
-The work is done by ``files`` and ``staging`` on the disk's own threads, one hop per call, but for small reads
-of what is in memory anyway; the fsyncs of directories are shared by concurrent calls. Cancelling a call gives
+The work is done by ``files`` and ``staging`` on the disk's own threads, one hop per call and none for
+what memory answers; the fsyncs of directories are shared by concurrent calls. Cancelling a call gives
 its file up at once, though a thread may still hang in it.
 """
 
@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -18,8 +19,8 @@ from sharding.directory_sync import DirectorySync
 from sharding.disk import DiskBusy, DiskExecutor
 from sharding.disk_errors import LOOKING, WRITING, shard_error, translated
 from sharding.errors import ShardError, ShardFull, ShardRefused, ShardUnavailable
-from sharding.files import ShardFiles
-from sharding.identity import ShardIdentity, claim
+from sharding.files import ShardFiles, passing_read_only
+from sharding.identity import ShardClaim, ShardIdentity, claim
 from sharding.listing import ShardListing
 from sharding.model import BLOCK_BYTES, BLOCK_DIGEST_BYTES, BlobName, Buffer, Generation, ShardId, block_count
 from sharding.quarantine import Quarantine
@@ -32,6 +33,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 SIZES_PER_HOP = 256
+LONG_READ_BYTES = 64 << 10
+"""Who reads more than this from memory lets others have their turn: nothing else in it would."""
+
 CLOSE_SECONDS = 10.0
 CACHED_BYTES_MAX = 16 << 20
 
@@ -64,8 +68,12 @@ class LocalShard:
         return LocalStaged(self, file)
 
     async def read(self, name: BlobName, *, size: int, offset: int, length: int) -> Buffer:
-        cached = self.files.read_cached(name, size, offset, length)
-        return cached if cached is not None else await self.run(self.files.read, name, size, offset, length)
+        data = None if self._executor.is_closed else self.files.read_cached(name, size, offset, length)
+        if data is None:
+            return await self.run(self.files.read, name, size, offset, length)
+        if length > LONG_READ_BYTES:
+            await asyncio.sleep(0)
+        return data
 
     async def sizes(self, names: Sequence[BlobName]) -> list[int | None]:
         found: list[int | None] = []
@@ -122,6 +130,11 @@ class LocalShard:
 
     async def see_epoch(self, epoch: int) -> None:
         await self.run(self.files.epochs.see, epoch)
+
+    async def discard_stage(self, name: str) -> None:
+        """Remove what a process that has ended was staging in the directory ``name``."""
+        with translated(self.id, WRITING, f"emptying tmp/{name}"):
+            await self.run(self.files.discard_stage, name)
 
     async def remove(self, names: Sequence[BlobName], *, epoch: int) -> list[int | None]:
         # No room for the epoch is no reason to keep what takes the room: a full disk notes it afterwards.
@@ -251,8 +264,35 @@ async def open_local_shard(
     Raises ``ShardIdentityError`` when it is not ``identity`` or has another owner, ``ShardUnavailable``
     when the disk fails; both name the path.
     """
+    opening = partial(open_files, shard, path, identity, reserve_bytes, cached_bytes_max)
+    async with _opened(shard, opening, threads) as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def join_local_shard(
+    shard: ShardId,
+    claim: ShardClaim,
+    *,
+    stage: str,
+    reserve_bytes: int,
+    cached_bytes_max: int = CACHED_BYTES_MAX,
+    threads: int = 4,
+) -> AsyncIterator[LocalShard]:
+    """Open a shard that another process of the same owner has open and lent ``claim`` of; it is closed at the end.
+
+    What is staged lies in the directory ``stage`` of ``tmp/``, which is this process' alone. Raises
+    ``ShardUnavailable`` when the disk fails.
+    """
+    opening = partial(join_files, shard, claim, reserve_bytes, cached_bytes_max, stage)
+    async with _opened(shard, opening, threads) as opened:
+        yield opened
+
+
+@asynccontextmanager
+async def _opened(shard: ShardId, open_them: Callable[[], ShardFiles], threads: int) -> AsyncIterator[LocalShard]:
     executor = DiskExecutor(threads, name=f"shard-{shard}")
-    opening = executor.submit(open_files, shard, path, identity, reserve_bytes, cached_bytes_max)
+    opening = executor.submit(open_them)
     try:
         files = await asyncio.shield(asyncio.wrap_future(opening))
     except BaseException:
@@ -270,12 +310,7 @@ def open_files(
     shard: ShardId, path: Path, identity: ShardIdentity, reserve_bytes: int, cached_bytes_max: int
 ) -> ShardFiles:
     """Claim and open a shard's directory, empty its ``tmp/`` and test the disk; blocks."""
-    held = claim(path, identity)
-    try:
-        files = ShardFiles(shard, held, reserve_bytes, cached_bytes_max)
-    except OSError as error:
-        held.close()
-        raise ShardUnavailable(shard, f"{path}: its directories cannot be opened: {error}") from error
+    files = _open_directories(shard, claim(path, identity), reserve_bytes, cached_bytes_max)
     try:
         files.recover()
         check_disk(files)
@@ -286,6 +321,28 @@ def open_files(
         files.close()
         raise
     return files
+
+
+def join_files(shard: ShardId, held: ShardClaim, reserve_bytes: int, cached_bytes_max: int, stage: str) -> ShardFiles:
+    """Open the directories of a shard whose owner has opened, emptied and tested it; blocks."""
+    files = _open_directories(shard, held, reserve_bytes, cached_bytes_max, stage)
+    try:
+        with passing_read_only():
+            files.settle()
+    except OSError as error:
+        files.close()
+        raise ShardUnavailable(shard, f"{held.path}: blobs/ cannot be synced: {error}") from error
+    return files
+
+
+def _open_directories(
+    shard: ShardId, held: ShardClaim, reserve_bytes: int, cached_bytes_max: int, stage: str = ""
+) -> ShardFiles:
+    try:
+        return ShardFiles(shard, held, reserve_bytes, cached_bytes_max, stage)
+    except OSError as error:
+        held.close()
+        raise ShardUnavailable(shard, f"{held.path}: its directories cannot be opened: {error}") from error
 
 
 def _close_opened(opening: Future[ShardFiles]) -> None:

@@ -50,7 +50,7 @@ async def read_state(request: web.Request) -> web.StreamResponse:
     backlog = await RemovalRows(database).backlog(list(node.cluster().shards))
     return json_response(
         {
-            "primary": None if primary is None or primary.expired else {"node": primary.holder, "epoch": primary.epoch},
+            "primary": primary and {"node": primary.node, "epoch": primary.epoch},
             "holds": [
                 {"reason": one.reason, "detail": one.detail, "since": timestamp(one.since)}
                 for one in await holds.read(database)

@@ -1,4 +1,4 @@
-"""A node's life in the cluster, on one connection: registration, heartbeats, announcements.
+"""A process' life in the cluster, on one connection: heartbeats, announcements.
 
 The connection that carries heartbeats also listens. While heartbeats come back, announcements
 arrive, and what the node remembers of users and settings can be trusted (``is_fresh``). When it
@@ -14,12 +14,11 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from uuid import UUID
 
 import asyncpg
 
-from repo_node.cluster.own_shards import OwnShards
 from repo_node.config import NodeConfig
 from repo_node.db import nodes
 from repo_node.db import settings as setting_rows
@@ -29,7 +28,7 @@ from repo_node.db.nodes import ClusterRows, Fenced
 from repo_node.db.servers import BROKEN, SESSION, Servers, describe, drop
 from repo_node.metrics import Metrics
 from repo_node.settings import LiveSettings, SettingError, lenient
-from sharding.model import NodeId, ShardId
+from sharding.model import NodeId
 from sharding.tasks import wait
 
 log = logging.getLogger("holdfast.cluster")
@@ -60,6 +59,25 @@ async def connect(servers: Servers, config: NodeConfig, purpose: str = "") -> As
         drop(connection)
 
 
+class NodeShards(Protocol):
+    """The node's shards, as the process has them that is a member with them."""
+
+    on_change: Callable[[], None]
+    """Called when a shard has been opened or given up."""
+
+    async def report(self, connection: asyncpg.Connection) -> None:
+        """Tell Postgres that the node lives, or learn from it that it does. Raises ``Fenced`` when it is it no more."""
+        ...
+
+    def look(self) -> None:
+        """Look at the shards now: a row of one has changed."""
+        ...
+
+    def reload(self, path: Path | None = None) -> None:
+        """Read the list of shards in the node's file again."""
+        ...
+
+
 class Membership:
     """Keeps this node in the cluster and its picture of the cluster current."""
 
@@ -68,10 +86,11 @@ class Membership:
         config: NodeConfig,
         servers: Servers,
         incarnation: UUID,
-        own: OwnShards,
+        own: NodeShards,
         settings: LiveSettings,
         metrics: Metrics,
         *,
+        purpose: str = "",
         on_cluster: Callable[[ClusterRows], Awaitable[None]],
         on_principals: Callable[[], None],
         on_repositories: Callable[[], None],
@@ -83,6 +102,7 @@ class Membership:
         self._own = own
         self._settings = settings
         self._metrics = metrics
+        self._purpose = purpose
         self._on_cluster = on_cluster
         self._on_principals = on_principals
         self._on_repositories = on_repositories
@@ -91,7 +111,6 @@ class Membership:
         self._settings_changed = True
         self._beat_at = self._heard_at = float("-inf")
         self._read_at = float("-inf")
-        self._reported: frozenset[ShardId] = frozenset()
         self._fault: str | None = None
         self.rows: ClusterRows | None = None
         self.stop_asked = asyncio.Event()
@@ -125,11 +144,16 @@ class Membership:
         """
         return self.cluster().database_time + timedelta(seconds=asyncio.get_running_loop().time() - self._read_at)
 
+    async def begin(self) -> None:
+        """Beat for the first time. Raises ``Fenced``, ``SettingError``, ``CatalogueUnavailable``."""
+        async with connect(self._servers, self._config, self._purpose) as connection:
+            await self.beat(connection)
+
     async def run(self) -> None:
         """Beat until cancelled, reconnecting as often as it takes. Raises ``Fenced``."""
         while True:
             try:
-                async with connect(self._servers, self._config) as connection:
+                async with connect(self._servers, self._config, self._purpose) as connection:
                     await self._run_on(connection)
             except Fenced:
                 raise
@@ -157,15 +181,9 @@ class Membership:
             await wait(self._wake, self._settings.now.heartbeat_seconds)
 
     async def beat(self, connection: asyncpg.Connection) -> None:
-        """Report this node, and read what changed in the cluster."""
+        """Report, and read what changed in the cluster."""
         began_at = time.monotonic()
-        async with self._own.reporting:
-            reports = await self._own.reports()
-            await nodes.heartbeat(connection, self._node, self._incarnation, reports, self._own.absent())
-        if reports.keys() != self._reported:
-            # Uploads that come at once are to find the shards just opened, and not those given up.
-            await nodes.announce(connection)
-            self._reported = frozenset(reports)
+        await self._own.report(connection)
         if self._settings_changed:
             self._settings_changed = False
             self._take_settings(await connection.fetch(setting_rows.READ.sql))
@@ -186,7 +204,7 @@ class Membership:
     def _take_settings(self, rows: list[asyncpg.Record]) -> None:
         """Let ``rows`` hold from now on. Raises ``SettingError`` at the start; later, what held goes on to hold."""
         try:
-            self._settings.now = lenient(setting_rows.decode(rows))
+            self._settings.take(lenient(setting_rows.decode(rows)))
         except SettingError as error:
             if self.rows is None:
                 raise

@@ -16,7 +16,15 @@ from uuid import UUID
 
 import asyncpg
 
-from repo_node.cluster.own_shard import FileSystem, OwnShard, apart, file_system_of, identify, open_own_shard
+from repo_node.cluster.own_shard import (
+    ANSWER_SECONDS_MAX,
+    FileSystem,
+    OwnShard,
+    apart,
+    file_system_of,
+    identify,
+    open_own_shard,
+)
 from repo_node.config import ConfigError, ShardSection
 from repo_node.db import nodes
 from repo_node.db.errors import CatalogueUnavailable
@@ -35,7 +43,8 @@ log = logging.getLogger("holdfast.shards")
 OPEN_WAIT_SECONDS, OPEN_WAIT_SECONDS_MIN = 20.0, 2.0
 """How long all disks of a node are waited for, and each at least. One that takes longer joins when it has answered."""
 
-SPACE_TIMEOUT_SECONDS = 2.0
+PATIENCE_SECONDS = 0.1
+"""How long a heartbeat waits for the disks to tell their space."""
 
 Connect = Callable[[], AbstractAsyncContextManager[asyncpg.Connection]]
 Reread = Callable[[], Sequence[ShardSection]]
@@ -110,7 +119,8 @@ class OwnShards:
         self.opened: dict[ShardId, OwnShard] = {}
         self.shards: dict[ShardId, LocalShard] = {}
         """The same, as the jobs see them."""
-        self.reporting = asyncio.Lock()
+        self._reported: frozenset[ShardId] = frozenset()
+        self._reporting = asyncio.Lock()
         """Held while they are reported: whoever is reported to own a shard must own it until that is over."""
         self.on_change: Callable[[], None] = lambda: None
         """Called when a shard has been opened or given up."""
@@ -119,14 +129,25 @@ class OwnShards:
         """Return the open shard of this uid."""
         return self._by_uid.get(uid)
 
-    async def reports(self) -> dict[ShardId, SpaceReport]:
+    async def report(self, connection: asyncpg.Connection) -> None:
+        """Beat for this node: say that it lives, and how its shards are. Raises ``Fenced``."""
+        owner = self._owner
+        async with self._reporting:
+            reports = await self._reports()
+            await nodes.heartbeat(connection, owner.node, owner.incarnation, reports, self._absent())
+        if reports.keys() != self._reported:
+            # Uploads that come at once are to find the shards just opened, and not those given up.
+            await nodes.announce(connection)
+            self._reported = frozenset(reports)
+
+    async def _reports(self) -> dict[ShardId, SpaceReport]:
         """Return how each open shard stands."""
         opened = dict(self.opened)
-        told = await asyncio.gather(*(own.report(SPACE_TIMEOUT_SECONDS) for own in opened.values()))
+        told = await asyncio.gather(*(own.report(PATIENCE_SECONDS) for own in opened.values()))
         reports = dict(zip(opened, told, strict=True))
         return {shard: reports[shard] for shard in opened if self.opened.get(shard) is opened[shard]}
 
-    def absent(self) -> dict[str, str]:
+    def _absent(self) -> dict[str, str]:
         """Return why each directory that is not open is not, by path."""
         return {str(slot.path): str(slot.error or "it is being opened") for slot in self._slots if slot.own is None}
 
@@ -203,7 +224,7 @@ class OwnShards:
         if own.silent_seconds < self._settings.now.shard_give_up_seconds:
             return ""
         # Nobody may have asked it for long: heartbeats wait for Postgres.
-        await own.report(SPACE_TIMEOUT_SECONDS)
+        await own.report(ANSWER_SECONDS_MAX)
         return own.trouble
 
     async def _take_sections(self) -> bool:
@@ -344,7 +365,7 @@ class OwnShards:
 
     async def _release(self, shard: ShardId) -> bool:
         try:
-            async with self.reporting, self._connect() as connection:
+            async with self._reporting, self._connect() as connection:
                 await nodes.release_shard(connection, shard, self._owner.incarnation)
             return True
         except (CatalogueUnavailable, *BROKEN, asyncpg.PostgresError) as error:

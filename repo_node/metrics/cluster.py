@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
-from repo_node.db.lease import LeaseRow
 from repo_node.db.nodes import ClusterRows
+from sharding.model import NodeId
 
 
 class ClusterMetrics:
@@ -60,10 +60,10 @@ class ClusterMetrics:
             schema = "unknown" if node.schema_version is None else node.schema_version
             self.release.labels(node.id, node.version, schema).set(1)
 
-    def show_primary(self, seen: LeaseRow | None) -> None:
+    def show_primary(self, primary: NodeId | None) -> None:
         self.primary_holder.clear()
-        if seen is not None and not seen.expired:
-            self.primary_holder.labels(seen.holder).set(1)
+        if primary is not None:
+            self.primary_holder.labels(primary).set(1)
 
     def show_suspicions(self, suspicions: Iterable[tuple[str, str]]) -> None:
         """Show what is suspected now, each a peer and a kind."""

@@ -7,6 +7,7 @@ answer an Expect on a path it does not know with 100, before anybody has asked w
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -15,10 +16,13 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from repo_node.errors import RequestError
-from repo_node.paths import PLAIN, BadPath, parse_target
+from repo_node.paths import BadPath, parse_target
 from repo_node.web.context import CONTINUE_DUE, REFUSED, TARGET
 
 RequestFactory = Callable[..., web.BaseRequest]
+
+CANONICAL = re.compile(r"(?:/[A-Za-z0-9._-]+)+")
+"""Paths that are in canonical form for certain, which spares most requests a second URL."""
 
 
 def on_arrival(make: RequestFactory) -> RequestFactory:
@@ -28,7 +32,7 @@ def on_arrival(make: RequestFactory) -> RequestFactory:
         found: dict[Any, Any] = {}
         try:
             found[TARGET] = target = parse_target(message.path)
-            if not PLAIN.fullmatch(message.path.partition("?")[0]):  # which spares most requests a second URL
+            if not CANONICAL.fullmatch(message.path.partition("?")[0]):
                 query = message.url.raw_query_string
                 message = message._replace(url=URL.build(path=target.encoded, query_string=query, encoded=True))
         except BadPath as error:

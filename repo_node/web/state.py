@@ -6,7 +6,7 @@ from typing import Protocol
 
 from aiohttp import web
 
-from repo_node.db.lease import LeaseRow
+from repo_node.cluster.outlook import Primary
 from repo_node.db.nodes import ClusterRows
 from repo_node.db.pool import Database
 from repo_node.metrics import Metrics
@@ -45,8 +45,8 @@ class NodeState(Protocol):
 
     def view(self) -> StoreView: ...
 
-    def primary(self) -> LeaseRow | None:
-        """Return the lease of the primary node as last read, None before the first."""
+    def primary(self) -> Primary | None:
+        """Return the primary node as last seen, None while there is none."""
         ...
 
     def suspicions(self) -> tuple[tuple[str, str], ...]:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repo_node.paths import BadPath, Target, artifact_path, check_repository_key, parse_target
+from repo_node.paths import BadPath, artifact_path, check_repository_key, parse_target
 from tests.repo_node.nodes import RunningCluster
 
 REFUSED = [
@@ -182,22 +182,3 @@ def test_a_path_longer_than_its_limit_is_refused() -> None:
 def test_a_repository_key_that_would_shadow_or_confuse_is_refused(key: str) -> None:
     with pytest.raises(BadPath):
         check_repository_key(key)
-
-
-def outcome(raw: str) -> Target | None:
-    try:
-        return parse_target(raw)
-    except BadPath:
-        return None
-
-
-@given(st.text("aZ9._-/", max_size=300))
-def test_a_plain_path_is_read_as_if_its_every_part_had_been_looked_at(rest: str) -> None:
-    # A parameter at the end keeps it off the short way.
-    long_way = outcome(f"/x/{rest};k=v")
-    short_way = outcome(f"/x/{rest}")
-    if rest.endswith("/") or not rest:
-        return  # there, a parameter belongs to an empty segment
-    assert (long_way is None) == (short_way is None)
-    if long_way is not None and short_way is not None:
-        assert (long_way.segments, long_way.is_folder) == (short_way.segments, short_way.is_folder)

@@ -17,12 +17,12 @@ import pytest
 
 from sharding import self_test
 from sharding.errors import ReplicaCorrupt, ReplicaMissing, ShardFull, ShardRefused, ShardUnavailable
-from sharding.files import ShardFiles, fan_out_of
+from sharding.files import fan_out_of
 from sharding.identity import ShardIdentityError
 from sharding.local import LocalShard
 from sharding.model import BLOCK_BYTES, BlobName
 from sharding.shard import Measurable, Part, Shard
-from tests.sharding.local_shards import SHARD, open_at
+from tests.sharding.local_shards import SHARD, forget_cached, open_at
 from tests.sharding.shard_contract import (
     ShardContract,
     block_digests,
@@ -43,12 +43,6 @@ def shard_root(tmp_path: Path) -> Path:
 async def shard(shard_root: Path) -> AsyncIterator[LocalShard]:
     async with open_at(shard_root) as opened:
         yield opened
-
-
-@pytest.fixture
-def uncached(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every read go to the disk's threads, as it does for what is not in memory."""
-    monkeypatch.setattr(ShardFiles, "read_cached", lambda *_: None)
 
 
 class TestContract(ShardContract):
@@ -370,10 +364,10 @@ async def test_nothing_is_said_missing_when_the_whole_directory_was_taken_away(
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EUCLEAN, errno.ENODATA, errno.EBADMSG])
-@pytest.mark.usefixtures("uncached")
 async def test_read_says_corrupt_when_the_disk_cannot_read_the_bytes(
     shard: LocalShard, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
+    forget_cached(monkeypatch)
     name = make_name(b"data")
     await shard.put(name, b"data")
     monkeypatch.setattr(os, "pread", fail_with(number))
@@ -382,10 +376,10 @@ async def test_read_says_corrupt_when_the_disk_cannot_read_the_bytes(
 
 
 @pytest.mark.parametrize("number", [errno.ESTALE, errno.EACCES, errno.EMFILE, errno.ENOMEM])
-@pytest.mark.usefixtures("uncached")
 async def test_read_says_unavailable_when_nobody_could_look(
     shard: LocalShard, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
+    forget_cached(monkeypatch)
     name = make_name(b"data")
     await shard.put(name, b"data")
     monkeypatch.setattr(os, "open", fail_with(number))
@@ -395,10 +389,10 @@ async def test_read_says_unavailable_when_nobody_could_look(
         await shard.sizes([name])
 
 
-@pytest.mark.usefixtures("uncached")
 async def test_read_says_corrupt_when_the_file_ends_early_under_it(
     shard: LocalShard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    forget_cached(monkeypatch)
     name = make_name(b"data")
     await shard.put(name, b"data")
     monkeypatch.setattr(os, "pread", lambda file, length, offset: b"da"[offset : offset + length])
@@ -406,7 +400,6 @@ async def test_read_says_corrupt_when_the_file_ends_early_under_it(
         await shard.read(name, size=4, offset=0, length=4)
 
 
-@pytest.mark.usefixtures("uncached")
 async def test_short_reads_and_writes_are_continued(shard: LocalShard, monkeypatch: pytest.MonkeyPatch) -> None:
     write, pread = os.write, os.pread
     monkeypatch.setattr(os, "write", lambda file, data: write(file, data[:999]))
@@ -640,10 +633,10 @@ def test_files_of_one_moment_share_a_directory_and_time_fills_all_of_them() -> N
 
 
 @pytest.mark.parametrize("is_dead", [False, True])
-@pytest.mark.usefixtures("uncached")
 async def test_unreadable_directory_is_a_bad_part_of_a_living_disk_alone(
     shard: LocalShard, monkeypatch: pytest.MonkeyPatch, is_dead: bool
 ) -> None:
+    forget_cached(monkeypatch)
     name, real = make_name(b"data"), os.open
     await shard.put(name, b"data")
 

@@ -1,0 +1,257 @@
+"""The parts that every process of a node has, put together in the order in which they need one another."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Protocol, TypeVar
+from uuid import UUID
+
+from aiohttp import web
+
+from repo_node import keys
+from repo_node.api import artifacts as artifacts_api
+from repo_node.api import checks as checks_api
+from repo_node.api import events as events_api
+from repo_node.api import gc as gc_api
+from repo_node.api import holdfast as holdfast_api
+from repo_node.api import jobs as jobs_api
+from repo_node.api import members as members_api
+from repo_node.api import repositories as repositories_api
+from repo_node.api import storage as storage_api
+from repo_node.api import system as system_api
+from repo_node.api import trash as trash_api
+from repo_node.api.epochs import EpochHandlers
+from repo_node.api.internal import internal_app
+from repo_node.artifacts import Artifacts
+from repo_node.auth.authenticator import Authenticator
+from repo_node.checksum_deploy import ChecksumDeploy
+from repo_node.cluster.epochs import ShardEpochs
+from repo_node.cluster.membership import Membership, NodeShards
+from repo_node.cluster.outlook import Outlook
+from repo_node.cluster.own_shard import OwnShard
+from repo_node.cluster.own_shards import Owner
+from repo_node.cluster.topology import Topology
+from repo_node.config import NodeConfig
+from repo_node.db.lookups import LookUps
+from repo_node.db.pool import Database
+from repo_node.logs import request_id
+from repo_node.metrics import Metrics
+from repo_node.node import Node
+from repo_node.recent import RecentItems
+from repo_node.repositories import Repositories
+from repo_node.settings import LiveSettings
+from repo_node.trash import Trash
+from repo_node.web.admission import Admission
+from repo_node.web.context import SERVICES, Services
+from repo_node.web.middleware import answer, complete_head
+from repo_node.web.routes import Routes
+from repo_node.web.state import NODE
+from sharding import wire
+from sharding.local import LocalShard
+from sharding.model import NodeId, ShardId, ZoneId
+from sharding.peer import Peer, open_peer_session
+from sharding.provider import ShardingProvider, StoreLimits
+
+T = TypeVar("T")
+
+
+class OpenShards(NodeShards, Protocol):
+    """The node's shards as a process has them open."""
+
+    opened: dict[ShardId, OwnShard]
+    shards: dict[ShardId, LocalShard]
+
+    def find(self, uid: UUID) -> LocalShard | None:
+        """Return the open shard of this uid."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What a process serves with."""
+
+    config: NodeConfig
+    owner: Owner
+    shards: OpenShards
+    database: Database
+    settings: LiveSettings
+    metrics: Metrics
+    topology: Topology
+    store: ShardingProvider
+    authenticator: Authenticator
+    recent: RecentItems
+    repositories: Repositories
+    membership: Membership
+    epochs: ShardEpochs
+
+
+async def assemble(
+    stack: AsyncExitStack,
+    config: NodeConfig,
+    owner: Owner,
+    shards: OpenShards,
+    database: Database,
+    settings: LiveSettings,
+    metrics: Metrics,
+    *,
+    purpose: str = "",
+) -> Parts:
+    """Make the parts of a process; nothing runs yet. ``purpose`` tells its connections apart in Postgres' views."""
+    topology = await build_topology(stack, config, owner.cluster_id, shards.opened, metrics)
+    store = ShardingProvider(
+        lambda: topology.view,
+        lambda: StoreLimits(settings.now.commit_wait_seconds, settings.now.read_hedge_seconds),
+    )
+    authenticator = Authenticator(database, lambda: membership.is_fresh, settings)
+    stack.push_async_callback(authenticator.close)
+    recent = RecentItems(settings)
+    repositories = Repositories(database, lambda: membership.is_fresh, recent, settings)
+    membership = Membership(
+        config,
+        database.servers,
+        owner.incarnation,
+        shards,
+        settings,
+        metrics,
+        purpose=purpose,
+        on_cluster=topology.update,
+        on_principals=authenticator.forget,
+        on_repositories=repositories.forget,
+    )
+    epochs = ShardEpochs(owner.node, lambda: shards.shards, lambda: membership.rows, topology.peer_at)
+    return Parts(
+        config,
+        owner,
+        shards,
+        database,
+        settings,
+        metrics,
+        topology,
+        store,
+        authenticator,
+        recent,
+        repositories,
+        membership,
+        epochs,
+    )
+
+
+async def build_topology(
+    stack: AsyncExitStack,
+    config: NodeConfig,
+    cluster_id: UUID,
+    own: Mapping[ShardId, OwnShard],
+    metrics: Metrics,
+) -> Topology:
+    internal = config.internal
+    session = await stack.enter_async_context(open_peer_session(call_seconds=internal.call_timeout_seconds))
+    token = keys.derive(config.cluster_key, wire.TOKEN_PURPOSE)
+
+    @cache
+    def peer_at(url: str) -> Peer:
+        return Peer(
+            url,
+            session,
+            token,
+            cluster_id,
+            headers=lambda: {"X-Request-Id": request_id.get()},
+            call_seconds=internal.call_timeout_seconds,
+            stall_seconds=internal.stall_timeout_seconds,
+        )
+
+    return Topology(NodeId(config.node.id), ZoneId(config.node.zone), own, peer_at, internal, metrics)
+
+
+def internal_app_of(parts: Parts) -> web.Application:
+    """Build the application for peers: the node's shards, and what they know of primaries."""
+    return internal_app(
+        shards=parts.shards.find,
+        node_id=parts.owner.node,
+        incarnation=parts.owner.incarnation,
+        cluster_id=lambda: parts.owner.cluster_id,
+        key=parts.config.cluster_key,
+        more_routes=EpochHandlers(parts.epochs).routes(),
+    )
+
+
+def serve_artifacts(stack: AsyncExitStack, parts: Parts) -> Artifacts:
+    """Make the service that everything else calls. What it leaves to be done is done before the store closes."""
+    stack.push_async_callback(parts.store.close)
+    limits = parts.config.database
+    look_ups = LookUps(
+        parts.database,
+        per_round_trip_max=limits.look_ups_per_round_trip_max,
+        wait_seconds_max=limits.connect_timeout_seconds,
+    )
+    stack.push_async_callback(look_ups.close)
+    artifacts = Artifacts(
+        parts.database,
+        look_ups,
+        parts.store,
+        parts.repositories,
+        parts.settings,
+        parts.metrics,
+        parts.recent,
+        parts.membership,
+    )
+    stack.push_async_callback(artifacts.close)
+    return artifacts
+
+
+def node_of(parts: Parts, outlook: Callable[[], Outlook]) -> Node:
+    """Return the node as its API sees it."""
+    return Node(parts.metrics, parts.database, parts.membership, parts.topology, outlook, parts.settings)
+
+
+def public_app_of(parts: Parts, artifacts: Artifacts, node: Node) -> web.Application:
+    """Build the application for clients."""
+    admission = Admission(lambda: parts.settings.now.requests_per_user_max)
+    trash = Trash(parts.database, parts.recent, parts.settings)
+    known = ChecksumDeploy(
+        parts.database,
+        parts.store,
+        parts.repositories,
+        parts.settings,
+        parts.metrics,
+        parts.recent,
+        parts.membership,
+    )
+    services = Services(
+        artifacts,
+        known,
+        parts.repositories,
+        trash,
+        parts.authenticator,
+        parts.settings,
+        admission,
+        parts.metrics,
+        parts.config.http,
+    )
+    return public_app(services, node)
+
+
+def public_app(services: Services, node: Node) -> web.Application:
+    """Build the public application: every route with the permission it needs."""
+    app = web.Application(middlewares=[answer])
+    app[SERVICES], app[NODE] = services, node
+    app.on_response_prepare.append(complete_head)
+    routes = Routes(app)
+    own_apis = (holdfast_api, events_api, jobs_api, members_api, checks_api, gc_api, trash_api)
+    for api in (system_api, repositories_api, storage_api, *own_apis, artifacts_api):
+        api.add_routes(routes)
+    return app
+
+
+@asynccontextmanager
+async def task(work: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Task[T]]:
+    """Run ``work`` beside the block, and stop it at the block's end."""
+    running = asyncio.create_task(work)
+    try:
+        yield running
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
