@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from sharding.commit import Commit, Placement
 from sharding.digests import block_digests
 from sharding.errors import ShardError
+from sharding.hot_blobs import HotBlobs
 from sharding.identifiers import mint_generation, mint_uid
 from sharding.janitor import Janitor
 from sharding.model import (
@@ -49,9 +50,12 @@ class StoreLimits:
 class ShardingProvider:
     """The binary store of one node. ``view`` and ``limits`` are asked anew for every blob."""
 
-    def __init__(self, view: Callable[[], StoreView], limits: Callable[[], StoreLimits]) -> None:
+    def __init__(
+        self, view: Callable[[], StoreView], limits: Callable[[], StoreLimits], hot: HotBlobs | None = None
+    ) -> None:
         self._view = view
         self._limits = limits
+        self._hot = hot
         self._hashing = ThreadPoolExecutor(HASHING_THREADS, thread_name_prefix="hash")
         self._janitor = Janitor(lambda shard: view().shards.get(shard))
         self.served = 0
@@ -140,7 +144,7 @@ class ShardingProvider:
     def read(self, blob: BlobToRead, catalogue: BlobCatalogue) -> BlobReader:
         """Return a reader of ``blob``; nothing is read yet."""
         self.served += 1
-        return BlobReader(self._view, blob, catalogue, hedge_seconds=self._limits().read_hedge_seconds)
+        return BlobReader(self._view, blob, catalogue, hedge_seconds=self._limits().read_hedge_seconds, hot=self._hot)
 
     async def close(self) -> None:
         """Finish tidying, within bounds, and stop."""
