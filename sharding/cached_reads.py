@@ -12,6 +12,8 @@ import errno
 import os
 import stat
 
+from sharding.room import room_for
+
 OPENAT2 = 437
 """The number of the system call, the same on every processor; the C library has no function for it."""
 
@@ -45,7 +47,7 @@ class CachedReads:
         self._how_at = ctypes.addressof(self._how)
         self._possible = is_local(libc, directory)
 
-    def read(self, path: str, size: int, offset: int, length: int) -> bytearray | None:
+    def read(self, path: str, size: int, offset: int, length: int) -> memoryview | None:
         """Return ``length`` bytes from ``offset`` of a file of exactly ``size`` bytes if all of that is in memory.
 
         None says nothing about the file: whoever wants to know more must be ready to wait.
@@ -58,7 +60,7 @@ class CachedReads:
                 found = os.fstat(file)
                 if not stat.S_ISREG(found.st_mode) or found.st_size != size:
                     return None
-                data = bytearray(length)
+                data = room_for(length)
                 return data if os.preadv(file, (data,), offset, os.RWF_NOWAIT) == length else None
             finally:
                 os.close(file)

@@ -130,7 +130,7 @@ class ShardFiles:
             except OSError as error:
                 raise self.reading_failed(name, error) from error
 
-    def read_cached(self, blob: BlobName, size: int, offset: int, length: int) -> bytearray | None:
+    def read_cached(self, blob: BlobName, size: int, offset: int, length: int) -> memoryview | None:
         """Return what ``read`` would if memory has all of it; None says nothing about the file. Does not block."""
         if offset < 0 or not 0 < length <= BLOCK_BYTES or offset + length > size:
             return None
