@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from repo_node.api.staged import StagedUploads
 from sharding import remote_staging
 from sharding.calls import ReadStaged
 from sharding.errors import ReplicaCorrupt, ShardError, ShardFull, ShardRefused, ShardUnavailable
@@ -354,7 +355,7 @@ async def test_writer_is_told_unavailable_when_the_owner_speaks_otherwise(listen
 
 
 async def test_no_more_uploads_are_staged_than_the_limit_says(owned: FaultyShard, shard_root: Path) -> None:
-    async with run_listener(owned, staged_uploads_max=2) as listener:
+    async with run_listener(owned, uploads=StagedUploads(2)) as listener:
         first, second = [await listener.remote().stage(make_generation()) for _ in range(2)]
         with pytest.raises(ShardUnavailable, match="2 uploads"):
             await listener.remote().stage(make_generation())
