@@ -33,6 +33,7 @@ chaos-long:
 
 bench: install $(INSTALLED_BENCH)
 	@$(BIN)/python -m benchmarks.bench_ring
+	@$(BIN)/python -m benchmarks.bench_calls
 	@$(BIN)/python -m benchmarks.bench_transfer
 	@$(BIN)/python -m benchmarks.bench_repair
 	@$(BIN)/python -m benchmarks.bench_scrub

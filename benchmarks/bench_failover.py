@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
 import shutil
 import tempfile
@@ -19,18 +18,22 @@ from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import aiohttp
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.output import Output, add_output_option
 from tests.cluster.balancers import haproxy
 from tests.cluster.processes import PASSWORD, Cluster, NodeProcess, is_ready, set_password
 from tests.cluster.standby import PostgresPair
 from tests.postgres import run_apart
 
-RESULTS = Path(__file__).parent / "results"
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 BODY_BYTES = 4 << 10
 CLIENTS = 12
 PAUSE_SECONDS = 0.02
@@ -304,29 +307,18 @@ def print_figures(console: Console, found: list[Figures]) -> None:
             console.print(f"{one.name}: " + ", ".join(f"{what} {count}" for what, count in one.failures.items()))
 
 
-def draw(found: list[Figures], file: Path) -> None:
+def draw(figure: Figure, found: list[Figures]) -> None:
     """Draw how long requests took, by when they ended."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(len(found), sharex=True, squeeze=False, figsize=(10, 2.2 * len(found)))
+    figure.set_size_inches(10, 2.2 * len(found))
+    panels = figure.subplots(len(found), sharex=True, squeeze=False)
     for axes, one in zip(panels[:, 0], found, strict=True):
         for is_done, colour in ((True, "tab:blue"), (False, "tab:red")):
             chosen = [event for event in one.events if event.is_done == is_done]
-            axes.plot(
-                [event.at - one.fault_at for event in chosen],
-                [event.seconds for event in chosen],
-                ".",
-                ms=2,
-                color=colour,
-            )
+            times = [event.at - one.fault_at for event in chosen]
+            axes.plot(times, [event.seconds for event in chosen], ".", ms=2, color=colour)
         axes.axvline(0, color="black", lw=0.8)
         axes.set(title=one.name, ylabel="seconds", yscale="log")
     panels[-1, 0].set_xlabel("seconds since the fault")
-    figure.tight_layout()
-    figure.savefig(file, dpi=120)
 
 
 def summary(one: Figures) -> dict[str, object]:
@@ -362,10 +354,7 @@ def main() -> None:
         description=__doc__, epilog=EXPLANATION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--only", metavar="WORDS", default="", help="faults whose names have these words in them")
-    parser.add_argument("--json", type=Path, default=RESULTS / "failover.json", metavar="FILE", help="where figures go")
-    parser.add_argument(
-        "--plot", type=Path, default=RESULTS / "failover.png", metavar="FILE", help="where the plot goes"
-    )
+    add_output_option(parser)
     arguments = parser.parse_args()
     directory = Path(tempfile.mkdtemp(prefix="bench-failover-"))
     directory.chmod(0o755)
@@ -375,11 +364,9 @@ def main() -> None:
             found = asyncio.run(measure_all(hall, scenarios, Console(stderr=True)))
     finally:
         shutil.rmtree(directory, ignore_errors=True)
-    print_figures(Console(), found)
-    for file in (arguments.json, arguments.plot):
-        file.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps([summary(one) for one in found], indent=2) + "\n")
-    draw(found, arguments.plot)
+    output = Output("failover", arguments.results)
+    print_figures(output.console, found)
+    output.write({"faults": [summary(one) for one in found]}, lambda figure: draw(figure, found))
 
 
 if __name__ == "__main__":

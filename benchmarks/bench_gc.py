@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import os
 import tempfile
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
 import asyncpg
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.output import Output, add_output_option
 from repo_node.config import DatabaseSection
 from repo_node.db import migrate
 from repo_node.db.garbage import GarbageRows
@@ -29,7 +30,9 @@ from repo_node.launch.postgres import EmbeddedPostgres
 from repo_node.metrics import Metrics
 from sharding.maintenance.gc import Gc, GcFeed, GcLimits
 
-RESULTS = Path(__file__).parent / "results"
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 SECONDS_MAX = 60.0
 STATEMENT_SECONDS_MAX = 1.0
 
@@ -73,6 +76,7 @@ class Result:
     feed_seconds: float
     longest_statement: str
     longest_statement_seconds: float
+    statements: dict[str, float]
 
 
 async def fill(dsn: str, rows: int, status: Console) -> Lease:
@@ -109,10 +113,10 @@ async def measure(dsn: str, rows: int, status: Console) -> Result:
         _, feed_seconds = await run(GcFeed(garbage, lambda: lease))
         removed, gc_seconds = await run(Gc(garbage, lambda: lease, lambda: limits, Metrics().deletion))
     name, seconds = max(observer.longest.items(), key=lambda item: item[1])
-    return Result(rows, removed, gc_seconds, feed_seconds, name, seconds)
+    return Result(rows, removed, gc_seconds, feed_seconds, name, seconds, observer.longest)
 
 
-def print_table(result: Result) -> bool:
+def print_table(console: Console, result: Result) -> bool:
     """Print the figures beside their aims; say whether both are met."""
     table = Table(title=f"gc over {result.candidates:,} candidates, {result.removed:,} removed")
     for heading in ("figure", "value", "aim"):
@@ -127,15 +131,25 @@ def print_table(result: Result) -> bool:
         good = aim is None or value <= aim
         met = met and good
         table.add_row(name, f"{value:.2f}", "" if aim is None else f"<= {aim:g}", style="none" if good else "bold red")
-    Console().print(table)
+    console.print(table)
     return met
+
+
+def draw(figure: Figure, result: Result) -> None:
+    """Draw the longest run of each statement beside the limit."""
+    axes, longest = figure.subplots(), sorted(result.statements.items(), key=lambda item: item[1])
+    bars = axes.barh([name for name, _ in longest], [seconds * 1000 for _, seconds in longest])
+    axes.bar_label(bars, fmt="%.0f", padding=3)
+    axes.axvline(STATEMENT_SECONDS_MAX * 1000, color="tab:green")
+    title = f"{result.candidates:,} candidates, {result.removed:,} removed in {result.gc_seconds:.0f} s"
+    axes.set(xlabel="longest run, ms (green: aim)", title=title)
 
 
 def main() -> None:
     """Measure, print the table, write the file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000, metavar="N", help="blobs to fill in")
-    parser.add_argument("--json", type=Path, default=RESULTS / "gc.json", metavar="FILE", help="where figures go")
+    add_output_option(parser)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-gc-") as directory:
         if os.geteuid() == 0:
@@ -147,9 +161,9 @@ def main() -> None:
         finally:
             postgres.stop()
             postgres.remove()
-    print_table(result)
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(asdict(result), indent=2) + "\n")
+    output = Output("gc", arguments.results)
+    print_table(output.console, result)
+    output.write(asdict(result), lambda figure: draw(figure, result))
 
 
 if __name__ == "__main__":

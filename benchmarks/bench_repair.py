@@ -8,7 +8,6 @@ under downloads. Beside it stands a bare program that writes the same files as d
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -22,16 +21,20 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.bench_transfer import percentile
 from benchmarks.cells import Cell, Operation
 from benchmarks.cluster import BenchCluster, ClusterFailed, open_cluster
-from benchmarks.load import Load, LoadFailed, Target, open_load
+from benchmarks.load import Load, LoadFailed, open_load
+from benchmarks.output import RESULTS, Output, add_output_option
+from benchmarks.report import percentile
 
-RESULTS = Path(__file__).parent / "results"
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 SHARDS, COPIES = 6, 2
 BLOBS, QUICK_BLOBS = 10_000, 1_000
 BLOB_BYTES = (1 << 30) // BLOBS
@@ -150,14 +153,14 @@ def measure(console: Console, arguments: argparse.Namespace, later: ExitStack) -
     blobs = QUICK_BLOBS if arguments.quick else BLOBS
     with (
         console.status("starting a cluster") as status,
-        open_cluster(arguments.data, arguments.port, "token", later, keep=False) as cluster,
-        open_load(Target(cluster.url, cluster.authorization), 2) as load,
+        open_cluster(arguments.data, arguments.port, "token", later) as cluster,
+        open_load(cluster.target, 2) as load,
     ):
         wanted, stored = blobs * SHARDS // COPIES, 0
         while stored < wanted:
             status.update(f"uploading: {stored:,} of {wanted:,} blobs")
             stored += len(load.run(Cell(Operation.PUT, BLOB_BYTES, 16), LOAD_SECONDS).latencies)
-        load.fill(READ)
+        load.run(Cell(Operation.PUT, READ.size, READ.concurrency), LOAD_SECONDS)
         status.update("downloading, nothing else to do")
         quiet = load.run(READ, 2 * LOAD_SECONDS).latencies
         status.update("one shard wiped, no clients")
@@ -208,6 +211,17 @@ def print_figures(console: Console, figures: dict[str, object]) -> None:
     )
 
 
+def draw(figure: Figure, figures: dict[str, Any]) -> None:
+    """Draw how fast a shard is repaired, and how long downloads take meanwhile."""
+    speeds = {name: figures[name]["mb_per_second"] for name in ("idle", "busy")}
+    speeds["bare program"] = figures["bare_mb_per_second"]
+    latencies = {"no repair": figures["p99_ms"], "repair": figures["p99_ms_during_repair"]}
+    panels = ((speeds, "MB/s of repairs"), (latencies, "p99 of downloads, ms"))
+    for axes, (bars, label) in zip(figure.subplots(1, 2), panels, strict=True):
+        axes.bar_label(axes.bar(list(bars), list(bars.values()), width=0.5), fmt="%.0f")
+        axes.set(ylabel=label)
+
+
 def main() -> None:
     """Measure, print, write the file."""
     parser = argparse.ArgumentParser(
@@ -219,9 +233,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help=f"a shard of {QUICK_BLOBS:,} blobs instead of {BLOBS:,}")
     parser.add_argument("--port", type=int, help="front port; default the first free one from 18080")
     parser.add_argument("--data", type=Path, default=RESULTS, metavar="DIR", help="the cluster's files go under DIR")
-    parser.add_argument("--json", type=Path, default=RESULTS / "repair.json", metavar="FILE", help="where figures go")
+    add_output_option(parser)
     arguments = parser.parse_args()
-    console = Console()
+    output = Output("repair", arguments.results)
+    console = output.console
     needed = 5 * SHARDS * (QUICK_BLOBS if arguments.quick else BLOBS) * BLOB_BYTES
     arguments.data.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(arguments.data).free < needed:
@@ -232,8 +247,7 @@ def main() -> None:
     except (ClusterFailed, LoadFailed) as error:
         sys.exit(f"bench_repair: {error}")
     print_figures(console, figures)
-    arguments.json.parent.mkdir(parents=True, exist_ok=True)
-    arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+    output.write(figures, lambda figure: draw(figure, figures))
 
 
 if __name__ == "__main__":

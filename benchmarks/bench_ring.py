@@ -7,8 +7,6 @@ placement this takes is checked against ``Ring.primaries`` in every run.
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import random
 import statistics
 import sys
@@ -17,7 +15,7 @@ import tracemalloc
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
-from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import UUID
 
 import numpy as np
@@ -25,10 +23,13 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.output import Output, add_output_option
 from sharding.model import Member, NodeId, ShardId, ZoneId
 from sharding.ring import MEMBERS_MAX, Ring
 
-RESULTS = Path(__file__).parent / "results"
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 COPIES = 2
 ZONES = 3
 SHARDS_PER_NODE = 4
@@ -48,7 +49,7 @@ The members are equal shards, four to a node, dealt out over three zones; blobs 
   peak          memory traced while building, numpy's included                       aim <= 32 MiB at 240
 
 All three default sizes take about half a minute and 750 MB. Without options the figures go to
-benchmarks/results/ring.json and the plot to benchmarks/results/ring.png.
+benchmarks/results/.
 """
 
 
@@ -211,7 +212,7 @@ def measure(count: int) -> Result:
     )
 
 
-def print_table(results: Sequence[Result]) -> None:
+def print_table(console: Console, results: Sequence[Result]) -> None:
     """Print a row a ring; green meets its aim, red misses it, what has no aim is plain."""
     table = Table(title=f"Ring: {COPIES} copies over {ZONES} zones")
     for _, heading, *_ in COLUMNS:
@@ -223,33 +224,27 @@ def print_table(results: Sequence[Result]) -> None:
             colour = ("green" if value <= most else "bold red") if result.shards in sizes else "none"
             cells.append(f"[{colour}]{value:{form}}[/]")
         table.add_row(*cells)
-    Console().print(table)
+    console.print(table)
 
 
-def write_json(results: Sequence[Result], file: Path) -> None:
-    """Write the results with what they depend on."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    facts = {"python": platform.python_version(), "numpy": np.__version__, "copies": COPIES, "zones": ZONES}
-    file.write_text(json.dumps(facts | {"results": [asdict(r) for r in results]}, indent=2) + "\n")
+def document_of(results: Sequence[Result]) -> dict[str, object]:
+    """Return the results with what they depend on."""
+    facts = {"numpy": np.__version__, "copies": COPIES, "zones": ZONES}
+    return facts | {"results": [asdict(result) for result in results]}
 
 
-def write_plot(results: Sequence[Result], file: Path) -> None:
+def draw(figure: Figure, results: Sequence[Result]) -> None:
     """Draw ratios, times and memory over the number of shards."""
-    from matplotlib.figure import Figure
-
     panels = (
         ("over ideal", ("max_over_mean", "added_moves_over_ideal", "removed_moves_over_ideal"), "linear"),
         ("microseconds", ("lookup_us", "lookup_zone_down_us"), "log"),
         ("seconds, MiB", ("build_seconds", "build_peak_mib"), "log"),
     )
-    figure = Figure(figsize=(13, 4), layout="constrained")
     for axes, (label, names, scale) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         for name in names:
             axes.plot([r.shards for r in results], [getattr(r, name) for r in results], marker="o", label=name)
         axes.set(xlabel="shards", ylabel=label, xscale="log", yscale=scale)
         axes.legend()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=120)
 
 
 def main() -> None:
@@ -258,8 +253,7 @@ def main() -> None:
         description=__doc__, epilog=EXPLANATION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--shards", type=int, nargs="+", default=[24, 240, 2400], metavar="N", help="sizes to measure")
-    parser.add_argument("--json", type=Path, default=RESULTS / "ring.json", metavar="FILE", help="where figures go")
-    parser.add_argument("--plot", type=Path, default=RESULTS / "ring.png", metavar="FILE", help="where the plot goes")
+    add_output_option(parser)
     arguments = parser.parse_args()
     if min(arguments.shards) < 2 * ZONES or max(arguments.shards) > SHARDS_MAX:
         parser.error(f"--shards takes {2 * ZONES} (so that no zone runs empty when a shard goes) to {SHARDS_MAX}")
@@ -267,12 +261,9 @@ def main() -> None:
     for count in arguments.shards:
         with Console(stderr=True).status(f"measuring {count:,} shards"):
             results.append(measure(count))
-    print_table(results)
-    write_json(results, arguments.json)
-    try:
-        write_plot(results, arguments.plot)
-    except ImportError:
-        print("no plot: matplotlib is missing; make install brings it, or pip install 'holdfast[bench]'")
+    output = Output("ring", arguments.results)
+    print_table(output.console, results)
+    output.write(document_of(results), lambda figure: draw(figure, results))
 
 
 if __name__ == "__main__":

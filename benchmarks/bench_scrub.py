@@ -1,10 +1,7 @@
 """How many bytes does scrub read for one second of processor time, by block digests and with sha256?
 
-    python -m benchmarks.bench_scrub [--directory DIR] [--mib 2048]
-
-Writes blobs of several sizes to a shard in DIR and re-reads them as scrub does. Prints a table and
-writes benchmarks/results/scrub.json. Processor time is that of this whole process, the kernel's share
-included; the disk may be slower than that, and usually is.
+Writes blobs of several sizes to a shard in DIR and re-reads them as scrub does. Processor time is that of this
+whole process, the kernel's share included; the disk may be slower than that, and usually is.
 """
 
 from __future__ import annotations
@@ -12,15 +9,21 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
-import json
 import os
 import shutil
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import uuid4
 
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.output import Output, add_output_option
 from sharding import identity
 from sharding.digests import block_digests
 from sharding.identifiers import mint_generation
@@ -28,6 +31,9 @@ from sharding.local import LocalShard, open_local_shard
 from sharding.maintenance.judgement import PORTION_BYTES, reread_within
 from sharding.model import BLOCK_BYTES, BlobName, ShardId
 from sharding.shard import Part
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SIZES = {"32 MiB": 32 * BLOCK_BYTES, "1 MiB": BLOCK_BYTES, "64 KiB": 64 << 10}
 GB = 1e9
@@ -94,24 +100,37 @@ async def measure(directory: Path, total: int) -> list[Line]:
     return lines
 
 
+def print_table(console: Console, lines: Sequence[Line]) -> None:
+    table = Table(title="Scrub", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("blobs", "compared", "GB", "GB/s", "GB per CPU-s"):
+        table.add_column(name, justify="left" if name == "compared" else "right")
+    for line in lines:
+        gigabytes = line.bytes / GB
+        figures = (gigabytes, gigabytes / line.seconds, line.gb_per_cpu_second)
+        table.add_row(line.blobs, line.compared, *(f"{value:.2f}" for value in figures))
+    console.print(table)
+
+
+def draw(figure: Figure, lines: Sequence[Line]) -> None:
+    """Draw the rate of each way of reading."""
+    axes = figure.subplots()
+    bars = axes.bar([f"{line.blobs}, {line.compared}" for line in lines], [line.gb_per_cpu_second for line in lines])
+    axes.bar_label(bars, fmt="%.2f")
+    axes.set(ylabel="GB per CPU-s")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--directory", type=Path, help="where the shard is made; a temporary directory by default")
     parser.add_argument("--mib", type=int, default=1024, help="how much is written and read for each size")
+    add_output_option(parser)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-scrub-", dir=given.directory) as directory:
         lines = asyncio.run(measure(Path(directory), given.mib << 20))
-    print(f"{'blobs':>8} {'compared':>9} {'GB':>7} {'GB/s':>7} {'GB per CPU-second':>18}")
-    for line in lines:
-        gigabytes = line.bytes / GB
-        print(
-            f"{line.blobs:>8} {line.compared:>9} {gigabytes:7.2f} {gigabytes / line.seconds:7.2f} "
-            f"{line.gb_per_cpu_second:18.2f}"
-        )
-    results = Path(__file__).parent / "results"
-    results.mkdir(exist_ok=True)
+    output = Output("scrub", given.results)
+    print_table(output.console, lines)
     document = [{**asdict(line), "gb_per_cpu_second": round(line.gb_per_cpu_second, 2)} for line in lines]
-    (results / "scrub.json").write_text(json.dumps(document, indent=2) + "\n")
+    output.write({"lines": document}, lambda figure: draw(figure, lines))
 
 
 if __name__ == "__main__":

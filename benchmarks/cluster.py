@@ -6,7 +6,6 @@ import base64
 import json
 import shutil
 import socket
-import stat
 import subprocess
 import sys
 import tempfile
@@ -15,11 +14,11 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.generator import Target
 from repo_node.launch.postgres import EmbeddedPostgres
 
 UP_SECONDS_MAX = 180
 PORT_STEP = 10
-READ_BYTES = 1 << 20
 MEMORY_FILE_SYSTEMS = ("tmpfs", "ramfs")
 
 
@@ -29,10 +28,12 @@ class ClusterFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class BenchCluster:
-    """A running cluster: its address, its processes, a way in."""
+    """A running cluster: its addresses, its processes, a way in, and its database."""
 
     directory: Path
     url: str
+    node_ids: tuple[str, ...]
+    node_urls: tuple[str, ...]
     node_pids: tuple[int, ...]
     postgres_pid: int
     authorization: str
@@ -42,10 +43,25 @@ class BenchCluster:
         """The roots of everything whose CPU time is the cluster's."""
         return (*self.node_pids, self.postgres_pid)
 
+    @property
+    def target(self) -> Target:
+        return Target(self.url, self.authorization, self.node_urls)
+
+    @property
+    def dsn(self) -> str:
+        """The database as its superuser sees it."""
+        database = json.loads((self.directory / "cluster.json").read_text())["dsn"].rpartition("/")[2]
+        return EmbeddedPostgres(self.directory / "postgres").dsn(database)
+
+    def set(self, **settings: object) -> None:
+        """Change settings of the cluster. Raises ``ClusterFailed``."""
+        for name, value in settings.items():
+            run_holdfast("settings", "set", name, json.dumps(value), "--data", str(self.directory))
+
 
 @contextmanager
 def open_cluster(
-    parent: Path, port: int | None, authentication: str, later: ExitStack, *, keep: bool
+    parent: Path, port: int | None, authentication: str, later: ExitStack, *, keep: bool = False
 ) -> Iterator[BenchCluster]:
     """Start three nodes with redundancy 2 under ``parent``; stop them afterwards unless ``keep``.
 
@@ -63,6 +79,8 @@ def open_cluster(
         yield BenchCluster(
             directory=directory,
             url=record["front_url"],
+            node_ids=tuple(node["id"] for node in record["nodes"]),
+            node_urls=tuple(node["url"] for node in record["nodes"]),
             node_pids=tuple(node["pid"] for node in record["nodes"]),
             postgres_pid=record["postgres_pid"],
             authorization=authorize(directory, authentication),
@@ -108,22 +126,6 @@ def find_port() -> int:
                 stack.enter_context(socket.socket()).bind(("127.0.0.1", port + offset))
             return port
     raise ClusterFailed("no free ports from 18080 to 19080; choose with --port")
-
-
-def read_replicas(directory: Path, size: int, bytes_max: int) -> None:
-    """Read the latest replicas of ``size`` bytes, at most ``bytes_max``, so that they are in the page cache."""
-    found = []
-    for path in directory.glob("nodes/*/shard-*/blobs/**/*"):
-        # A replica may go at any time.
-        with suppress(FileNotFoundError):
-            status = path.stat()
-            if status.st_size == size and stat.S_ISREG(status.st_mode):
-                found.append((status.st_mtime, path))
-    buffer = bytearray(min(size, READ_BYTES))
-    for _, path in sorted(found, reverse=True)[: bytes_max // size]:
-        with suppress(FileNotFoundError), path.open("rb", buffering=0) as file:
-            while file.readinto(buffer):
-                pass
 
 
 def is_in_memory(path: Path) -> bool:

@@ -41,6 +41,8 @@ REFERENCE = {
 PASSES = 3
 COPIES = 2
 OBJECTS_MAX = 300
+SMALL_FILES, SMALL_FILE_BYTES, SMALL_FILE_REFERENCE = 500, 4 << 10, 0.38
+REQUESTS, HEAD_BYTES = 5_000, 400
 KEPT_BYTES = 128 << 20
 GROWTH_FACTOR = 4
 GROWTH_MEASURED = 0.25
@@ -52,10 +54,14 @@ class Floor:
     """CPU seconds per GB of each part, and of a whole upload and download by size in bytes.
 
     ``growing_file_write`` is a file write that makes the page cache larger instead of reusing its memory.
+    ``small_file`` and ``answer`` are CPU seconds per 1,000: of a 4 KiB file with fsync of itself and its directory,
+    and of a request that is answered without a body.
     """
 
     parts: dict[str, float]
     growing_file_write: float
+    small_file: float
+    answer: float
     put: dict[int, float]
     get: dict[int, float]
 
@@ -74,9 +80,11 @@ def least(floors: Sequence[Floor]) -> Floor:
     def merge(found: Sequence[dict[K, float]]) -> dict[K, float]:
         return {key: min(one[key] for one in found) for key in found[0]}
 
-    growing = min(floor.growing_file_write for floor in floors)
-    parts, put, get = ([getattr(floor, name) for floor in floors] for name in ("parts", "put", "get"))
-    return Floor(merge(parts), growing, merge(put), merge(get))
+    parts, put, get = (merge([getattr(floor, name) for floor in floors]) for name in ("parts", "put", "get"))
+    growing, small_file, answer = (
+        min(getattr(floor, name) for floor in floors) for name in ("growing_file_write", "small_file", "answer")
+    )
+    return Floor(parts, growing, small_file, answer, put, get)
 
 
 def measure_floor(directory: Path, sizes: Sequence[int], volume_bytes: int) -> Floor:
@@ -84,6 +92,7 @@ def measure_floor(directory: Path, sizes: Sequence[int], volume_bytes: int) -> F
     with tempfile.TemporaryDirectory(prefix="floor-", dir=directory) as place:
         path = Path(place)
         parts = measure_parts(path, volume_bytes)
+        small_file, answer = write_small_files(path), answer_requests()
         put, get = {}, {}
         for size in sizes:
             count = max(1, min(volume_bytes // size, OBJECTS_MAX))
@@ -92,7 +101,7 @@ def measure_floor(directory: Path, sizes: Sequence[int], volume_bytes: int) -> F
                 get[size] = read_and_send(Path(objects), size, count) / (size * count) * GB
         # Last: afterwards the memory that the cache gave back has to be won anew.
         growing = measure_growth(path, volume_bytes * GROWTH_FACTOR)
-    return Floor(parts, growing, put, get)
+    return Floor(parts, growing, small_file, answer, put, get)
 
 
 def measure_parts(directory: Path, volume_bytes: int) -> dict[str, float]:
@@ -118,6 +127,39 @@ def measure_parts_once(directory: Path, volume_bytes: int) -> dict[str, float]:
     path.unlink()
     per_file = {"file_write_fsync": written, "page_cache_read": read}
     return per_gb | {name: value / (files * FILE_BYTES) * GB for name, value in per_file.items()}
+
+
+def write_small_files(directory: Path) -> float:
+    """Return the CPU seconds per 1,000 files of 4 KiB, each made durable with the directory it is in."""
+    body = os.urandom(SMALL_FILE_BYTES)
+
+    def write(number: int) -> None:
+        with (place / str(number)).open("wb", buffering=0) as file:
+            file.write(body)
+            os.fdatasync(file.fileno())
+        os.fsync(opened)
+
+    with tempfile.TemporaryDirectory(dir=directory) as path:
+        place, opened = Path(path), os.open(path, os.O_RDONLY)
+        seconds = sum(spent(write, number) for number in range(SMALL_FILES))
+        os.close(opened)
+    return seconds / SMALL_FILES * 1000
+
+
+def answer_requests() -> float:
+    """Return this side's CPU seconds per 1,000 requests over loopback, each answered by a head alone."""
+    request, answer = b"?" * HEAD_BYTES, b"!" * HEAD_BYTES
+
+    def ask(theirs: socket.socket) -> None:
+        for _ in range(REQUESTS):
+            theirs.sendall(request)
+            theirs.recv(HEAD_BYTES, socket.MSG_WAITALL)
+
+    with other_end(ask) as ours:
+        began = time.process_time()
+        while ours.recv(HEAD_BYTES, socket.MSG_WAITALL):
+            ours.sendall(answer)
+        return (time.process_time() - began) / REQUESTS * 1000
 
 
 def measure_growth(directory: Path, volume_bytes: int) -> float:

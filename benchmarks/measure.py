@@ -1,4 +1,4 @@
-"""What processes have spent, read from /proc."""
+"""What processes have spent, read from /proc: CPU time with that of children that have ended, and memory."""
 
 from __future__ import annotations
 
@@ -71,17 +71,29 @@ def family(root: int, processes: Mapping[int, Times]) -> set[int]:
     return members
 
 
-def reset_peak_rss(pids: Sequence[int]) -> bool:
-    """Let the peak of each process begin anew; False where the kernel cannot do that."""
-    try:
-        for pid in pids:
+def processes_below(roots: Sequence[int]) -> list[int]:
+    """Return the processes of ``roots`` and all below them, as they are now."""
+    found = scan()
+    return sorted({pid for root in roots for pid in family(root, found)})
+
+
+def reset_peak_rss(pids: Sequence[int]) -> None:
+    """Let the peak of each process begin anew, where the kernel can do that."""
+    for pid in pids:
+        with suppress(OSError):
             (PROC / str(pid) / "clear_refs").write_text("5")
-    except OSError:
-        return False
-    return True
 
 
 def peak_rss_mib(pid: int) -> float:
-    """Return the highest resident size of a process since its last reset, in MiB."""
+    """Return the highest resident size of a process since its last reset, in MiB. Raises ``FileNotFoundError``."""
+    return memory_mib(pid, "VmHWM")
+
+
+def rss_mib(pid: int) -> float:
+    """Return the resident size of a process, in MiB. Raises ``FileNotFoundError``."""
+    return memory_mib(pid, "VmRSS")
+
+
+def memory_mib(pid: int, line: str) -> float:
     status = (PROC / str(pid) / "status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    return int(status.split(f"{line}:")[1].split()[0]) / 1024

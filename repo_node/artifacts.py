@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -318,10 +319,15 @@ class Artifacts:
 
     # ------------------------------------------------------------------ folders, deletion
 
-    async def children(self, at: ArtifactPath) -> list[Child]:
-        """Return what lies directly in a folder, or in a repository. Raises ``NotFound``, ``CatalogueUnavailable``."""
+    async def children(self, at: ArtifactPath) -> AsyncGenerator[list[Child], None]:
+        """Yield what lies directly in a folder, or in a repository, in pages, at least one.
+
+        Raises ``NotFound``, ``CatalogueUnavailable``.
+        """
         repository = await self._repositories.get(at.repository)
-        return await rows.children(self._database, repository.id, at.path)
+        async with aclosing(rows.children(self._database, repository.id, at.path)) as pages:
+            async for page in pages:
+                yield page
 
     async def make_folder(self, at: ArtifactPath, *, principal: str, request_id: str) -> Item:
         """Make a folder and its ancestors; one that exists is no error. Raises ``PathConflict``, ``NotFound``."""

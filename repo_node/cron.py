@@ -11,9 +11,21 @@ FIELDS = 5
 
 def check_cron(expression: str) -> str:
     """Return an expression that can be used, or an empty one. Raises ``ValueError`` with what would be right."""
-    if expression and (len(expression.split()) != FIELDS or last_time(expression, datetime.now(UTC)) is None):
-        raise ValueError('write minute, hour, day, month and day of the week, in UTC, for example "30 2 * * SUN"')
+    if expression and (fault := find_fault(expression)):
+        example = 'write minute, hour, day, month and day of the week, in UTC, for example "30 2 * * SUN"'
+        raise ValueError(f"{fault}: {example}")
     return expression
+
+
+def find_fault(expression: str) -> str | None:
+    """Return what is wrong with an expression, None when nothing is."""
+    if (fields := len(expression.split())) != FIELDS:
+        return f"{fields} fields instead of {FIELDS}"
+    try:
+        never = next(CronSim(expression, datetime.now(UTC), reverse=True), None) is None
+    except CronSimError as error:
+        return str(error).lower()
+    return "it never comes" if never else None
 
 
 def last_time(expression: str, now: datetime) -> datetime | None:

@@ -20,21 +20,37 @@ class ReadOnly(RequestError):
 
 
 def refusal(settings: LiveSettings) -> str | None:
-    """Return why nothing may be changed now, None when changes are made.
+    """Return why a change that Postgres itself does not check may not be made now, None when it may."""
+    return switched_on(settings) or unheard(settings)
 
-    A node that counts as down for the others has not heard of the switch either: it changes nothing, though its other
-    connections to Postgres may work.
-    """
-    if reason := settings.now.read_only_reason:
-        return f"The cluster is read-only: {reason}."
+
+def switched_on(settings: LiveSettings) -> str | None:
+    reason = settings.now.read_only_reason
+    return f"The cluster is read-only: {reason}." if reason else None
+
+
+def unheard(settings: LiveSettings) -> str | None:
+    """A node that counts as down for the others has not heard of the switch either, though its pool may work."""
     if (age_seconds := settings.age_seconds) > settings.now.node_down_seconds:
         return f"This node has not heard for {age_seconds:.0f} s whether the cluster is read-only."
     return None
 
 
 def require_writable(settings: LiveSettings, *, begun: bool = False) -> None:
-    """Raise ``ReadOnly`` while the cluster is read-only; ``begun``: a part of what was asked may have been done."""
-    if (reason := refusal(settings)) is not None:
+    """Raise ``ReadOnly`` while the switch is known to be on; ``begun``: a part of what was asked may have been done.
+
+    Enough for a change whose statement asks Postgres once more (``require_writable()`` there).
+    """
+    refuse(switched_on(settings), begun=begun)
+
+
+def require_heard(settings: LiveSettings) -> None:
+    """Raise ``ReadOnly`` unless this node heard lately that changes are made."""
+    refuse(refusal(settings))
+
+
+def refuse(reason: str | None, *, begun: bool = False) -> None:
+    if reason is not None:
         done = "It was done in part at most; repeat it later." if begun else "Nothing was changed; retry later."
         raise ReadOnly(f"{reason} {done}")
 

@@ -17,10 +17,10 @@ from sharding.calls import (
     Kind,
     Message,
     MessageReceiver,
-    pieces,
     request_message,
 )
 from sharding.model import Buffer
+from sharding.outbox import Outbox
 from sharding.upgrade import LinkBroken, Upgraded
 
 SILENCE_SECONDS = 5.0
@@ -62,8 +62,7 @@ class CallLink(asyncio.BufferedProtocol):
         self._answers: dict[int, asyncio.Future[Message]] = {}
         self._unheard_since: float | None = None
         self._ended = False
-        self._writable = asyncio.Event()
-        self._writable.set()
+        self._outbox = Outbox(self._transport)
         keep_alive(self._transport)
         self._transport.set_protocol(self)
 
@@ -73,9 +72,13 @@ class CallLink(asyncio.BufferedProtocol):
         A call that is cancelled is given up by the owner too.
         """
         number = next(self._numbers) % NUMBERS
+        start, data = request_message(number, call)
         answer = self._answers[number] = self._loop.create_future()
         try:
-            await self._send(*request_message(number, call))
+            # While the peer takes nothing, callers wait here rather than fill the memory.
+            while not self._outbox.is_writable:
+                await self._outbox.until_writable()
+            self._send(start, data)
             message: Message = await answer
         except asyncio.CancelledError:
             self._give_up(number)
@@ -92,21 +95,17 @@ class CallLink(asyncio.BufferedProtocol):
             raise LinkBroken(f"its owner gave an answer of kind {message.kind}")
         return message.body
 
-    async def _send(self, start: bytes, data: Buffer) -> None:
-        # While the peer takes nothing, callers wait here rather than fill the memory.
-        while not self._ended and not self._writable.is_set():
-            await self._writable.wait()
+    def _send(self, start: bytes, data: Buffer = b"") -> None:
         if self._ended:
             raise LinkBroken("the connection is closed")
         if self._unheard_since is None:
             self._unheard_since = self._loop.time()
-        for piece in pieces(start, data):
-            self._transport.write(piece)
+        self._outbox.put(start, data, alone=len(self._answers) == 1)
 
     def _give_up(self, number: int) -> None:
         if self._ended:
             return
-        self._transport.write(HEAD.pack(number, Kind.CANCEL, 0))
+        self._outbox.put(HEAD.pack(number, Kind.CANCEL, 0), alone=True)
         if self._unheard_since is not None and self._loop.time() - self._unheard_since >= SILENCE_SECONDS:
             self.is_open = False
 
@@ -117,7 +116,7 @@ class CallLink(asyncio.BufferedProtocol):
 
     def _end(self, why: str) -> None:
         self.is_open, self._ended = False, True
-        self._writable.set()
+        self._outbox.resume()
         for answer in self._answers.values():
             if not answer.done():
                 answer.set_exception(LinkBroken(why))
@@ -147,10 +146,10 @@ class CallLink(asyncio.BufferedProtocol):
         self._upgraded.response.close()
 
     def pause_writing(self) -> None:
-        self._writable.clear()
+        self._outbox.pause()
 
     def resume_writing(self) -> None:
-        self._writable.set()
+        self._outbox.resume()
 
 
 def keep_alive(transport: asyncio.Transport) -> None:
@@ -171,13 +170,9 @@ class CallLinks:
         self._small = LazyLink(open_link)
         self._large = LazyLink(open_link)
 
-    async def call(self, call: Call) -> Buffer:
-        """Make one call. Raises as ``CallLink.call``, and what opening a connection raises."""
-        lazy = self._large if call.bytes_held > SMALL_MESSAGE_BYTES else self._small
-        link = lazy.link
-        if link is None or not link.is_open:
-            link = await lazy.open()
-        return await link.call(call)
+    def link_for(self, call: Call) -> LazyLink:
+        """Return the connection that ``call`` belongs on."""
+        return self._large if call.bytes_held > SMALL_MESSAGE_BYTES else self._small
 
 
 class LazyLink:
@@ -187,6 +182,13 @@ class LazyLink:
         self.link: CallLink | None = None
         self._open_link = open_link
         self._opening: asyncio.Task[CallLink] | None = None
+
+    async def call(self, call: Call) -> Buffer:
+        """Make one call. Raises as ``CallLink.call``, and what opening a connection raises."""
+        link = self.link
+        if link is None or not link.is_open:
+            link = await self.open()
+        return await link.call(call)
 
     async def open(self) -> CallLink:
         """Return an open connection, or raise what the one attempt to open it raised for all who waited."""

@@ -27,7 +27,7 @@ READ_BYTES_MAX = 8 << 20
 SIZES_NAMES_MAX = 1000
 MESSAGE_BYTES_MAX = READ_BYTES_MAX + 4096
 SMALL_MESSAGE_BYTES = 64 << 10
-"""Up to here a message is gathered in one buffer with others, or sent as one piece."""
+"""Up to here a message is received in one buffer with others."""
 
 HEAD = Struct("!IBI")
 NAME = Struct("!32s16s")
@@ -132,13 +132,6 @@ def request_message(number: int, call: Call) -> tuple[bytes, Buffer]:
     identity = call.request_id.encode("ascii", "ignore")[:255]
     start = b"".join((call.shard.bytes, bytes((len(identity),)), identity, fields))
     return HEAD.pack(number, kind, len(start) + len(data)) + start, data
-
-
-def pieces(start: bytes, data: Buffer) -> tuple[Buffer, ...]:
-    """Return a message as it is best written: a small one as one piece, a large one without a copy of its data."""
-    if len(start) + len(data) <= SMALL_MESSAGE_BYTES:
-        return (b"".join((start, data)),)
-    return start, data
 
 
 def pack(request: Request) -> tuple[Kind, bytes, Buffer]:

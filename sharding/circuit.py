@@ -36,10 +36,10 @@ class Circuit:
 
     def enter(self) -> Pass | None:
         """Return the leave for one call, None while the circuit admits none."""
-        if not self.admits:
-            return None
         if self._open_until is None:
             return Pass.PLAIN
+        if not self.admits:
+            return None
         self._trial_under_way = True
         return Pass.TRIAL
 

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol, TypeVar
 
-from sharding.circuit import Circuit
+from sharding.circuit import Circuit, Pass
+from sharding.deadlines import Deadlines
 from sharding.errors import (
     ReplicaCorrupt,
     ReplicaMissing,
@@ -57,6 +58,9 @@ OUTCOMES: dict[type[ShardError], Outcome] = {
     ReplicaCorrupt: Outcome.CORRUPT,
 }
 
+VERDICTS = tuple(OUTCOMES)
+"""What a shard that is well says of one blob, or of its space."""
+
 
 class ShardObserver(Protocol):
     """Whoever counts the calls."""
@@ -101,6 +105,9 @@ class Guarded:
         self._clock = clock
         self._slots = asyncio.Semaphore(limits.calls_max)
         self._circuit = Circuit(limits.failures_to_open, limits.open_seconds, clock)
+        self.for_blob = Deadlines(limits.call_seconds)
+        self.for_staged = Deadlines(limits.stall_seconds)
+        self.for_commit = Deadlines(limits.commit_seconds)
 
     @property
     def id(self) -> ShardId:
@@ -112,31 +119,29 @@ class Guarded:
         return self._circuit.admits
 
     async def put(self, name: BlobName, data: Buffer) -> None:
-        await self.call(Operation.PUT, self.limits.call_seconds, lambda: self._shard.put(name, data))
+        await self.call(Operation.PUT, self.for_blob, lambda: self._shard.put(name, data))
 
     async def stage(self, generation: Generation) -> StagedBlob:
-        staged = await self.call(Operation.STAGE, self.limits.call_seconds, lambda: self._shard.stage(generation))
+        staged = await self.call(Operation.STAGE, self.for_blob, lambda: self._shard.stage(generation))
         return GuardedStaged(self, staged)
 
     async def read(self, name: BlobName, *, size: int, offset: int, length: int) -> Buffer:
         return await self.call(
-            Operation.READ,
-            self.limits.call_seconds,
-            lambda: self._shard.read(name, size=size, offset=offset, length=length),
+            Operation.READ, self.for_blob, lambda: self._shard.read(name, size=size, offset=offset, length=length)
         )
 
     async def sizes(self, names: Sequence[BlobName]) -> list[int | None]:
-        return await self.call(Operation.SIZES, self.limits.call_seconds, lambda: self._shard.sizes(names))
+        return await self.call(Operation.SIZES, self.for_blob, lambda: self._shard.sizes(names))
 
     async def delete(self, name: BlobName) -> None:
-        await self.call(Operation.DELETE, self.limits.call_seconds, lambda: self._shard.delete(name))
+        await self.call(Operation.DELETE, self.for_blob, lambda: self._shard.delete(name))
 
-    async def call(self, operation: Operation, seconds: float, begin: Callable[[], Awaitable[T]]) -> T:
-        """Return what ``begin`` returns, within every limit; ``seconds`` is for the call itself."""
+    async def call(self, operation: Operation, deadlines: Deadlines, begin: Callable[[], Awaitable[T]]) -> T:
+        """Return what ``begin`` returns, within every limit; ``deadlines`` are for the call itself."""
         began = self._clock()
         outcome = Outcome.UNAVAILABLE
         try:
-            result = await self._admitted(operation, seconds, begin)
+            result = await self._admitted(operation, deadlines, begin)
             outcome = Outcome.OK
             return result
         except ShardError as error:
@@ -157,19 +162,32 @@ class Guarded:
         """Return the time by this guard's clock, in seconds."""
         return self._clock()
 
-    async def _admitted(self, operation: Operation, seconds: float, begin: Callable[[], Awaitable[T]]) -> T:
+    async def _admitted(self, operation: Operation, deadlines: Deadlines, begin: Callable[[], Awaitable[T]]) -> T:
+        """Make the call when there is a slot for it, within its time, and tell the circuit how it went."""
         if not self._circuit.admits:
-            raise ShardUnavailable(self.id, "it failed repeatedly and is given a rest")
-        await self._take_slot()
+            raise self._resting()
+        if self._slots.locked():
+            await self._wait_for_slot()
+        else:
+            await self._slots.acquire()
+        leave = self._circuit.enter()
         try:
-            return await self._judged(operation, seconds, begin)
+            if leave is None:  # it opened while this call waited for its slot
+                raise self._resting()
+            with deadlines.begin():
+                result = await begin()
+            self._circuit.succeed(leave)
+            return result
+        except BaseException as error:
+            if leave is not None:
+                self._judge(leave, error)
+            if isinstance(error, TimeoutError):
+                raise ShardUnavailable(self.id, f"{operation} did not end in {deadlines.seconds} s") from None
+            raise
         finally:
             self._slots.release()
 
-    async def _take_slot(self) -> None:
-        if not self._slots.locked():
-            await self._slots.acquire()
-            return
+    async def _wait_for_slot(self) -> None:
         try:
             async with asyncio.timeout(self.limits.queue_seconds):
                 await self._slots.acquire()
@@ -178,30 +196,17 @@ class Guarded:
                 self.id, f"{self.limits.calls_max} calls are under way, and none ended in {self.limits.queue_seconds} s"
             ) from None
 
-    async def _judged(self, operation: Operation, seconds: float, begin: Callable[[], Awaitable[T]]) -> T:
-        leave = self._circuit.enter()
-        if leave is None:  # it opened while this call waited for its slot
-            raise ShardUnavailable(self.id, "it failed repeatedly and is given a rest")
-        try:
-            result = await self._timed(operation, seconds, begin)
-        except (ReplicaMissing, ReplicaCorrupt, ShardFull, ShardRefused):
+    def _judge(self, leave: Pass, error: BaseException) -> None:
+        """Tell the circuit what ``error`` says of the shard."""
+        if isinstance(error, VERDICTS):
             self._circuit.succeed(leave)
-            raise
-        except Exception:
+        elif isinstance(error, Exception):
             self._circuit.fail(leave)
-            raise
-        except BaseException:
+        else:
             self._circuit.forget(leave)
-            raise
-        self._circuit.succeed(leave)
-        return result
 
-    async def _timed(self, operation: Operation, seconds: float, begin: Callable[[], Awaitable[T]]) -> T:
-        try:
-            async with asyncio.timeout(seconds):
-                return await begin()
-        except TimeoutError:
-            raise ShardUnavailable(self.id, f"{operation} did not end in {seconds} s") from None
+    def _resting(self) -> ShardUnavailable:
+        return ShardUnavailable(self.id, "it failed repeatedly and is given a rest")
 
 
 class GuardedStaged:
@@ -216,24 +221,22 @@ class GuardedStaged:
         return self._staged.written
 
     async def write(self, data: Buffer) -> None:
-        await self._guard.call(Operation.WRITE, self._guard.limits.stall_seconds, lambda: self._staged.write(data))
+        await self._guard.call(Operation.WRITE, self._guard.for_staged, lambda: self._staged.write(data))
 
     async def read(self, offset: int, length: int) -> Buffer:
         return await self._guard.call(
-            Operation.READ_STAGED, self._guard.limits.stall_seconds, lambda: self._staged.read(offset, length)
+            Operation.READ_STAGED, self._guard.for_staged, lambda: self._staged.read(offset, length)
         )
 
     async def commit(self, sha256: bytes, blocks: bytes) -> None:
-        await self._guard.call(
-            Operation.COMMIT, self._guard.limits.commit_seconds, lambda: self._staged.commit(sha256, blocks)
-        )
+        await self._guard.call(Operation.COMMIT, self._guard.for_commit, lambda: self._staged.commit(sha256, blocks))
 
     async def abort(self) -> None:
         """See ``StagedBlob.abort``. Needs no slot and no closed circuit, and waits no longer than a small call."""
         began = self._guard.now()
         outcome = Outcome.UNAVAILABLE
         try:
-            async with asyncio.timeout(self._guard.limits.call_seconds):
+            with self._guard.for_blob.begin():
                 await self._staged.abort()
             outcome = Outcome.OK
         except TimeoutError:

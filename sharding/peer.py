@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -13,6 +12,7 @@ from yarl import URL
 
 from sharding import calls, wire
 from sharding.call_link import CallLink, CallLinks, CallRefused
+from sharding.deadlines import Deadlines
 from sharding.errors import ShardError, ShardRefused, ShardUnavailable
 from sharding.model import BLOCK_BYTES, Buffer, NodeId, ShardId
 from sharding.upgrade import LinkBroken, Upgraded, UpgradeRefused, read_body, upgrade
@@ -52,10 +52,12 @@ class Peer:
     stall_seconds: float = 15.0
     commit_seconds: float = 60.0
     links: CallLinks = field(init=False, repr=False, compare=False)
+    deadlines: Deadlines = field(init=False, repr=False, compare=False)
     _credentials: Mapping[str, str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "links", CallLinks(self._open_link))
+        object.__setattr__(self, "deadlines", Deadlines(self.call_seconds))
         credentials = {
             wire.AUTHORIZATION: f"{wire.AUTHORIZATION_SCHEME} {self.token}",
             wire.CLUSTER_HEADER: str(self.cluster),
@@ -142,8 +144,9 @@ class ShardCalls:
         """Return the owner's answer. Raises the ``ShardError`` that any other end stands for."""
         peer = self.peer
         try:
-            async with asyncio.timeout(peer.call_seconds):
-                return await peer.links.call(calls.Call(self.uid, peer.request_id, request))
+            with peer.deadlines.begin():
+                call = calls.Call(self.uid, peer.request_id, request)
+                return await peer.links.link_for(call).call(call)
         except CallRefused as error:
             raise wire.parse_error(self.id, error.body) from None
         except UpgradeRefused as error:

@@ -9,6 +9,8 @@ import asyncio
 import contextlib
 import os
 import secrets
+import shutil
+import tempfile
 from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +23,8 @@ from repo_node.launch.postgres import EmbeddedPostgres
 
 T = TypeVar("T")
 DSN_VARIABLE = "HOLDFAST_TEST_DSN"
+MEMORY = Path("/dev/shm")
+MEMORY_BYTES_MIN = 8 << 30
 
 
 def run_apart(work: Coroutine[Any, Any, T]) -> T:
@@ -91,8 +95,22 @@ class TestServer:
 
 
 @contextlib.contextmanager
+def quick_directory(otherwise: Path) -> Iterator[Path]:
+    """Yield a directory in memory where the machine has plenty, else ``otherwise``.
+
+    Tests kill Postgres' processes, never the machine: files in memory survive that as well, and no other program's
+    writing to the disk can hold up a commit of a test.
+    """
+    if not MEMORY.is_dir() or shutil.disk_usage(MEMORY).free < MEMORY_BYTES_MIN:
+        yield otherwise
+        return
+    with tempfile.TemporaryDirectory(prefix="holdfast-test-postgres-", dir=MEMORY) as name:
+        yield Path(name)
+
+
+@contextlib.contextmanager
 def run_server(directory: Path) -> Iterator[TestServer]:
-    """Yield the server for this session, started under ``directory`` unless HOLDFAST_TEST_DSN names one."""
+    """Yield the server for this session, in memory or under ``directory``, unless HOLDFAST_TEST_DSN names one."""
     named = os.environ.get(DSN_VARIABLE)
     if named:
         server = TestServer(named)
@@ -101,10 +119,11 @@ def run_server(directory: Path) -> Iterator[TestServer]:
         finally:
             server.close()
         return
-    embedded = EmbeddedPostgres(directory)
-    try:
-        embedded.start()
-        yield TestServer(embedded.dsn("postgres"), embedded)
-    finally:
-        embedded.stop()
-        embedded.remove()
+    with quick_directory(directory) as chosen:
+        embedded = EmbeddedPostgres(chosen)
+        try:
+            embedded.start()
+            yield TestServer(embedded.dsn("postgres"), embedded)
+        finally:
+            embedded.stop()
+            embedded.remove()

@@ -15,7 +15,7 @@ from repo_node.errors import ChecksumMismatch, NotFound, RequestError
 from repo_node.paths import ArtifactPath
 from repo_node.web.body import read_body, refuse_large
 from repo_node.web.context import REQUEST_ID, SERVICES, TARGET, artifact_at, base_url, principal_of
-from repo_node.web.routes import Routes
+from repo_node.web.routes import Routes, WhileReadOnly
 from repo_node.web.streaming import media_type, send_artifact
 
 CHECKSUM_HEADERS = {"X-Checksum-Sha256": "sha256", "X-Checksum-Sha1": "sha1", "X-Checksum-Md5": "md5"}
@@ -25,9 +25,10 @@ NAME_BY_DIGITS = {64: "sha256", 40: "sha1", 32: "md5"}
 
 def add_routes(routes: Routes) -> None:
     """Must come last: its pattern matches whatever no other route did."""
+    by_postgres = WhileReadOnly.REFUSED_BY_POSTGRES
     routes.add("GET", "/artifactory/{item:.+}", retrieve, Permission.READ)
-    routes.add("PUT", "/artifactory/{item:.+}", deploy, Permission.WRITE)
-    routes.add("DELETE", "/artifactory/{item:.+}", delete, Permission.DELETE)
+    routes.add("PUT", "/artifactory/{item:.+}", deploy, Permission.WRITE, while_read_only=by_postgres)
+    routes.add("DELETE", "/artifactory/{item:.+}", delete, Permission.DELETE, while_read_only=by_postgres)
 
 
 async def retrieve(request: web.Request) -> web.StreamResponse:
@@ -98,7 +99,7 @@ async def make_folder(request: web.Request, at: ArtifactPath) -> web.StreamRespo
         raise RequestError("A folder has no body; leave out the trailing slash to deploy a file.")
     by = {"principal": principal_of(request).name, "request_id": request[REQUEST_ID]}
     item = await request.app[SERVICES].artifacts.make_folder(at, **by)
-    document = folder_document(base_url(request), at, item, [])
+    document = folder_document(base_url(request), at, item) | {"children": []}
     return json_response(document, status=201, headers={"Location": document["uri"]})
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections import Counter
-from collections.abc import Awaitable, Callable, Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
 from uuid import UUID
 
 from repo_node.logs import request_id
@@ -20,9 +20,9 @@ from sharding.calls import (
     Message,
     MessageReceiver,
     parse_request,
-    pieces,
 )
 from sharding.model import Buffer
+from sharding.outbox import Outbox
 from sharding.tasks import stop
 
 log = logging.getLogger("holdfast.internal")
@@ -36,6 +36,15 @@ MESSAGES_MAX = 4096
 """Calls and refusals under way on one connection; a peer that goes beyond is none of ours."""
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+
+
+@dataclass(slots=True)
+class Load:
+    """What one shard does for a connection at this moment."""
+
+    calls: int = 0
+    bytes: int = 0
+
 
 Perform = Callable[[Call], Awaitable[Buffer]]
 
@@ -57,11 +66,9 @@ class CallConnection(asyncio.BufferedProtocol):
         self._loop = asyncio.get_running_loop()
         self._receiver = MessageReceiver()
         self._tasks: dict[int, asyncio.Task[None]] = {}
-        self._calls: Counter[UUID] = Counter()
-        self._bytes: Counter[UUID] = Counter()
+        self._loads: dict[UUID, Load] = {}
         self._leaving = False
-        self._writable = asyncio.Event()
-        self._writable.set()
+        self._outbox = Outbox(transport)
         self._ended = asyncio.Event()
         transport.set_protocol(self)
 
@@ -80,6 +87,7 @@ class CallConnection(asyncio.BufferedProtocol):
 
     def _close_if_done(self) -> None:
         if self._leaving and not self._tasks:
+            self._outbox.flush()
             self._transport.close()
 
     def get_buffer(self, sizehint: int) -> memoryview:
@@ -95,69 +103,68 @@ class CallConnection(asyncio.BufferedProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._ended.set()
-        self._writable.set()
+        self._outbox.resume()
         self._http.connection_lost(exc)
 
     def eof_received(self) -> None:
         self._transport.abort()
 
     def pause_writing(self) -> None:
-        self._writable.clear()
+        self._outbox.pause()
 
     def resume_writing(self) -> None:
-        self._writable.set()
+        self._outbox.resume()
 
     def _take(self, message: Message) -> None:
+        number = message.number
         if message.kind == Kind.CANCEL:
-            if (task := self._tasks.get(message.number)) is not None:
+            if (task := self._tasks.get(number)) is not None:
                 task.cancel()
             return
-        if message.number in self._tasks or len(self._tasks) >= MESSAGES_MAX:
-            raise CallError(f"call {message.number} is under way already, or one of too many")
-        try:
-            call = parse_request(message)
-        except CallError as error:  # well framed: a later version's word, perhaps
-            self._begin(message.number, self._refuse(message.number, wire.Refusal(wire.BAD_REQUEST, str(error))))
-            return
-        if why := self._reason_to_refuse(call):
-            self._begin(message.number, self._refuse(message.number, wire.Refusal(wire.UNAVAILABLE, why)))
-            return
-        self._calls[call.shard] += 1
-        self._bytes[call.shard] += call.bytes_held
-        task = self._begin(message.number, self._answer(message.number, call))
-        task.add_done_callback(lambda _: self._release(call))
+        if number in self._tasks or len(self._tasks) >= MESSAGES_MAX:
+            raise CallError(f"call {number} is under way already, or one of too many")
+        task = self._tasks[number] = self._loop.create_task(self._answer(message))
+        task.add_done_callback(partial(self._forget, number))
 
-    def _reason_to_refuse(self, call: Call) -> str | None:
-        if self._leaving:
-            return "its owner is leaving"
-        if self._calls[call.shard] >= CALLS_PER_SHARD_MAX or self._bytes[call.shard] >= BYTES_PER_SHARD_MAX:
-            return f"{self._calls[call.shard]} calls of this peer are under way on it already"
-        return None
-
-    def _begin(self, number: int, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = self._tasks[number] = self._loop.create_task(work)
-        task.add_done_callback(lambda _: self._forget(number))
-        return task
-
-    def _forget(self, number: int) -> None:
+    def _forget(self, number: int, task: asyncio.Task[None]) -> None:
         del self._tasks[number]
         self._close_if_done()
 
-    def _release(self, call: Call) -> None:
-        self._calls[call.shard] -= 1
-        self._bytes[call.shard] -= call.bytes_held
-        if not self._calls[call.shard]:
-            del self._calls[call.shard], self._bytes[call.shard]
+    async def _answer(self, message: Message) -> None:
+        try:
+            call = parse_request(message)
+            load = self._admit(call)
+        except CallError as error:  # well framed: a later version's word, perhaps
+            await self._send(message.number, Kind.REFUSED, wire.Refusal(wire.BAD_REQUEST, str(error)).body())
+        except wire.Refusal as refusal:
+            await self._send(message.number, Kind.REFUSED, refusal.body())
+        else:
+            try:
+                await self._send(message.number, *await self._outcome(call))
+            finally:
+                self._release(call, load)
 
-    async def _answer(self, number: int, call: Call) -> None:
-        request_id.set(call.request_id if REQUEST_ID.fullmatch(call.request_id) else "-")
-        kind, body = await self._outcome(call)
-        await self._send(number, kind, body)
+    def _admit(self, call: Call) -> Load:
+        """Count a call that begins. Raises ``Refusal`` when it may not."""
+        if self._leaving:
+            raise wire.Refusal(wire.UNAVAILABLE, "its owner is leaving")
+        load = self._loads.get(call.shard)
+        if load is None:
+            load = self._loads[call.shard] = Load()
+        elif load.calls >= CALLS_PER_SHARD_MAX or load.bytes >= BYTES_PER_SHARD_MAX:
+            raise wire.Refusal(wire.UNAVAILABLE, f"{load.calls} calls of this peer are under way on it already")
+        load.calls += 1
+        load.bytes += call.bytes_held
+        return load
 
-    async def _refuse(self, number: int, refusal: wire.Refusal) -> None:
-        await self._send(number, Kind.REFUSED, refusal.body())
+    def _release(self, call: Call, load: Load) -> None:
+        load.calls -= 1
+        load.bytes -= call.bytes_held
+        if not load.calls:
+            del self._loads[call.shard]
 
     async def _outcome(self, call: Call) -> tuple[Kind, Buffer]:
+        request_id.set(call.request_id if REQUEST_ID.fullmatch(call.request_id) else "-")
         try:
             return Kind.DONE, await self._perform(call)
         except wire.REFUSABLE as error:
@@ -168,18 +175,18 @@ class CallConnection(asyncio.BufferedProtocol):
 
     async def _send(self, number: int, kind: Kind, body: Buffer) -> None:
         """Send an answer, and return when the peer has taken enough of it to be no burden."""
-        await self._until_writable()
+        if not self._outbox.is_writable:
+            await self._until_writable()
         if self._ended.is_set():
             return
-        for piece in pieces(HEAD.pack(number, kind, len(body)), body):
-            self._transport.write(piece)
-        await self._until_writable()
+        self._outbox.put(HEAD.pack(number, kind, len(body)), body, alone=len(self._tasks) == 1)
+        if not self._outbox.is_writable:
+            await self._until_writable()
 
     async def _until_writable(self) -> None:
         """Wait until the peer has taken what was written before; one that takes nothing is given up."""
-        if not self._writable.is_set():
-            try:
-                async with asyncio.timeout(self._idle_seconds):
-                    await self._writable.wait()
-            except TimeoutError:
-                self._transport.abort()
+        try:
+            async with asyncio.timeout(self._idle_seconds):
+                await self._outbox.until_writable()
+        except TimeoutError:
+            self._transport.abort()

@@ -35,8 +35,11 @@ def json_response(
     document: Any, *, status: int = 200, headers: Mapping[str, str] | None = None, kind: str = "application/json"
 ) -> web.Response:
     """Return ``document`` as JSON."""
-    body = json.dumps(document, ensure_ascii=False).encode()
-    return web.Response(status=status, body=body, content_type=kind, headers=headers)
+    return web.Response(status=status, body=to_json(document), content_type=kind, headers=headers)
+
+
+def to_json(document: Any) -> bytes:
+    return json.dumps(document, ensure_ascii=False).encode()
 
 
 def timestamp(at: datetime) -> str:
@@ -95,8 +98,8 @@ def file_info(base: str, at: ArtifactPath, item: Item, media_type: str) -> dict[
     return document
 
 
-def folder_document(base: str, at: ArtifactPath, item: Item | None, children: Sequence[Child]) -> dict[str, Any]:
-    """Return the folder info of ``GET api/storage``; the root of a repository has no item."""
+def folder_document(base: str, at: ArtifactPath, item: Item | None) -> dict[str, Any]:
+    """Return the folder info of ``GET api/storage`` without its children; the root of a repository has no item."""
     document: dict[str, Any] = {"repo": at.repository, "path": f"/{at.path}", "uri": storage_uri(base, at)}
     if item is not None:
         document.update(
@@ -106,5 +109,9 @@ def folder_document(base: str, at: ArtifactPath, item: Item | None, children: Se
             modifiedBy=item.modified_by,
             lastUpdated=timestamp(item.updated_at),
         )
-    document["children"] = [{"uri": f"/{child.name}", "folder": child.is_folder} for child in children]
     return document
+
+
+def child_documents(children: Sequence[Child]) -> list[dict[str, Any]]:
+    """Return what stands last in a folder info."""
+    return [{"uri": f"/{child.name}", "folder": child.is_folder} for child in children]

@@ -16,11 +16,11 @@ from repo_node.auth.permissions import SCOPES, Permission
 from repo_node.db import principals, totals
 from repo_node.db import settings as rows
 from repo_node.errors import NotFound, RequestError
-from repo_node.read_only import SWITCH, require_writable
+from repo_node.read_only import SWITCH, require_heard
 from repo_node.settings import SettingError, Settings, lenient, risk_of
 from repo_node.web.body import read_json
 from repo_node.web.context import REQUEST_ID, SERVICES, TARGET, principal_of
-from repo_node.web.routes import Routes
+from repo_node.web.routes import Routes, WhileReadOnly
 from repo_node.web.state import NODE
 
 BASE = "/artifactory/api/holdfast"
@@ -40,11 +40,13 @@ def add_routes(routes: Routes) -> None:
     routes.add("GET", f"{BASE}/settings", list_settings, Permission.ADMIN)
     routes.add("GET", f"{BASE}/settings/{{key}}", get_setting, Permission.ADMIN)
     # Ends it, too; the others are refused there.
-    routes.add("PUT", f"{BASE}/settings/{{key}}", set_setting, Permission.ADMIN, in_read_only=True)
-    routes.add("DELETE", f"{BASE}/settings/{{key}}", reset_setting, Permission.ADMIN, in_read_only=True)
+    routes.add("PUT", f"{BASE}/settings/{{key}}", set_setting, Permission.ADMIN, while_read_only=WhileReadOnly.SERVED)
+    routes.add(
+        "DELETE", f"{BASE}/settings/{{key}}", reset_setting, Permission.ADMIN, while_read_only=WhileReadOnly.SERVED
+    )
     routes.add("GET", f"{BASE}/tokens", list_tokens, Permission.ADMIN)
     routes.add("POST", f"{BASE}/tokens", create_token, Permission.ADMIN)
-    routes.add("DELETE", f"{BASE}/tokens/{{id}}", revoke_token, Permission.ADMIN, in_read_only=True)
+    routes.add("DELETE", f"{BASE}/tokens/{{id}}", revoke_token, Permission.ADMIN, while_read_only=WhileReadOnly.SERVED)
 
 
 async def status(request: web.Request) -> web.StreamResponse:
@@ -128,7 +130,7 @@ async def set_setting(request: web.Request) -> web.StreamResponse:
     if key not in Settings.model_fields:
         raise SettingError(f"there is no setting {key}")
     if key != SWITCH:
-        require_writable(request.app[SERVICES].settings)
+        require_heard(request.app[SERVICES].settings)
     if set(document) != {"value"}:
         raise RequestError('The body must be {"value": ...}.')
     await rows.write(
@@ -146,7 +148,7 @@ async def reset_setting(request: web.Request) -> web.StreamResponse:
     """Give a setting its default back; answer with it as it is now."""
     key = setting_key(request)
     if key != SWITCH:
-        require_writable(request.app[SERVICES].settings)
+        require_heard(request.app[SERVICES].settings)
     by = {"principal": principal_of(request).name, "request_id": request[REQUEST_ID]}
     await rows.reset(request.app[NODE].database, key, check=lenient, **by)
     return json_response(setting_document(key, await stored_settings(request)))

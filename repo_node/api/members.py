@@ -14,7 +14,7 @@ from repo_node.db.shards import Standing
 from repo_node.errors import NotFound, RequestError
 from repo_node.web.body import read_json
 from repo_node.web.context import REQUEST_ID, TARGET, principal_of
-from repo_node.web.routes import Routes
+from repo_node.web.routes import Routes, WhileReadOnly
 from repo_node.web.state import NODE
 from sharding.model import NodeId
 
@@ -50,7 +50,7 @@ def add_routes(routes: Routes) -> None:
     routes.add("PUT", f"{BASE}/shards/{{id}}/weight", weigh_shard, Permission.ADMIN)
     routes.add("DELETE", f"{BASE}/shards/{{id}}", remove_shard, Permission.ADMIN)
     routes.add("GET", f"{BASE}/nodes", list_nodes, Permission.ADMIN)
-    routes.add("POST", f"{BASE}/nodes/{{id}}/stop", stop_node, Permission.ADMIN, in_read_only=True)
+    routes.add("POST", f"{BASE}/nodes/{{id}}/stop", stop_node, Permission.ADMIN, while_read_only=WhileReadOnly.SERVED)
     routes.add("POST", f"{BASE}/nodes/{{id}}/{{action}}", change_node, Permission.ADMIN)
     routes.add("DELETE", f"{BASE}/nodes/{{id}}", remove_node, Permission.ADMIN)
 

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from aiohttp import web
 
-from repo_node.api.documents import file_info, folder_document, json_response, storage_uri, timestamp
+from repo_node.api.documents import (
+    child_documents,
+    file_info,
+    folder_document,
+    json_response,
+    storage_uri,
+    timestamp,
+    to_json,
+)
 from repo_node.auth.permissions import Permission
-from repo_node.db.artifacts import Item
+from repo_node.db.artifacts import CHILDREN_FIRST_PAGE, Child, Item
 from repo_node.errors import NotFound, RequestError
 from repo_node.paths import ArtifactPath
 from repo_node.web.context import SERVICES, artifact_at, base_url
@@ -43,21 +53,38 @@ async def info(request: web.Request) -> web.StreamResponse:
         return json_response(properties_document(base, at, item, request.query["properties"]), kind=ITEM_PROPERTIES)
     if item.blob is not None:
         return json_response(file_info(base, at, item, media_type(at.name)), kind=FILE_INFO)
-    children = await artifacts.children(at)
-    return json_response(folder_document(base, at, item, children), kind=FOLDER_INFO)
+    return await send_folder(request, folder_document(base, at, item), artifacts.children(at))
 
 
 async def root_info(request: web.Request, at: ArtifactPath) -> web.StreamResponse:
     """Answer for the root of a repository, whose times are the repository's own."""
     services = request.app[SERVICES]
-    children = await services.artifacts.children(at)
+    repository = await services.repositories.get(at.repository)
     if "properties" in request.query:
         raise NotFound(NO_PROPERTIES)
-    repository = await services.repositories.get(at.repository)
-    document = folder_document(base_url(request), at, None, children)
+    document = folder_document(base_url(request), at, None)
     created = timestamp(repository.created_at)
     document.update(created=created, lastModified=created, lastUpdated=created)
-    return json_response(document, kind=FOLDER_INFO)
+    return await send_folder(request, document, services.artifacts.children(at))
+
+
+async def send_folder(
+    request: web.Request, document: dict[str, Any], pages: AsyncGenerator[list[Child], None]
+) -> web.StreamResponse:
+    """Answer with a folder's info. What is more than a page goes out as Postgres gives it, its end told by chunks."""
+    async with aclosing(pages):
+        first = child_documents(await anext(pages))
+        if len(first) < CHILDREN_FIRST_PAGE:
+            return json_response(document | {"children": first}, kind=FOLDER_INFO)
+        response = web.StreamResponse(headers={"Content-Type": FOLDER_INFO})
+        await response.prepare(request)
+        if request.method != "HEAD":
+            await response.write(to_json(document | {"children": first}).removesuffix(b"]}"))
+            async for page in pages:
+                if page:
+                    await response.write(b", " + to_json(child_documents(page))[1:-1])
+            await response.write(b"]}")
+        return response
 
 
 def properties_document(base: str, at: ArtifactPath, item: Item, wanted: str) -> dict[str, Any]:

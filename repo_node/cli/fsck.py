@@ -169,7 +169,8 @@ def finding_lines(row: Row, *, dry_run: bool) -> list[str]:
 
 def summary_lines(rows: list[Row], unreached: list[int], *, dry_run: bool) -> list[str]:
     found = sum(count["found"] for row in rows for count in (row["report"] or {}).get("findings", {}).values())
-    lines = [f"{say_count(found, 'finding')} on {say_count(len(rows), 'shard')}."]
+    whole = [row for row in rows if row["finished_at"] is not None and not row["error"]]
+    lines = [f"{say_count(found, 'finding')}; {len(whole)} of {say_count(len(rows), 'shard')} checked to the end."]
     if dry_run and found:
         lines.append("Nothing was changed; run the same without --dry-run.")
     if unreached:

@@ -22,7 +22,7 @@ from repo_node.client.rest import Client
 from repo_node.dsn import name_server, parse_dsn
 
 NODES_PATH = "/api/holdfast/nodes"
-POLL_SECONDS = 0.5
+POLL_SECONDS, LINE_SECONDS = 0.5, 10.0
 FILE = click.Path(path_type=Path, dir_okay=False)
 
 
@@ -129,14 +129,38 @@ async def until_down(client: Client, name: str) -> None:
 
 @node.command()
 @click.argument("name", metavar="NODE")
+@click.option("--wait", is_flag=True, help="Wait until nothing is left on them; Ctrl-C ends the waiting alone.")
 @connection_options
-def drain(connection: ConnectionOptions, name: str) -> None:
+def drain(connection: ConnectionOptions, name: str, wait: bool) -> None:
     """Move every copy off all shards of a node; it goes on to serve. `holdfast shard list` shows how far it is.
 
     For a restart or an upgrade that is not needed: `holdfast node stop`.
     """
     change_node(connection, name, "drain")
     click.echo(f"The shards of {printable(name)} are draining.")
+    if wait:
+        run_call(connection, lambda client: until_empty(client, name))
+        click.echo(f"No copies are left on {printable(name)}.")
+
+
+async def until_empty(client: Client, name: str) -> None:
+    """Say how many copies are left on a draining node until none is. Raises ``ClickException`` if it drains no more."""
+    console, quiet_seconds = new_console(stderr=True), LINE_SECONDS
+    while True:
+        answer = check_answer(client.endpoint, await client.call("GET", NODES_PATH), ("nodes",))
+        shards = [shard for row in answer["nodes"] if row["id"] == name for shard in row["shards"]]
+        if any(shard["state"] == "active" for shard in shards):
+            raise click.ClickException(f"A shard of {printable(name)} was taken into use again.")
+        draining = [shard for shard in shards if shard["state"] == "draining"]
+        left = sum(shard["replicas"] for shard in draining)
+        counted = all(shard.get("replicas_counted", True) for shard in draining)
+        if counted and not left:
+            return
+        quiet_seconds += POLL_SECONDS
+        if quiet_seconds >= LINE_SECONDS:
+            quiet_seconds = 0.0
+            console.print(f"{printable(name)}: {say_copies(left, is_counted=counted, unit=True)} left")
+        await asyncio.sleep(POLL_SECONDS)
 
 
 @node.command()

@@ -246,8 +246,8 @@ def find_row(connection: ConnectionOptions, shard: int) -> Row:
 
 def describe_row(row: Row) -> str:
     """Return which shard this is, so that a mistyped number is noticed."""
-    copies = say_copies(row["replicas"], is_counted=row.get("replicas_counted", True))
-    return f"shard {row['id']} ({printable(str(row['path']))} on {printable(str(row['node']))}, {copies} copies)"
+    copies = say_copies(row["replicas"], is_counted=row.get("replicas_counted", True), unit=True)
+    return f"shard {row['id']} ({printable(str(row['path']))} on {printable(str(row['node']))}, {copies})"
 
 
 def change(connection: ConnectionOptions, shard: int, action: str) -> str:
@@ -275,6 +275,6 @@ async def watch(endpoint: Endpoint, shard: int, is_over: Any) -> Row | None:
             quiet_seconds += POLL_SECONDS
             if row is not None and quiet_seconds >= LINE_SECONDS:
                 quiet_seconds = 0.0
-                left = say_copies(row["replicas"], is_counted=row.get("replicas_counted", True))
-                console.print(f"shard {shard}: {left} copies left")
+                left = say_copies(row["replicas"], is_counted=row.get("replicas_counted", True), unit=True)
+                console.print(f"shard {shard}: {left} left")
             await asyncio.sleep(POLL_SECONDS)

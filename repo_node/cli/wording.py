@@ -55,6 +55,7 @@ def parse_duration(text: str) -> int:
     return seconds
 
 
-def say_copies(count: int, *, is_counted: bool) -> str:
-    """Return a number of copies as people read it; one that was not counted is about right."""
-    return f"{count:,}" if is_counted else f"~{count:,}"
+def say_copies(count: int, *, is_counted: bool, unit: bool = False) -> str:
+    """Return a number of copies as people read it, ``unit`` or not; one that was not counted is about right."""
+    text = say_count(count, "copy", "copies") if unit else f"{count:,}"
+    return text if is_counted else f"~{text}"

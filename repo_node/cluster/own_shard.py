@@ -25,11 +25,14 @@ from sharding.identity import ShardClaim, ShardIdentity, ShardIdentityError
 from sharding.local import LocalShard, join_local_shard, open_local_shard
 from sharding.model import ShardId
 from sharding.shard import ShardSpace
+from sharding.tasks import stop
 
 MIN_FREE_BYTES = 1
 """Free above the reserve, below which a shard says that it takes no new blobs."""
 
-ANSWER_HOLDS_SECONDS = 10.0
+ANSWER_SECONDS_MAX, ANSWER_HOLDS_SECONDS = 2.0, 10.0
+"""How long a disk may take to tell its space, and how long its last answer holds when it does not."""
+
 LOOK_SECONDS_MAX = 2.0
 """How long a disk may take to say whose it is."""
 
@@ -60,6 +63,7 @@ class OwnShard:
         self._space = NO_SPACE
         self._answered_at = asyncio.get_running_loop().time()
         self._trouble = ""
+        self._question: asyncio.Task[None] | None = None
 
     @property
     def silent_seconds(self) -> float:
@@ -71,21 +75,28 @@ class OwnShard:
         """Why the disk did not answer last time; empty when it did."""
         return self._trouble
 
-    async def report(self, timeout_seconds: float) -> SpaceReport:
+    async def report(self, patience_seconds: float) -> SpaceReport:
         """Return the shard's space and whether it takes writes; a disk that does not answer takes none.
 
-        A busy disk is not a dead one: for a while, its last answer still holds.
+        A busy disk is not a dead one: for a while, its last answer still holds. Nor may it hold up its node's
+        heartbeat: who loses patience gets the last answer, and the disk goes on being asked. The first is waited for.
         """
+        if self._question is None or self._question.done():
+            self._question = asyncio.create_task(self._ask())
+        unknown = self._space is NO_SPACE and not self._trouble
+        await asyncio.wait({self._question}, timeout=ANSWER_SECONDS_MAX if unknown else patience_seconds)
+        reason = self._why_not_written()
+        return SpaceReport(self._space, not reason, reason)
+
+    async def _ask(self) -> None:
         try:
-            async with asyncio.timeout(timeout_seconds):
+            async with asyncio.timeout(ANSWER_SECONDS_MAX):
                 self._space = await self.shard.space()
             self._answered_at, self._trouble = asyncio.get_running_loop().time(), ""
         except (ShardError, TimeoutError) as error:
             self._trouble = str(error) or "the disk does not answer"
             if self.silent_seconds >= ANSWER_HOLDS_SECONDS:
                 self._space = NO_SPACE
-        reason = self._why_not_written()
-        return SpaceReport(self._space, not reason, reason)
 
     def _why_not_written(self) -> str:
         if not self._space.capacity_bytes:
@@ -96,6 +107,8 @@ class OwnShard:
 
     async def close(self) -> None:
         """Close the shard. Its directory is free once ``shard.is_given_up``: a thread may still hang in it."""
+        if self._question is not None:
+            await stop([self._question])
         if self._opened is not None:
             await self._opened.aclose()
 

@@ -17,7 +17,15 @@ from uuid import UUID
 
 import asyncpg
 
-from repo_node.cluster.own_shard import FileSystem, OwnShard, apart, file_system_of, identify, open_own_shard
+from repo_node.cluster.own_shard import (
+    ANSWER_SECONDS_MAX,
+    FileSystem,
+    OwnShard,
+    apart,
+    file_system_of,
+    identify,
+    open_own_shard,
+)
 from repo_node.config import ConfigError, ShardSection
 from repo_node.db import nodes
 from repo_node.db.errors import CatalogueUnavailable
@@ -36,7 +44,8 @@ log = logging.getLogger("holdfast.shards")
 OPEN_WAIT_SECONDS, OPEN_WAIT_SECONDS_MIN = 20.0, 2.0
 """How long all disks of a node are waited for, and each at least. One that takes longer joins when it has answered."""
 
-SPACE_TIMEOUT_SECONDS = 2.0
+PATIENCE_SECONDS = 0.1
+"""How long a heartbeat waits for the disks to tell their space."""
 
 Connect = Callable[[], AbstractAsyncContextManager[asyncpg.Connection]]
 Reread = Callable[[], Sequence[ShardSection]]
@@ -163,7 +172,7 @@ class OwnShards:
     async def _reports(self) -> dict[ShardId, SpaceReport]:
         """Return how each open shard stands."""
         opened = dict(self.opened)
-        told = await asyncio.gather(*(own.report(SPACE_TIMEOUT_SECONDS) for own in opened.values()))
+        told = await asyncio.gather(*(own.report(PATIENCE_SECONDS) for own in opened.values()))
         reports = dict(zip(opened, told, strict=True))
         return {shard: reports[shard] for shard in opened if self.opened.get(shard) is opened[shard]}
 
@@ -244,7 +253,7 @@ class OwnShards:
         if own.silent_seconds < self._settings.now.shard_give_up_seconds:
             return ""
         # Nobody may have asked it for long: heartbeats wait for Postgres.
-        await own.report(SPACE_TIMEOUT_SECONDS)
+        await own.report(ANSWER_SECONDS_MAX)
         return own.trouble
 
     async def _take_sections(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -113,7 +113,7 @@ MAKE_FOLDER = Statement(
 )
 DELETE = Statement("item_delete", "SELECT gone, done FROM require_writable(), delete_step($1, $2, $3, $6, $4, $5)")
 
-CHILDREN_PAGE = 5_000
+CHILDREN_FIRST_PAGE, CHILDREN_PAGE = 1_000, 5_000
 DELETE_PAGE = 5_000
 """Rows that one step of a deletion removes: it keeps others from its repository for a fraction of a second."""
 
@@ -155,16 +155,18 @@ def blob_from(row: asyncpg.Record) -> Blob:
     )
 
 
-async def children(database: Database, repository_id: int, folder: str) -> list[Child]:
-    """Return what lies directly in a folder, by name; fetched in pages, each a short statement."""
-    found: list[Child] = []
-    after = ""
+async def children(database: Database, repository_id: int, folder: str) -> AsyncGenerator[list[Child], None]:
+    """Yield what lies directly in a folder, by name, in pages: each a short statement, the first one a small one.
+
+    There is at least one page; all but the last are full.
+    """
+    after, limit = "", CHILDREN_FIRST_PAGE
     while True:
-        rows = await database.fetch(CHILDREN, repository_id, folder, after, CHILDREN_PAGE)
-        found.extend(Child(row["name"], row["is_folder"]) for row in rows)
-        if len(rows) < CHILDREN_PAGE:
-            return found
-        after = rows[-1]["name"]
+        rows = await database.fetch(CHILDREN, repository_id, folder, after, limit)
+        yield [Child(row["name"], row["is_folder"]) for row in rows]
+        if len(rows) < limit:
+            return
+        after, limit = rows[-1]["name"], CHILDREN_PAGE
 
 
 async def make_folder(database: Database, repository_id: int, path: str, *, principal: str, request_id: str) -> None:

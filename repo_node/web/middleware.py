@@ -13,9 +13,9 @@ from aiohttp.http_exceptions import HttpProcessingError
 from repo_node.auth.permissions import Permission
 from repo_node.errors import Answer, Forbidden, NotFound, Unauthenticated, absent, answer_for
 from repo_node.logs import request_id as current_request_id
-from repo_node.read_only import require_writable
+from repo_node.read_only import require_heard, require_writable
 from repo_node.web.context import NOBODY, PRINCIPAL, REFUSED, REQUEST_ID, SERVICES, TARGET
-from repo_node.web.routes import is_served_read_only, permission_of, template_of
+from repo_node.web.routes import WhileReadOnly, permission_of, template_of, while_read_only
 from repo_node.web.state import NODE
 from sharding.identifiers import uuid7
 
@@ -64,8 +64,7 @@ async def handle(request: web.Request, handler: Handler) -> web.StreamResponse:
         if permission_of(request) is Permission.PUBLIC:
             return await handler(request)
         await authorise(request)
-        if not is_served_read_only(request):
-            require_writable(request.app[SERVICES].settings)
+        refuse_while_read_only(request)
         with request.app[SERVICES].admission.admitted(request[PRINCIPAL].name):
             return await handler(request)
     except web.HTTPException as error:
@@ -76,6 +75,15 @@ async def handle(request: web.Request, handler: Handler) -> web.StreamResponse:
         return answer_error(request, absent(error, fresh=request.app[NODE].is_fresh))
     except Exception as error:
         return answer_error(request, error)
+
+
+def refuse_while_read_only(request: web.Request) -> None:
+    """Raise ``ReadOnly`` where the request may change nothing now."""
+    match while_read_only(request):
+        case WhileReadOnly.REFUSED:
+            require_heard(request.app[SERVICES].settings)
+        case WhileReadOnly.REFUSED_BY_POSTGRES:
+            require_writable(request.app[SERVICES].settings)
 
 
 async def authorise(request: web.Request) -> None:

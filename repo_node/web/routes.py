@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from enum import Enum, auto
 
 from aiohttp import web
 
@@ -12,7 +13,18 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Permissions = dict[tuple[str, str], Permission]
 
 PERMISSIONS = web.AppKey("permissions", Permissions)
-SERVED_READ_ONLY = web.AppKey("served_read_only", set[tuple[str, str]])
+
+
+class WhileReadOnly(Enum):
+    """What becomes of a request while the cluster is read-only."""
+
+    SERVED = auto()
+    REFUSED = auto()
+    REFUSED_BY_POSTGRES = auto()
+    """Its statement asks Postgres for the switch: the node need not have heard lately how it stands."""
+
+
+WHILE_READ_ONLY = web.AppKey("while_read_only", dict[tuple[str, str], WhileReadOnly])
 HARMLESS = frozenset({"GET", "HEAD", "OPTIONS"})
 NO_ROUTE = "none"
 
@@ -23,21 +35,23 @@ class Routes:
     def __init__(self, app: web.Application) -> None:
         self._app = app
         app[PERMISSIONS] = {}
-        app[SERVED_READ_ONLY] = set()
+        app[WHILE_READ_ONLY] = {}
 
     def add(
-        self, method: str, path: str, handler: Handler, permission: Permission, *, in_read_only: bool = False
+        self,
+        method: str,
+        path: str,
+        handler: Handler,
+        permission: Permission,
+        *,
+        while_read_only: WhileReadOnly = WhileReadOnly.REFUSED,
     ) -> None:
-        """Serve ``method`` on ``path``; GET serves HEAD too.
-
-        While the cluster is read-only, whatever is no reading is served only where ``in_read_only`` says so.
-        """
+        """Serve ``method`` on ``path``; GET serves HEAD too. Reading goes on while the cluster is read-only."""
         for verb in ("GET", "HEAD") if method == "GET" else (method,):
             route = self._app.router.add_route(verb, path, handler)
             assert route.resource is not None
             self._app[PERMISSIONS][verb, route.resource.canonical] = permission
-            if in_read_only or verb in HARMLESS:
-                self._app[SERVED_READ_ONLY].add((verb, route.resource.canonical))
+            self._app[WHILE_READ_ONLY][verb, route.resource.canonical] = while_read_only
 
 
 def template_of(request: web.Request) -> str:
@@ -51,6 +65,7 @@ def permission_of(request: web.Request) -> Permission:
     return request.app[PERMISSIONS].get((request.method, template_of(request)), Permission.ADMIN)
 
 
-def is_served_read_only(request: web.Request) -> bool:
-    """Say whether the request changes nothing, or what may be changed while the cluster is read-only."""
-    return request.method in HARMLESS or (request.method, template_of(request)) in request.app[SERVED_READ_ONLY]
+def while_read_only(request: web.Request) -> WhileReadOnly:
+    if request.method in HARMLESS:
+        return WhileReadOnly.SERVED
+    return request.app[WHILE_READ_ONLY].get((request.method, template_of(request)), WhileReadOnly.REFUSED)

@@ -18,9 +18,21 @@ def test_what_comes_some_day_is_right(expression: str) -> None:
     assert combine({"gc_cron": expression}).gc_cron == expression
 
 
-@pytest.mark.parametrize("expression", ["x", "@daily", "0 3 * *", "* * * * * *", "61 * * * *", "0 3 30 2 *", " "])
-def test_what_is_none_is_refused_with_an_example(expression: str) -> None:
-    with pytest.raises(ValueError, match="in UTC, for example"):
+@pytest.mark.parametrize(
+    ("expression", "fault"),
+    [
+        ("x", "1 fields"),
+        ("@daily", "1 fields"),
+        ("0 3 * *", "4 fields"),
+        ("* * * * * *", "6 fields"),
+        ("61 * * * *", "bad minute"),
+        ("0 3 * 13 *", "bad month"),
+        ("0 3 30 2 *", "bad day-of-month"),
+        (" ", "0 fields"),
+    ],
+)
+def test_what_is_none_is_refused_with_its_fault_and_an_example(expression: str, fault: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{fault}.* in UTC, for example"):
         check_cron(expression)
     for name in ("gc_cron", "trash_cron", "backup_cron", "reconcile_cron"):
         with pytest.raises(SettingError, match=rf"^{name}: .*for example"):

@@ -19,7 +19,7 @@ from repo_node.db.lease import Lease
 from repo_node.errors import answer_for
 from repo_node.maintenance.audits import expiry_seconds
 from repo_node.paths import ArtifactPath
-from repo_node.read_only import PausedWhileReadOnly, ReadOnly, require_writable
+from repo_node.read_only import PausedWhileReadOnly, ReadOnly, require_heard, require_writable
 from repo_node.recent import RecentItems
 from repo_node.settings import LiveSettings, Settings
 from repo_node.trash import Trash
@@ -195,31 +195,46 @@ async def test_paused_job_does_nothing_and_hears_what_an_operator_wants() -> Non
     assert (job.steps, job.prompts) == (1, 1)
 
 
-async def test_node_that_has_not_heard_of_the_settings_for_long_changes_nothing() -> None:
+async def test_node_that_has_not_heard_of_the_settings_for_long_changes_nothing_unasked() -> None:
     settings = LiveSettings(Settings(node_down_seconds=10, heartbeat_seconds=2))
-    require_writable(settings)
+    require_heard(settings)
     settings.confirm(time.monotonic() - 9)
-    require_writable(settings)
+    require_heard(settings)
     settings.confirm(time.monotonic() - 11)
     with pytest.raises(ReadOnly, match=r"not heard for 11 s.* Nothing was changed"):
-        require_writable(settings)
+        require_heard(settings)
     job = Counting()
     assert (await PausedWhileReadOnly(job, settings).step()).idle and job.steps == 0
-    settings.confirm(time.monotonic())
     require_writable(settings)
+    settings.confirm(time.monotonic())
+    require_heard(settings)
+    settings.now = Settings(read_only_reason=REASON)
+    for require in (require_heard, require_writable):
+        with pytest.raises(ReadOnly, match=REASON):
+            require(settings)
 
 
-def test_node_whose_heartbeats_are_broken_stops_changes_though_its_pool_works(pair: RunningCluster) -> None:
+def test_node_whose_heartbeats_are_broken_changes_only_what_postgres_allows(pair: RunningCluster) -> None:
     path, first = new_path(), pair.first
-    assert first.admin.put(path, b"x").status == 201
+    settings = first.node._membership._settings
+
+    def deafen() -> None:
+        settings.confirm(time.monotonic() - 601)
+
+    with pair.settings(read_only_reason=REASON):
+        deafen()
+        settings.now = settings.now.model_copy(update={"read_only_reason": ""})
+        answer = first.admin.put(path, b"x")
+        assert answer.status == 503 and b"read-only" in answer.body and b"not heard" not in answer.body
     # The next heartbeat is a minute away.
-    member = first.node._membership
-    member._settings.confirm(time.monotonic() - 601)
-    answer = first.admin.request("DELETE", path)
+    deafen()
+    assert first.admin.put(path, b"x").status == 201
+    assert first.admin.request("DELETE", path).status == 204
+    answer = first.admin.request("POST", "/artifactory/api/holdfast/tokens", body=b"{}")
     assert answer.status == 503 and b"has not heard" in answer.body
-    assert first.admin.get(path).body == b"x"
-    first.loop.call_soon_threadsafe(member._wake.set)
-    wait_until(lambda: first.admin.request("DELETE", path).status == 204)
+    first.loop.call_soon_threadsafe(first.node._membership._wake.set)
+    token = {"scopes": ["read"]}
+    wait_until(lambda: first.admin.post_json("/artifactory/api/holdfast/tokens", token).status in (200, 201))
 
 
 async def test_large_deletion_under_way_at_the_switch_ends_at_its_next_step(

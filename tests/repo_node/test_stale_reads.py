@@ -147,7 +147,7 @@ async def test_the_services_say_that_something_is_absent_only_while_heartbeats_c
         monkeypatch.setattr(repository_rows, name, nothing)
     repositories = artifacts._repositories
     for work in (
-        artifacts.children(AT),
+        anext(artifacts.children(AT)),
         artifacts.make_folder(AT, **by),
         repositories.get("r"),
         repositories.recall("r"),

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import AsyncGenerator
+from http.client import IncompleteRead
+from typing import Any
 
 import pytest
 
+from repo_node.api.storage import FOLDER_INFO
+from repo_node.db import artifacts as rows
+from repo_node.db.artifacts import CHILDREN_FIRST_PAGE, Child
+from repo_node.db.errors import CatalogueUnavailable
 from tests.repo_node.nodes import RunningCluster, errors_of, new_path
 
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
@@ -72,18 +79,52 @@ def test_the_root_of_a_repository_is_a_folder(one: RunningCluster) -> None:
         assert document["children"] and all(type(child["folder"]) is bool for child in document["children"])
 
 
-def test_a_folder_of_more_children_than_a_page_is_listed_whole(one: RunningCluster) -> None:
+def folder_of(one: RunningCluster, count: int) -> str:
+    """Return the path of the info of a folder with ``count`` children, the last of them called zz."""
     folder = new_path().rpartition("/")[0]
     one.admin.put(f"{folder}/zz", b"x")
     one.sql(
         """
         INSERT INTO artifacts (repo_id, folder, name, created_by, modified_by)
-        SELECT repo_id, folder, 'n' || i, 'x', 'x' FROM artifacts, generate_series(1, 5001) AS i
+        SELECT repo_id, folder, 'n' || i, 'x', 'x' FROM artifacts, generate_series(2, $2) AS i
          WHERE folder = $1 AND name = 'zz'
         """,
         folder.removeprefix("/artifactory/generic-local/"),
+        count,
     )
-    assert len(one.admin.get(info_path(folder)).json()["children"]) == 5002
+    return info_path(folder)
+
+
+@pytest.mark.parametrize("count", [CHILDREN_FIRST_PAGE - 1, CHILDREN_FIRST_PAGE, 7_001])
+def test_a_folder_is_listed_whole_however_many_children_it_has(one: RunningCluster, count: int) -> None:
+    path = folder_of(one, count)
+    answer = one.admin.get(path)
+    document = answer.json()
+    assert answer.headers["Content-Type"] == FOLDER_INFO
+    assert list(document)[-1] == "children"
+    assert [child["uri"] for child in document["children"]] == sorted(child["uri"] for child in document["children"])
+    assert len(document["children"]) == count
+    assert document["children"][-1] == {"uri": "/zz", "folder": False}
+
+
+def test_the_head_of_a_large_folder_has_no_body(one: RunningCluster) -> None:
+    answer = one.admin.request("HEAD", folder_of(one, 2 * CHILDREN_FIRST_PAGE))
+    assert (answer.status, answer.headers["Content-Type"], answer.body) == (200, FOLDER_INFO, b"")
+
+
+def test_a_large_listing_that_breaks_off_is_no_whole_answer(
+    one: RunningCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, children = folder_of(one, 2 * CHILDREN_FIRST_PAGE), rows.children
+
+    async def first_page(*given: Any) -> AsyncGenerator[list[Child], None]:
+        async for page in children(*given):
+            yield page
+            raise CatalogueUnavailable("away")
+
+    monkeypatch.setattr(rows, "children", first_page)
+    with pytest.raises(IncompleteRead):
+        one.admin.get(path)
 
 
 @pytest.mark.parametrize("question", ["list", "list&deep=1", "stats", "lastModified", "permissions"])

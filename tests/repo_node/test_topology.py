@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -97,8 +98,11 @@ class Disk:
 
     def __init__(self) -> None:
         self.answer: ShardSpace | Exception = ShardSpace(100, 50)
+        self.free_to_answer = asyncio.Event()
+        self.free_to_answer.set()
 
     async def space(self) -> ShardSpace:
+        await self.free_to_answer.wait()
         if isinstance(self.answer, Exception):
             raise self.answer
         return self.answer
@@ -116,6 +120,20 @@ async def test_a_busy_disk_keeps_its_last_answer_for_a_while(monkeypatch: pytest
     disk.answer = ShardSpace(100, 0)
     assert await own.report(1.0) == SpaceReport(ShardSpace(100, 0), False, "no room is left above its reserve")
     assert own.silent_seconds == 0
+
+
+async def test_a_slow_disk_is_asked_once_and_holds_nobody_up_while_it_thinks() -> None:
+    disk = Disk()
+    own = OwnShard(uuid4(), disk)  # type: ignore[arg-type]
+    assert await own.report(0) == SpaceReport(ShardSpace(100, 50), True)
+    disk.free_to_answer.clear()
+    disk.answer = ShardSpace(100, 40)
+    assert await own.report(0) == await own.report(0) == SpaceReport(ShardSpace(100, 50), True)
+    disk.free_to_answer.set()
+    assert await own.report(1.0) == SpaceReport(ShardSpace(100, 40), True)
+    disk.free_to_answer.clear()
+    await own.report(0)
+    await own.close()
 
 
 async def test_a_disk_mounted_read_only_takes_no_writes_until_it_is_writable_again() -> None:

@@ -169,8 +169,8 @@ def home_in(parent: Path, groups: str) -> Path:
 
 
 def fill_up(ballast: Path) -> None:
-    """Take every free byte of the file system that ``ballast`` is on."""
-    with ballast.open("wb", buffering=0) as file, suppress(OSError):
+    """Take every free byte of the file system that ``ballast`` is on; once more, what has become free since."""
+    with ballast.open("ab", buffering=0) as file, suppress(OSError):
         while True:
             file.write(bytes(1 << 20))
     with ballast.open("ab", buffering=0) as file, suppress(OSError):

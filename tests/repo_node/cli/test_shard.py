@@ -216,18 +216,40 @@ def test_nodes_are_listed_drained_and_removed(holdfast: Holdfast, node: FakeNode
     assert holdfast("node", "--config", "x.toml", "list").exit_code == 2
 
 
-def test_node_is_stopped_and_waited_for(holdfast: Holdfast, node: FakeNode) -> None:
-    node.json_answers["POST", "/api/holdfast/nodes/node-1/stop"] = (202, {"node": "node-1", "outcome": "asked"})
-    assert holdfast("node", "stop", "node-1").stdout == "Node node-1 is leaving.\n"
-    turns = [[{"id": "node-1", "up": up}, {"id": "node-2", "up": True}] for up in (True, True, False)]
+def nodes_of(node: FakeNode, *turns: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Answer each look at the nodes with the next of ``turns``; return those that nobody has seen."""
+    left = list(turns)
 
     class Turning(dict[Any, Any]):
         def get(self, key: Any, default: Any = None) -> Any:
             if key == ("GET", "/api/holdfast/nodes"):
-                return (200, {"nodes": turns.pop(0)})
+                return (200, {"nodes": left.pop(0)})
             return super().get(key, default)
 
     node.json_answers = Turning(node.json_answers)
+    return left
+
+
+def test_draining_node_is_waited_for_until_no_copies_are_left(holdfast: Holdfast, node: FakeNode) -> None:
+    node.json_answers["POST", "/api/holdfast/nodes/node-1/drain"] = (200, {"node": "node-1", "shards": {}})
+    lost = {"id": 2, "state": "lost", "replicas": 200}
+
+    def with_shard(**shard: Any) -> list[dict[str, Any]]:
+        return [{"id": "node-1", "shards": [{"id": 1, "state": "draining", "replicas": 0} | shard, lost]}]
+
+    turns = nodes_of(node, with_shard(replicas=1), with_shard(replicas_counted=False), with_shard())
+    result = holdfast("node", "drain", "node-1", "--wait")
+    assert (result.exit_code, turns) == (0, []), result.output
+    assert result.stdout.endswith("No copies are left on node-1.\n") and "node-1: 1 copy left" in result.stderr
+    nodes_of(node, with_shard(state="active", replicas=1))
+    result = holdfast("node", "drain", "node-1", "--wait")
+    assert result.exit_code == 1 and "taken into use again" in result.stderr
+
+
+def test_node_is_stopped_and_waited_for(holdfast: Holdfast, node: FakeNode) -> None:
+    node.json_answers["POST", "/api/holdfast/nodes/node-1/stop"] = (202, {"node": "node-1", "outcome": "asked"})
+    assert holdfast("node", "stop", "node-1").stdout == "Node node-1 is leaving.\n"
+    turns = nodes_of(node, *([{"id": "node-1", "up": up}, {"id": "node-2", "up": True}] for up in (True, True, False)))
     assert holdfast("node", "stop", "node-1", "--wait").stdout == "Node node-1 is leaving.\nNode node-1 has left.\n"
     assert turns == []
 

@@ -48,7 +48,8 @@ async def make_folder(scene: Scene, path: str) -> None:
 
 
 async def children(scene: Scene, folder: str) -> list[Child]:
-    return await artifacts.children(scene.database, scene.repository, folder)
+    pages = artifacts.children(scene.database, scene.repository, folder)
+    return [child async for page in pages for child in page]
 
 
 # ---------------------------------------------------------------- resolve
@@ -134,11 +135,14 @@ async def test_children_are_direct_sorted_by_bytes_and_typed(scene: Scene) -> No
 
 
 async def test_children_are_whole_over_many_pages(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(artifacts, "CHILDREN_FIRST_PAGE", 2)
     monkeypatch.setattr(artifacts, "CHILDREN_PAGE", 3)
-    for count in range(8):
+    for count in range(9):
         assert len(await children(scene, "f")) == count
         await scene.upload(f"f/{count}")
-    assert [child.name for child in await children(scene, "f")] == [str(i) for i in range(8)]
+    assert [child.name for child in await children(scene, "f")] == [str(i) for i in range(9)]
+    pages = [len(page) async for page in artifacts.children(scene.database, scene.repository, "f")]
+    assert pages == [2, 3, 3, 1]
 
 
 # ---------------------------------------------------------------- make_folder
