@@ -18,6 +18,7 @@ from repo_node.metrics import Metrics
 from repo_node.settings import LiveSettings
 from repo_node.web.listeners import Listeners
 from repo_node.workers.added_up import NodeMetrics
+from repo_node.workers.messages import Look
 from repo_node.workers.seat import Seat
 from repo_node.workers.worker import stage_of
 from sharding.errors import ShardError
@@ -62,7 +63,7 @@ class Crew:
         self._metrics = metrics
         self._totals = totals
         self._stand_in = stand_in
-        self._leaving = asyncio.Event()
+        self._leaving, self._wake = asyncio.Event(), asyncio.Event()
         self.has_started = False
         self._seats = [
             Seat(
@@ -105,6 +106,7 @@ class Crew:
         _, late = await asyncio.wait(waiting, timeout=START_SECONDS)
         await stop(tuple(late))
         self.has_started = True
+        self._wake.set()
 
     async def keep(self) -> None:
         """Keep every seat taken, until cancelled."""
@@ -130,7 +132,7 @@ class Crew:
 
     async def _run(self, seat: Seat) -> int | str:
         """Have a worker in a seat until it ends; return its status. Until it serves, this process does so for it."""
-        async with task(seat.run(self._outlook())) as running:
+        async with task(seat.run(self._look())) as running:
             async with (
                 self._stand_in(seat.listeners),
                 task(seat.serving.wait()) as serving,
@@ -156,14 +158,18 @@ class Crew:
                 log.warning("what an ended worker was staging was not removed", extra={"facts": facts})
 
     def _count(self) -> None:
-        self._metrics.worker_processes.set(sum(seat.serving.is_set() for seat in self._seats))
+        self._metrics.workers_up.set(sum(seat.serving.is_set() for seat in self._seats))
 
     async def _watch(self) -> None:
         while True:
             now = self._settings.now
             for seat in self._seats:
-                seat.look(self._outlook(), max(2, round(now.node_down_seconds / now.heartbeat_seconds)))
-            await asyncio.sleep(now.heartbeat_seconds)
+                seat.look(self._look(), max(2, round(now.node_down_seconds / now.heartbeat_seconds)))
+            await wait(self._wake, now.heartbeat_seconds)
+            self._wake.clear()
+
+    def _look(self) -> Look:
+        return Look(self._outlook(), self.has_started)
 
     # ------------------------------------------------------------------ how they leave
 

@@ -39,9 +39,13 @@ class CloseShard:
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How the main process sees the cluster. Sent at the pace of the heartbeats; ``Alive`` is the answer."""
+    """How the main process sees the cluster. Sent at the pace of the heartbeats; ``Alive`` is the answer.
+
+    ``has_started`` is whether every process has had its time to start: before that, none says that the node is ready.
+    """
 
     outlook: Outlook
+    has_started: bool
 
 
 @dataclass(frozen=True, slots=True)

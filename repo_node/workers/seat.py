@@ -15,7 +15,6 @@ from typing import Any
 from uuid import UUID
 
 from repo_node import __version__
-from repo_node.cluster.outlook import Outlook
 from repo_node.cluster.own_shard import OwnShard
 from repo_node.cluster.own_shards import Owner
 from repo_node.config import NodeConfig
@@ -72,7 +71,7 @@ class Seat:
         self.served = 0
         self.in_flight = 0
 
-    async def run(self, outlook: Outlook) -> int:
+    async def run(self, first_look: Look) -> int:
         """Start a worker and return its exit status once it has ended, and nothing of it is left."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
@@ -86,7 +85,7 @@ class Seat:
             theirs.close()
         self._channel = Channel(ours, self._hear, lambda: None)
         try:
-            self._begin(outlook)
+            self._begin(first_look)
             return await self._worker.wait()
         finally:
             self.kill()
@@ -95,12 +94,12 @@ class Seat:
             self._worker = self._channel = None
             self._forget()
 
-    def _begin(self, outlook: Outlook) -> None:
+    def _begin(self, first_look: Look) -> None:
         begin = Begin(__version__, self.process, self._config, self._owner)
         self._tell(begin, [one.fileno() for one in (self.listeners.guard, *self.listeners.all) if one is not None])
         for own in self._shards.values():
             self.lend(own)
-        self._tell(Look(outlook))
+        self._tell(first_look)
 
     def _forget(self) -> None:
         self.serving.clear()
@@ -121,7 +120,7 @@ class Seat:
         if uid in self.holds:
             self._tell(CloseShard(uid))
 
-    def look(self, outlook: Outlook, unanswered_max: int) -> None:
+    def look(self, look: Look, unanswered_max: int) -> None:
         """Tell how the cluster looks; a worker that leaves too many such looks unanswered is ended.
 
         Looks are counted, not seconds: a main process that was held up itself must not take that for silence.
@@ -133,7 +132,7 @@ class Seat:
             self.kill()
             return
         self._unanswered += 1
-        self._tell(Look(outlook))
+        self._tell(look)
 
     def leave(self) -> None:
         """Have the worker take nothing new on the front, and finish what it has."""

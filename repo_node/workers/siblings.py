@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterable, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
@@ -21,14 +21,17 @@ from repo_node.cluster.own_shards import Owner
 from repo_node.config import NodeConfig
 from repo_node.logs import request_id
 from sharding import wire
-from sharding.call_link import CallRefused
 from sharding.calls import Call
-from sharding.model import Buffer
-from sharding.peer import UNREACHABLE, Peer, open_peer_session
-from sharding.upgrade import UpgradeRefused, read_body
+from sharding.errors import ShardError
+from sharding.model import Buffer, ShardId
+from sharding.peer import Peer, ShardCalls, open_peer_session
+from sharding.upgrade import read_body
 
 MAIN = 0
 """The main process; workers count from 1."""
+
+UNNAMED = ShardId(0)
+"""Signs errors that nobody gets to see."""
 
 ANSWER_BYTES_MAX = 32 << 20
 
@@ -67,11 +70,8 @@ class Siblings:
     async def read_staged(self, call: Call) -> Buffer:
         """Do a ``ReadStaged`` where the generation is being staged. Raises ``wire.Refusal``."""
         for peer in self._peers.values():
-            try:
-                async with asyncio.timeout(peer.call_seconds):
-                    return await peer.links.call(call)
-            except (CallRefused, UpgradeRefused, TimeoutError, *UNREACHABLE):
-                continue
+            with suppress(ShardError):
+                return await ShardCalls(UNNAMED, call.shard, peer).call(call.request)
         raise wire.Refusal(wire.UNAVAILABLE, wire.NOT_STAGED)
 
     async def get(self, process: int, path: str, seconds: float) -> bytes:

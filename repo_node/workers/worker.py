@@ -31,7 +31,7 @@ from repo_node.db.nodes import Fenced
 from repo_node.db.pool import open_database
 from repo_node.file_limit import raise_file_limit
 from repo_node.metrics import Metrics
-from repo_node.node import Node
+from repo_node.node import Node, NoOthers
 from repo_node.settings import LiveSettings, SettingError
 from repo_node.shutdown import EndLimit
 from repo_node.web.lag import watch_lag
@@ -135,8 +135,9 @@ async def running_worker(
         beating = await stack.enter_async_context(task(parts.membership.run()))
         await stack.enter_async_context(task(watch_lag(metrics)))
         artifacts = serve_artifacts(stack, parts)
-        link.served = lambda: parts.store.served
+        link.own_served = lambda: parts.store.served
         node = node_of(parts, lambda: link.outlook)
+        node.others = link
         node.render = lambda: metrics_of(siblings)
         await stack.enter_async_context(serving_public(public_app_of(parts, artifacts, node), config, node, listeners))
         yield node, beating
@@ -155,14 +156,15 @@ async def metrics_of(siblings: Siblings) -> bytes:
         raise CatalogueUnavailable(f"the node's main process does not answer: {error}") from error
 
 
-class Link:
+class Link(NoOthers):
     """The worker's end of its channel to the main process."""
 
     def __init__(self) -> None:
+        super().__init__(has_started=False)
         self.outlook = Outlook()
         self.first_look = asyncio.Event()
         self.end_asked = asyncio.Event()
-        self.served: Callable[[], int] = lambda: 0
+        self.own_served: Callable[[], int] = lambda: 0
         self._channel: Channel | None = None
         self._shards: BorrowedShards | None = None
         self._node: Node | None = None
@@ -188,8 +190,8 @@ class Link:
                 self._shards.open(message, descriptors[0])
             case CloseShard(uid):
                 self._shards.call_back(uid)
-            case Look(outlook):
-                self.outlook = outlook
+            case Look(outlook, has_started):
+                self.outlook, self.has_started = outlook, has_started
                 self.first_look.set()
                 self._say_alive()
             case Leave():
@@ -207,7 +209,7 @@ class Link:
             await asyncio.sleep(LEAVING_LOOK_SECONDS)
 
     def _say_alive(self) -> None:
-        self._say(Alive(self.served(), self._in_flight()))
+        self._say(Alive(self.own_served(), self._in_flight()))
 
     def _in_flight(self) -> int:
         return 0 if self._node is None else self._node.in_flight

@@ -124,7 +124,7 @@ async def test_a_busy_disk_keeps_its_last_answer_for_a_while(monkeypatch: pytest
 
 async def test_a_slow_disk_is_asked_once_and_holds_nobody_up_while_it_thinks() -> None:
     disk = Disk()
-    own = OwnShard(uuid4(), disk)  # type: ignore[arg-type]
+    own = OwnShard(uuid4(), disk, ShardSection(path=Path("shard")))  # type: ignore[arg-type]
     assert await own.report(0) == SpaceReport(ShardSpace(100, 50), True)
     disk.free_to_answer.clear()
     disk.answer = ShardSpace(100, 40)
