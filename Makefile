@@ -35,6 +35,7 @@ bench: install $(INSTALLED_BENCH)
 	@$(BIN)/python -m benchmarks.bench_ring
 	@$(BIN)/python -m benchmarks.bench_calls
 	@$(BIN)/python -m benchmarks.bench_transfer
+	@$(BIN)/python -m benchmarks.bench_workers
 	@$(BIN)/python -m benchmarks.bench_repair
 	@$(BIN)/python -m benchmarks.bench_scrub
 	@$(BIN)/python -m benchmarks.bench_gc

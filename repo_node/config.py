@@ -169,15 +169,6 @@ class NodeConfig(Section):
             raise ValueError("at least one [[shards]] section is required")
         return value
 
-    @model_validator(mode="after")
-    def check_pool(self) -> NodeConfig:
-        least = CONNECTIONS_OF_A_PROCESS_MIN * self.node.workers
-        if self.database.pool_connections_max < least:
-            raise ValueError(
-                f"database.pool_connections_max: {self.node.workers} workers need at least {least}: they share them"
-            )
-        return self
-
     def share_of(self, process: int) -> NodeConfig:
         """Return the configuration of one of the node's processes: what a node may use at most is divided."""
         workers = self.node.workers
@@ -230,6 +221,12 @@ def resolve(path: Path, config: NodeConfig) -> NodeConfig:
         raise ConfigError(
             f"{path}: internal.advertise_url: is required while internal.listen is {config.internal.listen}; "
             'write the URL at which peers reach this node, for example "http://10.0.0.5:8181"'
+        )
+    connections_min = CONNECTIONS_OF_A_PROCESS_MIN * config.node.workers
+    if config.database.pool_connections_max < connections_min:
+        raise ConfigError(
+            f"{path}: database.pool_connections_max: must be at least {connections_min}, "
+            f"{CONNECTIONS_OF_A_PROCESS_MIN} for each of the node's {config.node.workers} workers"
         )
     shards = tuple(shard.model_copy(update={"path": anchor / shard.path}) for shard in config.shards)
     if len({os.path.realpath(shard.path) for shard in shards}) < len(shards):

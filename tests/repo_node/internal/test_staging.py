@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from repo_node.api.staged import StagedUploads
-from sharding import remote_staging
-from sharding.calls import ReadStaged
+from sharding import remote_staging, wire
+from sharding.calls import Call, ReadStaged
 from sharding.errors import ReplicaCorrupt, ShardError, ShardFull, ShardRefused, ShardUnavailable
 from sharding.frames import ABORT_FRAME, ALIVE_FRAME, UPGRADE, commit_frame, data_head
 from sharding.guarded import Operation
@@ -391,3 +391,27 @@ async def test_connections_are_given_back_after_every_end(listener: Listener) ->
     connector = listener.session.connector
     assert connector is not None
     assert not connector._acquired
+
+
+async def test_bytes_that_a_sibling_is_staging_are_read_whichever_process_is_asked(
+    listener: Listener, owned: FaultyShard
+) -> None:
+    """The calls of a peer may come to another process of the owner than the one that stages."""
+    data, generation = os.urandom(1000), make_generation()
+
+    async def ask_sibling(call: Call) -> Buffer:
+        try:
+            return await listener.shard_calls().call(call.request)
+        except ShardError as error:
+            raise wire.Refusal(wire.UNAVAILABLE, str(error)) from None
+
+    staged = await listener.remote().stage(generation)
+    await staged.write(data)
+    async with run_listener(owned, elsewhere=ask_sibling) as other:
+        # Its last, unfinished block is in that process' memory alone.
+        assert await ask_staged(other, generation, 200, 800) == data[200:]
+        with pytest.raises(ShardUnavailable):
+            await ask_staged(other, make_generation(), 0, 1)
+        await staged.abort()
+        with pytest.raises(ShardUnavailable):
+            await ask_staged(other, generation, 0, 1)
