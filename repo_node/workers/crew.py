@@ -142,7 +142,9 @@ class Crew:
             self._count()
             try:
                 return await running
-            except OSError as error:
+            except Exception as error:
+                # Whatever it is, the seat must not stay empty.
+                log.exception("a worker could not be had")
                 return str(error)
 
     async def _miss(self, seat: Seat) -> None:

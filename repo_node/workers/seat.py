@@ -135,7 +135,11 @@ class Seat:
         self._tell(look)
 
     def leave(self) -> None:
-        """Have the worker take nothing new on the front, and finish what it has."""
+        """Have the worker take nothing new on the front, and finish what it has.
+
+        Until it has said what that is, it counts as one request.
+        """
+        self.in_flight = max(self.in_flight, 1)
         self._tell(Leave())
 
     def end(self) -> None:
