@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 WORKERS = (1, 2, 4)
 SPEED = "put:4KiB:16,get:4KiB:16,put:1MiB:16,get:1MiB:16"
 MEMORY = "put:8MiB:64,get:8MiB:64"
-CELL_SECONDS, QUICK_SECONDS = 5.0, 2.0
-ROUNDS, QUICK_ROUNDS = 3, 1
+CELL_SECONDS, QUICK_SECONDS = 4.0, 2.0
+ROUNDS, QUICK_ROUNDS = 2, 1
 PEAK_MIB_MAX = 150
 NOT_SLOWER = 0.95
 """The share of another's speed from which on two runs count as equally fast."""

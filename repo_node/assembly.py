@@ -30,6 +30,7 @@ from repo_node.api.shards import ReadElsewhere
 from repo_node.api.staged import StagedUploads
 from repo_node.artifacts import Artifacts
 from repo_node.auth.authenticator import Authenticator
+from repo_node.checksum_deploy import ChecksumDeploy
 from repo_node.cluster.epochs import ShardEpochs
 from repo_node.cluster.membership import Membership, NodeShards
 from repo_node.cluster.outlook import Outlook
@@ -37,6 +38,7 @@ from repo_node.cluster.own_shard import OwnShard
 from repo_node.cluster.own_shards import Owner
 from repo_node.cluster.topology import Topology
 from repo_node.config import NodeConfig
+from repo_node.db.lookups import LookUps
 from repo_node.db.pool import Database
 from repo_node.logs import request_id
 from repo_node.metrics import Metrics
@@ -194,8 +196,15 @@ def staged_uploads_of(config: NodeConfig) -> StagedUploads:
 def serve_artifacts(stack: AsyncExitStack, parts: Parts) -> Artifacts:
     """Make the service that everything else calls. What it leaves to be done is done before the store closes."""
     stack.push_async_callback(parts.store.close)
+    look_ups = LookUps(
+        parts.database,
+        per_round_trip_max=parts.config.database.look_ups_per_round_trip_max,
+        wait_seconds_max=parts.config.database.connect_timeout_seconds,
+    )
+    stack.push_async_callback(look_ups.close)
     artifacts = Artifacts(
         parts.database,
+        look_ups,
         parts.store,
         parts.repositories,
         parts.settings,
@@ -216,8 +225,18 @@ def public_app_of(parts: Parts, artifacts: Artifacts, node: Node) -> web.Applica
     """Build the application for clients."""
     admission = Admission(lambda: parts.settings.now.requests_per_user_max)
     trash = Trash(parts.database, parts.recent, parts.settings)
+    known = ChecksumDeploy(
+        parts.database,
+        parts.store,
+        parts.repositories,
+        parts.settings,
+        parts.metrics,
+        parts.recent,
+        parts.membership,
+    )
     services = Services(
         artifacts,
+        known,
         parts.repositories,
         trash,
         parts.authenticator,

@@ -77,6 +77,7 @@ class DatabaseSection(Section):
 
     dsn: str = Field(repr=False)
     pool_connections_max: int = Field(16, ge=2, le=500)
+    look_ups_per_round_trip_max: int = Field(64, ge=1, le=1000)
     connect_timeout_seconds: Seconds = 5.0
     statement_timeout_seconds: Seconds = 5.0
     start_timeout_seconds: Seconds = 60.0

@@ -78,8 +78,8 @@ class Peer:
         url = URL(f"{self.url}{wire.PREFIX}{path}", encoded=True)
         return await upgrade(self.session, url, self.all_headers(), protocol)
 
-    async def _open_link(self) -> CallLink:
-        return CallLink(await self.upgrade("/calls", calls.UPGRADE))
+    async def _open_link(self, gathered_bytes: int) -> CallLink:
+        return CallLink(await self.upgrade("/calls", calls.UPGRADE), gathered_bytes)
 
     async def identify(self) -> PeerIdentity:
         """Return who is there. Raises ``PeerError``."""
