@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from uuid import UUID
 
 from repo_node.assembly import task
@@ -20,7 +20,7 @@ from repo_node.web.listeners import Listeners
 from repo_node.workers.added_up import NodeMetrics
 from repo_node.workers.messages import Look
 from repo_node.workers.seat import Seat
-from repo_node.workers.worker import stage_of
+from sharding.background import Background
 from sharding.errors import ShardError
 from sharding.tasks import stop, wait
 
@@ -37,6 +37,7 @@ END_SHARE = 1 / 2
 """Of the time that the node's end may take."""
 
 END_LOOK_SECONDS = 0.02
+TIDYINGS_MAX = 1_000
 
 StandIn = Callable[[Listeners], AbstractAsyncContextManager[None]]
 
@@ -64,6 +65,7 @@ class Crew:
         self._totals = totals
         self._stand_in = stand_in
         self._leaving, self._wake = asyncio.Event(), asyncio.Event()
+        self._tidying = Background(TIDYINGS_MAX)
         self.has_started = False
         self._seats = [
             Seat(
@@ -113,51 +115,51 @@ class Crew:
         await asyncio.gather(self._watch(), *map(self._keep, self._seats))
 
     async def _keep(self, seat: Seat) -> None:
-        pause_seconds = PAUSE_SECONDS_MIN
-        while not self._leaving.is_set():
-            began_at = time.monotonic()
-            status = await self._run(seat)
+        pause_seconds = 0.0
+        while True:
+            began_at, status = time.monotonic(), ""
+            try:
+                status = await self._run(seat, pause_seconds)
+            except Exception:
+                # Whatever it is, the seat must not stay empty.
+                log.exception("a worker could not be had")
             if self._leaving.is_set():
-                break
+                # Nobody takes any more what the kernel would lead here.
+                seat.listeners.close()
+                return
+            if time.monotonic() - began_at > STEADY_SECONDS:
+                pause_seconds = 0.0
+            pause_seconds = min(max(2 * pause_seconds, PAUSE_SECONDS_MIN), PAUSE_SECONDS_MAX)
             facts = {"worker": seat.process, "status": status, "pause_seconds": pause_seconds}
             log.error("a worker ended; another takes its place", extra={"facts": facts})
-            await self._miss(seat)
-            if time.monotonic() - began_at > STEADY_SECONDS:
-                pause_seconds = PAUSE_SECONDS_MIN
-            async with self._stand_in(seat.listeners):
-                await wait(self._leaving, pause_seconds)
-            pause_seconds = min(2 * pause_seconds, PAUSE_SECONDS_MAX)
-        # Nobody takes any more what the kernel would lead here.
-        seat.listeners.close()
+            self._miss(seat)
 
-    async def _run(self, seat: Seat) -> int | str:
-        """Have a worker in a seat until it ends; return its status. Until it serves, this process does so for it."""
-        async with task(seat.run(self._look())) as running:
+    async def _run(self, seat: Seat, pause_seconds: float) -> str:
+        """Have a worker in a seat after a pause; return its status when it has ended.
+
+        Until it serves, this process does so in its stead.
+        """
+        async with AsyncExitStack() as standing:
+            await standing.enter_async_context(self._stand_in(seat.listeners))
+            if await wait(self._leaving, pause_seconds):
+                return "not started"
             async with (
-                self._stand_in(seat.listeners),
+                task(seat.run(self._look())) as running,
                 task(seat.serving.wait()) as serving,
                 task(self._leaving.wait()) as leaving,
             ):
                 await asyncio.wait((running, serving, leaving), return_when=asyncio.FIRST_COMPLETED)
-            self._count()
-            try:
-                return await running
-            except Exception as error:
-                # Whatever it is, the seat must not stay empty.
-                log.exception("a worker could not be had")
-                return str(error)
+                await standing.aclose()
+                self._count()
+                return str(await running)
 
-    async def _miss(self, seat: Seat) -> None:
-        """Do what an ended worker leaves undone."""
+    def _miss(self, seat: Seat) -> None:
+        """Keep what an ended worker had counted, and have removed what it was staging."""
         self._metrics.worker_ends.inc()
         self._count()
         self._totals.keep(seat.process)
-        for own in list(self._own.opened.values()):
-            try:
-                await own.shard.discard_stage(stage_of(seat.process))
-            except ShardError as error:
-                facts = {"path": str(own.section.path), "cause": str(error)}
-                log.warning("what an ended worker was staging was not removed", extra={"facts": facts})
+        for own in self._own.opened.values():
+            self._tidying.start(discard(own, seat.stage))
 
     def _count(self) -> None:
         self._metrics.workers_up.set(sum(seat.serving.is_set() for seat in self._seats))
@@ -200,6 +202,16 @@ class Crew:
         deadline = time.monotonic() + self._config.http.stop_timeout_seconds * END_SHARE
         while not all(seat.is_empty for seat in self._seats) and time.monotonic() < deadline:
             await asyncio.sleep(END_LOOK_SECONDS)
+        await self._tidying.close(0)
+
+
+async def discard(own: OwnShard, stage: str) -> None:
+    """Remove a stage that nobody uses any more, nor ever will: a disk may take its time over it."""
+    try:
+        await own.shard.discard_stage(stage)
+    except ShardError as error:
+        facts = {"path": str(own.section.path), "cause": str(error)}
+        log.warning("what an ended worker was staging stays until the next start", extra={"facts": facts})
 
 
 @asynccontextmanager

@@ -17,6 +17,8 @@ class Begin:
 
     release: str
     process: int
+    stage: str
+    """The name of its directory in each shard's ``tmp/``, which no other worker has or will have."""
     config: NodeConfig
     owner: Owner
 

@@ -68,8 +68,11 @@ class Seat:
         """Set when its first worker serves, or has ended without that."""
         self.holds: set[UUID] = set()
         """The shards that the worker may have open."""
+        self.stage = ""
+        """Where the worker stages on each shard: of the last one, when there is none."""
         self.served = 0
         self.in_flight = 0
+        self._starts = 0
 
     async def run(self, first_look: Look) -> int:
         """Start a worker and return its exit status once it has ended, and nothing of it is left."""
@@ -95,7 +98,9 @@ class Seat:
             self._forget()
 
     def _begin(self, first_look: Look) -> None:
-        begin = Begin(__version__, self.process, self._config, self._owner)
+        self._starts += 1
+        self.stage = f"worker-{self.process}-{self._starts}"
+        begin = Begin(__version__, self.process, self.stage, self._config, self._owner)
         self._tell(begin, [one.fileno() for one in (self.listeners.guard, *self.listeners.all) if one is not None])
         for own in self._shards.values():
             self.lend(own)

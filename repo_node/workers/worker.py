@@ -119,7 +119,7 @@ async def running_worker(
     config, owner, process = begin.config, begin.owner, begin.process
     metrics, settings = Metrics(), LiveSettings(processes=config.node.workers)
     async with AsyncExitStack() as stack:
-        shards = BorrowedShards(owner, stage_of(process), settings, link.shard_closed)
+        shards = BorrowedShards(owner, begin.stage, settings, link.shard_closed)
         stack.push_async_callback(shards.close)
         link.open(end, shards)
         await link.first_look.wait()
@@ -141,11 +141,6 @@ async def running_worker(
         node.render = lambda: metrics_of(siblings)
         await stack.enter_async_context(serving_public(public_app_of(parts, artifacts, node), config, node, listeners))
         yield node, beating
-
-
-def stage_of(process: int) -> str:
-    """Return the name of the directory in each shard's ``tmp/`` in which a worker stages."""
-    return f"worker-{process}"
 
 
 async def metrics_of(siblings: Siblings) -> bytes:

@@ -119,7 +119,7 @@ async def test_what_an_ended_worker_was_staging_goes_and_what_others_stage_stays
         writers.append(writer)
     await until(lambda: len(node.staged_files()) == 2 * CONNECTIONS, "every upload to be staged twice", 30)
     staged_by = {path.parent.name for path in node.staged_files()}
-    assert staged_by == {"tmp", "worker-1", "worker-2"}
+    assert staged_by == {"tmp", "worker-1-1", "worker-2-1"}
     os.kill(node.worker_pids()[0], signal.SIGKILL)
     await until(lambda: len({path.parent.name for path in node.staged_files()}) == 2, "the files to go", 20)
     left = len(node.staged_files()) // 2
