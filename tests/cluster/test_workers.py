@@ -110,13 +110,13 @@ async def test_workers_killed_again_and_again_cost_nothing_acknowledged(two_mann
 
 async def test_what_an_ended_worker_was_staging_goes_and_what_others_stage_stays(manned: Cluster) -> None:
     node = manned.nodes[0]
-    writers = []
+    uploads = []
     for number in range(CONNECTIONS):
-        _, writer = await asyncio.open_connection("127.0.0.1", node.port)
+        reader, writer = await asyncio.open_connection("127.0.0.1", node.port)
         await begin_upload(writer, f"generic-local/{number}", 8_000_000)
         writer.write(b"x" * 4_000_000)
         await writer.drain()
-        writers.append(writer)
+        uploads.append(finish(reader, writer))
     await until(lambda: len(node.staged_files()) == 2 * CONNECTIONS, "every upload to be staged twice", 30)
     staged_by = {path.parent.name for path in node.staged_files()}
     assert staged_by == {"tmp", "worker-1-1", "worker-2-1"}
@@ -124,13 +124,12 @@ async def test_what_an_ended_worker_was_staging_goes_and_what_others_stage_stays
     await until(lambda: len({path.parent.name for path in node.staged_files()}) == 2, "the files to go", 20)
     left = len(node.staged_files()) // 2
     assert 0 < left < CONNECTIONS
-    statuses = await asyncio.gather(*map(finish, writers))
+    statuses = await asyncio.gather(*uploads)
     assert statuses.count("201") == left
 
 
-async def finish(writer: asyncio.StreamWriter) -> str:
+async def finish(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> str:
     """Send the rest of an upload's body; return the status, or nothing when the connection is broken."""
-    reader: asyncio.StreamReader = writer.transport.get_protocol()._stream_reader  # type: ignore[union-attr]
     try:
         writer.write(b"x" * 4_000_000)
         await writer.drain()
