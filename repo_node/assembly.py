@@ -51,6 +51,7 @@ from repo_node.web.middleware import answer, complete_head
 from repo_node.web.routes import Routes
 from repo_node.web.state import NODE
 from sharding import wire
+from sharding.hot_blobs import HotBlobs, HotLimits
 from sharding.local import LocalShard
 from sharding.model import NodeId, ShardId, ZoneId
 from sharding.peer import Peer, open_peer_session
@@ -105,6 +106,7 @@ async def assemble(
     store = ShardingProvider(
         lambda: topology.view,
         lambda: StoreLimits(settings.now.commit_wait_seconds, settings.now.read_hedge_seconds),
+        HotBlobs(lambda: HotLimits(settings.now.hot_blob_bytes_max, settings.now.hot_blobs_bytes_max), metrics),
     )
     authenticator = Authenticator(database, lambda: membership.is_fresh, settings)
     stack.push_async_callback(authenticator.close)
@@ -181,10 +183,11 @@ def internal_app_of(parts: Parts) -> web.Application:
 def serve_artifacts(stack: AsyncExitStack, parts: Parts) -> Artifacts:
     """Make the service that everything else calls. What it leaves to be done is done before the store closes."""
     stack.push_async_callback(parts.store.close)
+    limits = parts.config.database
     look_ups = LookUps(
         parts.database,
-        per_round_trip_max=parts.config.database.look_ups_per_round_trip_max,
-        wait_seconds_max=parts.config.database.connect_timeout_seconds,
+        per_round_trip_max=limits.look_ups_per_round_trip_max,
+        wait_seconds_max=limits.connect_timeout_seconds,
     )
     stack.push_async_callback(look_ups.close)
     artifacts = Artifacts(
