@@ -65,7 +65,6 @@ class ShardFiles:
         self.claim = claim
         self.epochs = EpochFile(shard, claim)
         self._reserve_bytes = reserve_bytes
-        self._cached_reads = CachedReads()
         self._lock = threading.Lock()
         self._undurable: dict[str, object] = {}
         self._durable: set[str] = set()
@@ -80,6 +79,7 @@ class ShardFiles:
         except OSError:
             os.close(self.tmp)
             raise
+        self._cached_reads = CachedReads(self.blobs)
 
     def close(self) -> None:
         """Close the directories and give up the claim; no call may be under way. May be called twice."""
@@ -130,12 +130,12 @@ class ShardFiles:
             except OSError as error:
                 raise self.reading_failed(name, error) from error
 
-    def read_cached(self, blob: BlobName, size: int, offset: int, length: int) -> bytearray | None:
+    def read_cached(self, blob: BlobName, size: int, offset: int, length: int) -> memoryview | None:
         """Return what ``read`` would if memory has all of it; None says nothing about the file. Does not block."""
         if offset < 0 or not 0 < length <= BLOCK_BYTES or offset + length > size:
             return None
         name = self.name(blob)
-        return self._cached_reads.read(self.blobs, f"{fan_out_of(name)}/{name}", size, offset, length)
+        return self._cached_reads.read(f"{fan_out_of(name)}/{name}", size, offset, length)
 
     def sizes(self, blobs: Sequence[BlobName]) -> list[int | None]:
         """See ``Shard.sizes``. Each file is opened: a dead file system still answers ``stat`` from memory."""

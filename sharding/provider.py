@@ -7,16 +7,26 @@ HTTP, no SQL and no repository.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from sharding.commit import Commit, Placement
 from sharding.digests import block_digests
 from sharding.errors import ShardError
+from sharding.hot_blobs import HotBlobs
 from sharding.identifiers import mint_generation, mint_uid
 from sharding.janitor import Janitor
-from sharding.model import BLOCK_BYTES, BLOCK_DIGEST_BYTES, BlobDigests, BlobName, Generation, Replica, ShardId
+from sharding.model import (
+    BLOCK_BYTES,
+    BLOCK_DIGEST_BYTES,
+    EXTRA_DIGESTS,
+    BlobDigests,
+    BlobName,
+    Generation,
+    Replica,
+    ShardId,
+)
 from sharding.reader import BlobCatalogue, BlobReader, BlobToRead
 from sharding.tally import WritePolicy
 from sharding.tasks import run_all
@@ -40,9 +50,12 @@ class StoreLimits:
 class ShardingProvider:
     """The binary store of one node. ``view`` and ``limits`` are asked anew for every blob."""
 
-    def __init__(self, view: Callable[[], StoreView], limits: Callable[[], StoreLimits]) -> None:
+    def __init__(
+        self, view: Callable[[], StoreView], limits: Callable[[], StoreLimits], hot: HotBlobs | None = None
+    ) -> None:
         self._view = view
         self._limits = limits
+        self._hot = hot
         self._hashing = ThreadPoolExecutor(HASHING_THREADS, thread_name_prefix="hash")
         self._janitor = Janitor(lambda shard: view().shards.get(shard))
         self.served = 0
@@ -57,14 +70,21 @@ class ShardingProvider:
         """Who removes, in the background, files that nothing will ever refer to."""
         return self._janitor
 
-    def open_upload(self, policy: WritePolicy) -> Upload:
+    def open_upload(self, policy: WritePolicy, extra_digests: Collection[str] = EXTRA_DIGESTS) -> Upload:
         """Begin an upload; leaving its block stops it and removes whatever is still only staged.
 
-        Raises ``WriteQuorumNotMet`` at once when too few shards take writes.
+        ``extra_digests`` are computed beside the sha256. Raises ``WriteQuorumNotMet`` at once when too few shards
+        take writes.
         """
         self.served += 1
         return Upload(
-            mint_uid(), self._view(), policy, mint=mint_generation, hashing=self._hashing, cleaner=self._janitor
+            mint_uid(),
+            self._view(),
+            policy,
+            mint=mint_generation,
+            hashing=self._hashing,
+            cleaner=self._janitor,
+            extra_digests=extra_digests,
         )
 
     async def commit(self, upload: Upload) -> Placement:
@@ -124,7 +144,7 @@ class ShardingProvider:
     def read(self, blob: BlobToRead, catalogue: BlobCatalogue) -> BlobReader:
         """Return a reader of ``blob``; nothing is read yet."""
         self.served += 1
-        return BlobReader(self._view, blob, catalogue, hedge_seconds=self._limits().read_hedge_seconds)
+        return BlobReader(self._view, blob, catalogue, hedge_seconds=self._limits().read_hedge_seconds, hot=self._hot)
 
     async def close(self) -> None:
         """Finish tidying, within bounds, and stop."""

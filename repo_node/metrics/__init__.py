@@ -42,7 +42,7 @@ class Labelled:
 
 
 class Metrics:
-    """The node's instruments. Satisfies ``QueryObserver`` and ``ShardObserver``."""
+    """The node's instruments. Satisfies ``QueryObserver``, ``ShardObserver`` and ``HotObserver``."""
 
     def __init__(self) -> None:
         # A second series for each counter and histogram, which nobody asks for.
@@ -119,6 +119,17 @@ class Metrics:
             ["shard", "operation", "outcome"],
             registry=registry,
         )
+        self.hot_blob_looks = Labelled(
+            Counter(
+                "holdfast_hot_blob_looks_total",
+                "Looks for small blobs of other nodes' shards in memory, by whether they were there",
+                ["found"],
+                registry=registry,
+            )
+        )
+        self.hot_blobs_bytes = Gauge(
+            "holdfast_hot_blobs_bytes", "Small blobs of other nodes' shards in memory", registry=registry
+        )
         self.bad_replicas = Counter(
             "holdfast_replicas_found_bad_total",
             "Replicas that a reader found missing or corrupt",
@@ -188,6 +199,10 @@ class Metrics:
         self.heartbeat_failures = Counter(
             "holdfast_heartbeat_failures_total", "Heartbeats that did not reach Postgres", registry=registry
         )
+        self.workers_up = Gauge("holdfast_workers_up", "Workers that serve beside the main process", registry=registry)
+        self.worker_ends = Counter(
+            "holdfast_worker_ends_total", "Workers that ended before their node did", registry=registry
+        )
         self.ring_members = Gauge("holdfast_ring_members", "Shards on the ring", registry=registry)
         self.ring_zones = Gauge("holdfast_ring_zones", "Zones on the ring", registry=registry)
         self.ring_builds = Counter("holdfast_ring_builds_total", "Rings built", registry=registry)
@@ -196,6 +211,10 @@ class Metrics:
         self.query_seconds.labels(name).observe(seconds)
         if outcome != "ok":
             self.query_errors.labels(name, outcome).inc()
+
+    def observe_hot_blobs(self, *, hit: bool, held_bytes: int) -> None:
+        self.hot_blob_looks.labels("yes" if hit else "no").inc()
+        self.hot_blobs_bytes.set(held_bytes)
 
     def observe(self, shard: int, operation: str, seconds: float, outcome: str) -> None:
         self.shard_seconds.labels(shard, operation).observe(seconds)

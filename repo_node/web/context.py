@@ -10,6 +10,7 @@ from aiohttp import web
 from repo_node.artifacts import Artifacts
 from repo_node.auth.authenticator import Authenticator
 from repo_node.auth.permissions import Principal
+from repo_node.checksum_deploy import ChecksumDeploy
 from repo_node.config import HttpSection
 from repo_node.metrics import Metrics
 from repo_node.paths import ArtifactPath, Target, artifact_path
@@ -24,6 +25,7 @@ class Services:
     """What handlers call."""
 
     artifacts: Artifacts
+    checksum_deploy: ChecksumDeploy
     repositories: Repositories
     trash: Trash
     authenticator: Authenticator

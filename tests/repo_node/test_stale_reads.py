@@ -13,6 +13,7 @@ from repo_node.db import artifacts as rows
 from repo_node.db import repositories as repository_rows
 from repo_node.db.artifacts import Blob, Item, LookUp
 from repo_node.db.errors import AbsenceInDoubt, CatalogueUnavailable
+from repo_node.db.lookups import LookUps
 from repo_node.db.repositories import Repository
 from repo_node.errors import NotFound
 from repo_node.metrics import Metrics
@@ -69,7 +70,8 @@ def artifacts(beats: Beats, catalogue: Catalogue) -> Artifacts:
     nothing, settings = None, LiveSettings()
     recent = RecentItems(settings)
     repositories = Repositories(nothing, lambda: beats.is_fresh, recent, settings)  # type: ignore[arg-type]
-    return Artifacts(nothing, nothing, repositories, settings, Metrics(), recent, beats)  # type: ignore[arg-type]
+    look_ups = LookUps(nothing, per_round_trip_max=9, wait_seconds_max=9)  # type: ignore[arg-type]
+    return Artifacts(nothing, look_ups, nothing, repositories, settings, Metrics(), recent, beats)  # type: ignore[arg-type]
 
 
 def unreachable() -> LookUp:
@@ -143,7 +145,7 @@ async def test_the_services_say_that_something_is_absent_only_while_heartbeats_c
     for work in (artifacts.get(AT), artifacts.delete(AT, **by)):
         with pytest.raises(wanted):
             await work
-    for name in ("find", "delete", "switch_trash"):
+    for name in ("find", "delete", "change"):
         monkeypatch.setattr(repository_rows, name, nothing)
     repositories = artifacts._repositories
     for work in (
@@ -152,7 +154,7 @@ async def test_the_services_say_that_something_is_absent_only_while_heartbeats_c
         repositories.get("r"),
         repositories.recall("r"),
         repositories.delete("r", **by),
-        repositories.switch_trash("r", False, **by),
+        repositories.change("r", trash=False, **by),
     ):
         with pytest.raises(wanted):
             await work
