@@ -73,9 +73,16 @@ class BenchCluster:
 
 @contextmanager
 def open_cluster(
-    parent: Path, port: int | None, authentication: str, later: ExitStack, *, keep: bool = False
+    parent: Path,
+    port: int | None,
+    authentication: str,
+    later: ExitStack,
+    *,
+    keep: bool = False,
+    nodes: int = 3,
+    workers: int = 1,
 ) -> Iterator[BenchCluster]:
-    """Start three nodes with redundancy 2 under ``parent``; stop them afterwards unless ``keep``.
+    """Start nodes of ``workers`` processes with redundancy 2 under ``parent``; stop them afterwards unless ``keep``.
 
     Their files are removed by ``later``: for half a minute after many files were removed, ext4 takes longer to
     make new ones. ``authentication`` is token or basic. Raises ``ClusterFailed``.
@@ -85,8 +92,8 @@ def open_cluster(
     if not keep:
         later.callback(remove, directory)
     try:
-        arguments = ["--nodes", "3", "--redundancy", "2", "--port", str(port or find_port()), "--data", str(directory)]
-        run_holdfast("up", "--detach", *arguments)
+        shape = ("--nodes", str(nodes), "--workers", str(workers), "--redundancy", "2")
+        run_holdfast("up", "--detach", *shape, "--port", str(port or find_port()), "--data", str(directory))
         record = json.loads((directory / "cluster.json").read_text())
         yield BenchCluster(
             directory=directory,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -25,7 +25,9 @@ from repo_node.api import storage as storage_api
 from repo_node.api import system as system_api
 from repo_node.api import trash as trash_api
 from repo_node.api.epochs import EpochHandlers
-from repo_node.api.internal import internal_app
+from repo_node.api.internal import STAGED_UPLOADS_MAX, internal_app
+from repo_node.api.shards import ReadElsewhere
+from repo_node.api.staged import StagedUploads
 from repo_node.artifacts import Artifacts
 from repo_node.auth.authenticator import Authenticator
 from repo_node.checksum_deploy import ChecksumDeploy
@@ -168,7 +170,13 @@ async def build_topology(
     return Topology(NodeId(config.node.id), ZoneId(config.node.zone), own, peer_at, internal, metrics)
 
 
-def internal_app_of(parts: Parts) -> web.Application:
+def internal_app_of(
+    parts: Parts,
+    uploads: StagedUploads,
+    *,
+    elsewhere: ReadElsewhere | None = None,
+    more_routes: Iterable[web.RouteDef] = (),
+) -> web.Application:
     """Build the application for peers: the node's shards, and what they know of primaries."""
     return internal_app(
         shards=parts.shards.find,
@@ -176,8 +184,15 @@ def internal_app_of(parts: Parts) -> web.Application:
         incarnation=parts.owner.incarnation,
         cluster_id=lambda: parts.owner.cluster_id,
         key=parts.config.cluster_key,
-        more_routes=EpochHandlers(parts.epochs).routes(),
+        more_routes=[*EpochHandlers(parts.epochs).routes(), *more_routes],
+        uploads=uploads,
+        elsewhere=elsewhere,
     )
+
+
+def staged_uploads_of(config: NodeConfig) -> StagedUploads:
+    """Return the register of what peers stage in one process of a node."""
+    return StagedUploads(-(-STAGED_UPLOADS_MAX // config.node.workers))
 
 
 def serve_artifacts(stack: AsyncExitStack, parts: Parts) -> Artifacts:

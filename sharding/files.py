@@ -154,23 +154,25 @@ class ShardFiles:
                 os.unlink(name, dir_fd=directory)
         return (fan_out_of(name),)
 
-    def place(self, staged: str, name: str) -> tuple[str, ...]:
-        """Rename ``tmp/<staged>`` to its final ``name`` and return the directories to sync."""
+    def open_destination(self, name: str) -> int:
+        """Return the directory of the file ``name``, open, and made when it is not there; the caller closes it."""
+        return self._open_or_make(fan_out_of(name))
+
+    def place(self, staged: str, name: str, directory: int) -> None:
+        """Rename ``tmp/<staged>`` to its final ``name`` in ``directory``, its open destination."""
+        with suppress(FileNotFoundError):
+            os.lstat(name, dir_fd=directory)
+            raise ShardRefused(self.shard, f"{name} is there already, and no name is used twice")
+        os.rename(staged, name, src_dir_fd=self.tmp, dst_dir_fd=directory)
+
+    def above(self, name: str) -> tuple[str, ...]:
+        """Return what is to be synced above the directory of ``name``: nothing, once that is known to be durable."""
         fan_out = fan_out_of(name)
-        with translated(self.shard, WRITING, f"renaming tmp/{staged} to {name}"):
-            directory = self._open_or_make(fan_out)
-            try:
-                with suppress(FileNotFoundError):
-                    os.lstat(name, dir_fd=directory)
-                    raise ShardRefused(self.shard, f"{name} is there already, and no name is used twice")
-                os.rename(staged, name, src_dir_fd=self.tmp, dst_dir_fd=directory)
-            finally:
-                os.close(directory)
         with self._lock:
             if fan_out in self._durable:
-                return (fan_out,)
+                return ()
             self._undurable.setdefault(fan_out, object())
-            return (fan_out, BLOBS)
+            return (BLOBS,)
 
     def sync_all(self, directories: Sequence[str]) -> Mapping[str, OSError]:
         """Fsync each of ``directories`` and return the errors of those that failed."""

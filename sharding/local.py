@@ -59,7 +59,8 @@ class LocalShard:
             raise ShardRefused(self.id, f"a blob of more than {BLOCK_BYTES} bytes must be staged")
         file = StagedFile(self.files, name.generation)
         try:  # not ``discarded_on_failure``, whose steps count on the way of a small blob
-            await self.sync(await self.run(file.store, name.sha256, data))
+            if directories := await self.run(file.store, name.sha256, data):
+                await self.sync(directories)
         except BaseException:
             self.discard(file)
             raise

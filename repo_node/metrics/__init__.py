@@ -199,6 +199,10 @@ class Metrics:
         self.heartbeat_failures = Counter(
             "holdfast_heartbeat_failures_total", "Heartbeats that did not reach Postgres", registry=registry
         )
+        self.workers_up = Gauge("holdfast_workers_up", "Workers that serve beside the main process", registry=registry)
+        self.worker_ends = Counter(
+            "holdfast_worker_ends_total", "Workers that ended before their node did", registry=registry
+        )
         self.ring_members = Gauge("holdfast_ring_members", "Shards on the ring", registry=registry)
         self.ring_zones = Gauge("holdfast_ring_zones", "Zones on the ring", registry=registry)
         self.ring_builds = Counter("holdfast_ring_builds_total", "Rings built", registry=registry)
