@@ -80,8 +80,9 @@ class Seat:
         self.stage = f"worker-{self.process}-{self._starts}"
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
+            # -P: not the directory it was started in, whose Python files would come before the library's.
             self._worker = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "repo_node.workers", str(os.getpid()), stdin=theirs.fileno()
+                sys.executable, "-P", "-m", "repo_node.workers", str(os.getpid()), stdin=theirs.fileno()
             )
         except BaseException:
             ours.close()
