@@ -30,6 +30,7 @@ from sharding.model import (
 from sharding.reader import BlobCatalogue, BlobReader, BlobToRead
 from sharding.tally import WritePolicy
 from sharding.tasks import run_all
+from sharding.transfer_memory import TransferMemory
 from sharding.upload import Upload
 from sharding.view import StoreView
 
@@ -50,10 +51,13 @@ class StoreLimits:
 class ShardingProvider:
     """The binary store of one node. ``view`` and ``limits`` are asked anew for every blob."""
 
-    def __init__(self, view: Callable[[], StoreView], limits: Callable[[], StoreLimits]) -> None:
+    def __init__(
+        self, view: Callable[[], StoreView], limits: Callable[[], StoreLimits], memory: TransferMemory | None = None
+    ) -> None:
         self._view = view
         self._limits = limits
         self._hashing = ThreadPoolExecutor(HASHING_THREADS, thread_name_prefix="hash")
+        self.memory = memory or TransferMemory()
         self._janitor = Janitor(lambda shard: view().shards.get(shard))
         self.served = 0
         """Uploads and readers begun, for those who give way to them."""
@@ -69,12 +73,12 @@ class ShardingProvider:
 
     @asynccontextmanager
     async def open_upload(
-        self, policy: WritePolicy, extra_digests: Collection[str] = EXTRA_DIGESTS
+        self, policy: WritePolicy, extra_digests: Collection[str] = EXTRA_DIGESTS, length: int | None = None
     ) -> AsyncIterator[Upload]:
         """Begin an upload; leaving the block stops it and removes whatever is still only staged.
 
-        ``extra_digests`` are computed beside the sha256. Raises ``WriteQuorumNotMet`` at once when too few shards
-        take writes.
+        ``extra_digests`` are computed beside the sha256; ``length`` is the body's, where it is known. Raises
+        ``WriteQuorumNotMet`` at once when too few shards take writes.
         """
         self.served += 1
         upload = Upload(
@@ -85,6 +89,7 @@ class ShardingProvider:
             hashing=self._hashing,
             cleaner=self._janitor,
             extra_digests=extra_digests,
+            length=length,
         )
         try:
             yield upload
@@ -148,7 +153,9 @@ class ShardingProvider:
     def read(self, blob: BlobToRead, catalogue: BlobCatalogue) -> BlobReader:
         """Return a reader of ``blob``; nothing is read yet."""
         self.served += 1
-        return BlobReader(self._view, blob, catalogue, hedge_seconds=self._limits().read_hedge_seconds)
+        return BlobReader(
+            self._view, blob, catalogue, hedge_seconds=self._limits().read_hedge_seconds, memory=self.memory
+        )
 
     async def close(self) -> None:
         """Finish tidying, within bounds, and stop."""
