@@ -6,13 +6,15 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from uuid import UUID
 
 import pytest
 
 from sharding.errors import ShardRefused
-from sharding.files import BLOBS, fan_out_of
+from sharding.files import BLOBS
 from sharding.identity import ShardClaim, ShardIdentityError
 from sharding.local import LocalShard, join_local_shard
+from sharding.model import BlobName, Generation
 from tests.sharding.local_shards import SHARD, open_at
 from tests.sharding.shard_contract import make_generation, make_name
 
@@ -83,22 +85,30 @@ async def test_a_joining_process_touches_nothing_that_is_staged(owner: LocalShar
 
 
 async def test_a_fan_out_directory_that_another_process_made_is_synced_before_it_counts(owner: LocalShard) -> None:
+    names = [name_in_one_fan_out() for _ in range(3)]
     async with joined(owner) as other:
-        name = make_name(b"x")
-        fan_out = fan_out_of(str(name))
         # Made by the other process, which has not synced it: it may be paused, or dead by now.
-        other.files.place(staged_by_hand(other), str(name))
-        after = make_name(b"y")
-        assert fan_out_of(str(after)) == fan_out, "minted in the same second"
-        assert owner.files.place(staged_by_hand(owner), str(after)) == (fan_out, BLOBS)
-        assert owner.files.sync_all((fan_out, BLOBS)) == {}
-        assert owner.files.place(staged_by_hand(owner), str(make_name(b"z"))) in ((fan_out,), (fan_out, BLOBS))
+        assert place_by_hand(other, names[0]) == (BLOBS,)
+        assert place_by_hand(owner, names[1]) == (BLOBS,)
+        assert owner.files.sync_all((BLOBS,)) == {}
+        assert place_by_hand(owner, names[2]) == ()
 
 
-def staged_by_hand(shard: LocalShard) -> str:
-    name = str(make_generation())
-    os.close(os.open(name, os.O_CREAT | os.O_WRONLY, 0o600, dir_fd=shard.files.tmp))
-    return name
+def name_in_one_fan_out() -> str:
+    """Return the name of a new file; all are of one second, and so of one directory."""
+    same_second = UUID(int=1 << 120 | make_generation().int & (1 << 80) - 1)
+    return str(BlobName(bytes(32), Generation(same_second)))
+
+
+def place_by_hand(shard: LocalShard, name: str) -> tuple[str, ...]:
+    staged = str(make_generation())
+    os.close(os.open(staged, os.O_CREAT | os.O_WRONLY, 0o600, dir_fd=shard.files.tmp))
+    directory = shard.files.open_destination(name)
+    try:
+        shard.files.place(staged, name, directory)
+    finally:
+        os.close(directory)
+    return shard.files.above(name)
 
 
 async def test_the_claim_lasts_until_the_last_process_has_given_it_up(root: Path) -> None:
