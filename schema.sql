@@ -855,80 +855,6 @@ BEGIN
 END
 $$;
 
--- Commit one upload of known content, without bytes. Like commit_upload it may be repeated with the same p_upload, and
--- each statement sees a fresh snapshot. p_confirmed are the generations whose shards said, during this request, that
--- the file is there; of these so many copies and zones must still be good, or the bytes are wanted.
---
--- Outcomes: 'linked', 'unknown' (the blob is gone, or has too few copies: nothing was done), 'no_repository'. HF001 as
--- in put_artifact.
-CREATE FUNCTION deploy_known(
-    p_upload      uuid,
-    p_started     timestamptz,
-    p_repo        integer,
-    p_folder      text,
-    p_name        text,
-    p_properties  jsonb,
-    p_principal   text,
-    p_request     text,
-    p_blob        bigint,
-    p_redundancy  smallint,
-    p_confirmed   uuid[],
-    p_copies_min  smallint,
-    p_zones_min   smallint,
-    OUT outcome    text,
-    OUT created_at timestamptz
-)
-LANGUAGE plpgsql AS $$
-#variable_conflict use_column
-DECLARE
-    v_key     text;
-    v_sha256  bytea;
-    v_size    bigint;
-    v_wanted  smallint;
-    v_copies  bigint;
-    v_zones   bigint;
-    v_refusal text;
-    v_event   bigint;
-    v_at      timestamptz;
-BEGIN
-    PERFORM pg_advisory_xact_lock_shared(1, p_repo);
-    SELECT r.key INTO v_key FROM repositories r WHERE r.id = p_repo;
-    -- Where N has to rise the stronger lock comes first: two who share one would wait for each other.
-    PERFORM 1 FROM blobs b WHERE b.id = p_blob AND b.redundancy < p_redundancy FOR NO KEY UPDATE;
-    -- gc, which locks the row alone, has taken the blob away by now, or will find the new reference.
-    SELECT b.sha256, b.size, greatest(b.redundancy, p_redundancy) INTO v_sha256, v_size, v_wanted
-      FROM blobs b WHERE b.id = p_blob FOR SHARE;
-    SELECT count(DISTINCT g.shard_id), count(DISTINCT g.zone) INTO v_copies, v_zones
-      FROM good_replicas(p_blob) g WHERE g.generation = ANY (p_confirmed);
-    -- After a failover that went back in time no row can be trusted to know which files will stay.
-    v_refusal := CASE WHEN v_key IS NULL THEN 'no_repository'
-                      WHEN v_size = 0 THEN NULL
-                      WHEN v_size IS NULL OR v_copies < p_copies_min OR v_zones < p_zones_min THEN 'unknown'
-                      WHEN history_is_lost() THEN 'unknown' END;
-    INSERT INTO events AS e (kind, upload_id, repository, path, sha256, adopted, principal, request_id)
-    SELECT 'deploy', p_upload, v_key, concat_ws('/', nullif(p_folder, ''), p_name), v_sha256, false, p_principal,
-           p_request
-     WHERE v_refusal IS NULL
-    ON CONFLICT (upload_id) DO NOTHING
-    RETURNING e.id, e.at INTO v_event, v_at;
-    IF v_event IS NULL THEN
-        -- Done before, whatever holds by now. Written, though nothing changes, so that this answer too waits for a
-        -- synchronous standby.
-        UPDATE events e SET adopted = e.adopted WHERE e.upload_id = p_upload RETURNING 'linked', e.at
-          INTO outcome, created_at;
-        outcome := coalesce(outcome, v_refusal);
-        RETURN;
-    END IF;
-    UPDATE blobs b SET redundancy = v_wanted WHERE b.id = p_blob AND b.redundancy < v_wanted;
-    IF v_size > 0 AND v_copies < v_wanted THEN
-        PERFORM enqueue_repair(p_blob, 'short_write');
-    END IF;
-    PERFORM put_artifact(p_repo, p_folder, p_name, p_blob, p_properties, p_principal, p_started, v_at);
-    created_at := v_at;
-    outcome := 'linked';
-END
-$$;
-
 -- Commit uploads that came at the same time, in one transaction: those that are plain, which means that their content
 -- is new, their path free and its folder there. Of all others nothing is done; commit_upload does them one by one. Each
 -- upload is an index into the arrays; p_replica_of says whose copy each of p_shards and p_generations is.
@@ -1018,6 +944,80 @@ BEGIN
            p_principals[u.n], u.at, p_properties[u.n]
       FROM unnest(committed, v_blobs, created_at) AS u (n, blob_id, at)
      ORDER BY p_repos[u.n], p_folders[u.n], p_names[u.n];
+END
+$$;
+
+-- Commit one upload of known content, without bytes. Like commit_upload it may be repeated with the same p_upload, and
+-- each statement sees a fresh snapshot. p_confirmed are the generations whose shards said, during this request, that
+-- the file is there; of these so many copies and zones must still be good, or the bytes are wanted.
+--
+-- Outcomes: 'linked', 'unknown' (the blob is gone, or has too few copies: nothing was done), 'no_repository'. HF001 as
+-- in put_artifact.
+CREATE FUNCTION deploy_known(
+    p_upload      uuid,
+    p_started     timestamptz,
+    p_repo        integer,
+    p_folder      text,
+    p_name        text,
+    p_properties  jsonb,
+    p_principal   text,
+    p_request     text,
+    p_blob        bigint,
+    p_redundancy  smallint,
+    p_confirmed   uuid[],
+    p_copies_min  smallint,
+    p_zones_min   smallint,
+    OUT outcome    text,
+    OUT created_at timestamptz
+)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    v_key     text;
+    v_sha256  bytea;
+    v_size    bigint;
+    v_wanted  smallint;
+    v_copies  bigint;
+    v_zones   bigint;
+    v_refusal text;
+    v_event   bigint;
+    v_at      timestamptz;
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(1, p_repo);
+    SELECT r.key INTO v_key FROM repositories r WHERE r.id = p_repo;
+    -- Where N has to rise the stronger lock comes first: two who share one would wait for each other.
+    PERFORM 1 FROM blobs b WHERE b.id = p_blob AND b.redundancy < p_redundancy FOR NO KEY UPDATE;
+    -- gc, which locks the row alone, has taken the blob away by now, or will find the new reference.
+    SELECT b.sha256, b.size, greatest(b.redundancy, p_redundancy) INTO v_sha256, v_size, v_wanted
+      FROM blobs b WHERE b.id = p_blob FOR SHARE;
+    SELECT count(DISTINCT g.shard_id), count(DISTINCT g.zone) INTO v_copies, v_zones
+      FROM good_replicas(p_blob) g WHERE g.generation = ANY (p_confirmed);
+    -- After a failover that went back in time no row can be trusted to know which files will stay.
+    v_refusal := CASE WHEN v_key IS NULL THEN 'no_repository'
+                      WHEN v_size = 0 THEN NULL
+                      WHEN v_size IS NULL OR v_copies < p_copies_min OR v_zones < p_zones_min THEN 'unknown'
+                      WHEN history_is_lost() THEN 'unknown' END;
+    INSERT INTO events AS e (kind, upload_id, repository, path, sha256, adopted, principal, request_id)
+    SELECT 'deploy', p_upload, v_key, concat_ws('/', nullif(p_folder, ''), p_name), v_sha256, false, p_principal,
+           p_request
+     WHERE v_refusal IS NULL
+    ON CONFLICT (upload_id) DO NOTHING
+    RETURNING e.id, e.at INTO v_event, v_at;
+    IF v_event IS NULL THEN
+        -- Done before, whatever holds by now. Written, though nothing changes, so that this answer too waits for a
+        -- synchronous standby.
+        UPDATE events e SET adopted = e.adopted WHERE e.upload_id = p_upload RETURNING 'linked', e.at
+          INTO outcome, created_at;
+        outcome := coalesce(outcome, v_refusal);
+        RETURN;
+    END IF;
+    UPDATE blobs b SET redundancy = v_wanted WHERE b.id = p_blob AND b.redundancy < v_wanted;
+    IF v_size > 0 AND v_copies < v_wanted THEN
+        PERFORM enqueue_repair(p_blob, 'short_write');
+    END IF;
+    PERFORM put_artifact(p_repo, p_folder, p_name, p_blob, p_properties, p_principal, p_started, v_at);
+    created_at := v_at;
+    outcome := 'linked';
 END
 $$;
 

@@ -48,8 +48,9 @@ REAL_BYTES, ROW_BYTES = 4 << 10, 4_000
 """What has files and what has none is told apart by its size."""
 
 REAL_OBJECTS = 500
-SAMPLE_MAX = 40_000
+SAMPLE_MAX, DELETIONS = 20_000, 2_000
 ENTRIES, LISTINGS = 10_000, 15
+IDLE_SECONDS = 3.0
 RATIO_MAX, FIRST_BYTE_MS_MAX = 1.2, 50.0
 QUIET_JOBS = {
     "presence_interval_seconds": 3600,
@@ -69,6 +70,7 @@ figures
                cheapest of --best-of times, by 16 clients; x what it is over the smallest database's, aim <= 1.2
   no ANALYZE   measured right after the rows were loaded, before Postgres has any statistics of them
   first byte   from the request for a folder of 10,000 entries to the first byte of its body, median; aim <= 50 ms
+  idle         how much of one processor the cluster uses with nothing to do: heartbeats and jobs that look for work
   scans        how often a large table was read whole during the measurements, which should be never
 
 examples
@@ -96,6 +98,7 @@ class Point:
     p50_ms: dict[str, float]
     errors: dict[str, int]
     listing: Listing | None
+    idle_percent: float
     scans: int
 
     @property
@@ -110,34 +113,25 @@ class Database:
         self._connection = connection
         self._stock = stock
         self._runner = runner
+        self._next = 0
         self.artifacts = 0
-        self._sample: list[Stored] = []
+        """How many there are, but for what measurements have added and deleted."""
+        self.sample: list[Stored] = []
 
     def load(self, count: int, *, files: bool = False) -> list[Stored]:
         """Load ``count`` artifacts and return them."""
-        numbers = range(self.artifacts, self.artifacts + count)
+        numbers = range(self._next, self._next + count)
+        self._next += count
         size = REAL_BYTES if files else ROW_BYTES
-        made = self._runner.run(make_stock(self._connection, self._stock, size, numbers, files=files))
-        self.artifacts += count
-        return made
+        return self._runner.run(make_stock(self._connection, self._stock, size, numbers, files=files))
 
     def grow(self, artifacts: int) -> None:
         """Load rows until there are so many artifacts, and keep a sample of all of them."""
-        made = self.load(artifacts - self.artifacts) if artifacts > self.artifacts else []
-        # Each batch keeps its share of the sample: what was loaded last is the larger part.
-        kept = min(len(self._sample), SAMPLE_MAX * (artifacts - len(made)) // artifacts)
+        made = self.load(artifacts - self.artifacts)
+        self.artifacts = artifacts
+        kept = len(self.sample) * (artifacts - len(made)) // artifacts
         fresh = min(len(made), SAMPLE_MAX - kept)
-        self._sample = random.sample(self._sample, kept) + random.sample(made, fresh)
-
-    def take(self, count: int) -> list[Stored]:
-        """Return some of the sample that nobody will get again."""
-        random.shuffle(self._sample)
-        taken, self._sample = self._sample[:count], self._sample[count:]
-        return taken
-
-    @property
-    def sample(self) -> list[Stored]:
-        return self._sample
+        self.sample = random.sample(self.sample, kept) + random.sample(made, fresh)
 
     def analyze(self) -> None:
         self.execute("VACUUM ANALYZE")
@@ -172,7 +166,7 @@ def measure(run: Round, cluster: BenchCluster, data: Database, folder: str, roun
             if operation is Operation.HEAD:
                 run.adopt(data.sample)
             elif operation is Operation.DELETE:
-                run.adopt(data.take(len(data.sample) // (2 * rounds)))
+                run.adopt(data.load(DELETIONS))
             run.measure([Cell(operation, size, JUDGED_CONCURRENCY)], f"{data.artifacts:,} artifacts")
     best = best_of(run.measured)
     run.measured.clear()
@@ -184,8 +178,16 @@ def measure(run: Round, cluster: BenchCluster, data: Database, folder: str, roun
         p50_ms={one.cell.operation.value: one.p50_ms for one in best},
         errors={message: count for one in best for message, count in one.errors.items()},
         listing=listing,
+        idle_percent=measure_idle(cluster),
         scans=data.scans() - before,
     )
+
+
+def measure_idle(cluster: BenchCluster) -> float:
+    """Return which part of one processor the cluster uses with nothing to do, in percent."""
+    before = sum(cpu_seconds(cluster.pids).values())
+    time.sleep(IDLE_SECONDS)
+    return (sum(cpu_seconds(cluster.pids).values()) - before) / IDLE_SECONDS * 100
 
 
 def measure_listing(cluster: BenchCluster, path: str) -> Listing:
@@ -222,6 +224,7 @@ def measure_all(arguments: argparse.Namespace, status: Status, later: ExitStack)
         data = Database(connection, runner.run(open_stock(connection, cluster, "bench/scale")), runner)
         run, folder = Round(cluster, load, pace, status, arguments.seconds), ""
         run.adopt(data.load(REAL_OBJECTS, files=True))
+        data.artifacts = REAL_OBJECTS
         run.warm_up()
         for artifacts in arguments.sizes:
             status.update(f"loading {artifacts:,} artifacts")
@@ -246,7 +249,14 @@ def print_table(console: Console, points: Sequence[Point]) -> None:
         padding=(0, 1, 0, 0),
     )
     table.add_column("artifacts", justify="right", no_wrap=True)
-    for name in (*(operation.words for operation in OPERATIONS), "listing", "first byte\nms", "whole\nms", "scans"):
+    for name in (
+        *(operation.words for operation in OPERATIONS),
+        "listing",
+        "first byte\nms",
+        "whole\nms",
+        "idle\n%",
+        "scans",
+    ):
         table.add_column(name, justify="right", no_wrap=True)
     smallest = points[0]
     for point in points:
@@ -262,7 +272,7 @@ def print_table(console: Console, points: Sequence[Point]) -> None:
             cells += [f"{listing.cpu_seconds_per_1000:.0f}"]
             cells += [coloured(f"{listing.first_byte_ms:.0f}", listing.first_byte_ms <= FIRST_BYTE_MS_MAX)]
             cells += [f"{listing.whole_ms:.0f}"]
-        table.add_row(point.name, *cells, str(point.scans))
+        table.add_row(point.name, *cells, f"{point.idle_percent:.1f}", str(point.scans))
     console.print(table)
     for point in points:
         for message, count in point.errors.items():

@@ -58,8 +58,12 @@ class LocalShard:
         if memoryview(data).nbytes > BLOCK_BYTES:
             raise ShardRefused(self.id, f"a blob of more than {BLOCK_BYTES} bytes must be staged")
         file = StagedFile(self.files, name.generation)
-        with self.discarded_on_failure(file):
-            await self.sync(await self.run(file.store, name.sha256, data))
+        try:  # not ``discarded_on_failure``, whose steps count on the way of a small blob
+            if directories := await self.run(file.store, name.sha256, data):
+                await self.sync(directories)
+        except BaseException:
+            self.discard(file)
+            raise
 
     async def stage(self, generation: Generation) -> StagedBlob:
         file = StagedFile(self.files, generation)
@@ -68,12 +72,16 @@ class LocalShard:
         return LocalStaged(self, file)
 
     async def read(self, name: BlobName, *, size: int, offset: int, length: int) -> Buffer:
-        data = None if self._executor.is_closed else self.files.read_cached(name, size, offset, length)
+        data = self.recall(name, size=size, offset=offset, length=length)
         if data is None:
             return await self.run(self.files.read, name, size, offset, length)
         if length > LONG_READ_BYTES:
             await asyncio.sleep(0)
         return data
+
+    def recall(self, name: BlobName, *, size: int, offset: int, length: int) -> Buffer | None:
+        """Return what ``read`` would if memory has all of it; None says nothing about the file."""
+        return None if self._executor.is_closed else self.files.read_cached(name, size, offset, length)
 
     async def sizes(self, names: Sequence[BlobName]) -> list[int | None]:
         found: list[int | None] = []

@@ -17,19 +17,30 @@ from repo_node.api.staged import FrameConnection, StagedUpload, StagedUploads
 from sharding import calls, frames, wire
 from sharding.calls import Call, Delete, Put, Read, ReadStaged, Sizes
 from sharding.frames import Commit, Signal
+from sharding.local import LocalShard
 from sharding.model import Buffer, Generation
 from sharding.shard import Shard
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+ReadElsewhere = Callable[[Call], Awaitable[Buffer]]
+"""Reads what another process of this node is staging. Raises ``wire.Refusal`` when none is."""
 
 
 class ShardHandlers:
     """The handlers, over whatever shards this node owns at the moment of a call."""
 
-    def __init__(self, shards: Callable[[UUID], Shard | None], *, idle_seconds: float, staged_uploads_max: int) -> None:
+    def __init__(
+        self,
+        shards: Callable[[UUID], Shard | None],
+        uploads: StagedUploads,
+        *,
+        idle_seconds: float,
+        elsewhere: ReadElsewhere | None = None,
+    ) -> None:
         self._shards = shards
+        self._uploads = uploads
         self._idle_seconds = idle_seconds
-        self._uploads = StagedUploads(staged_uploads_max)
+        self._elsewhere = elsewhere
         self._connections: set[CallConnection] = set()
 
     def routes(self) -> list[web.RouteDef]:
@@ -42,7 +53,13 @@ class ShardHandlers:
     async def calls(self, request: web.Request) -> web.StreamResponse:
         """Upgrade to calls and perform them until the peer hangs up."""
         response = upgrade_of(request, calls.UPGRADE)
-        connection = CallConnection(transport_of(request), request.protocol, self._perform, self._idle_seconds)
+        connection = CallConnection(
+            transport_of(request),
+            request.protocol,
+            perform=self._perform,
+            recall=self._recall,
+            idle_seconds=self._idle_seconds,
+        )
         self._connections.add(connection)
         try:
             await response.prepare(request)
@@ -67,6 +84,13 @@ class ShardHandlers:
         await connection.answer(refusal)
         return response
 
+    def _recall(self, call: Call) -> Buffer | None:
+        """Return the answer to a read of what a disk's page cache holds; None leaves it to ``_perform``."""
+        shard, read = self._shards(call.shard), call.request
+        if not isinstance(shard, LocalShard) or not isinstance(read, Read):
+            return None
+        return shard.recall(read.name, size=read.size, offset=read.offset, length=read.length)
+
     async def _perform(self, call: Call) -> Buffer:
         """Do what a peer asks. Raises what ``wire.REFUSABLE`` lists."""
         shard = self._shard(call.shard)
@@ -82,11 +106,13 @@ class ShardHandlers:
             case Sizes(names):
                 return calls.pack_sizes(await shard.sizes(names))
             case ReadStaged(generation, offset, length):
-                return await self._read_staged(call.shard, generation, offset, length)
+                upload = self._uploads.find(call.shard, generation)
+                if upload is None and self._elsewhere is not None:
+                    return await self._elsewhere(call)
+                return await self._read_staged(upload, offset, length)
         return b""
 
-    async def _read_staged(self, uid: UUID, generation: Generation, offset: int, length: int) -> Buffer:
-        upload = self._uploads.find(uid, generation)
+    async def _read_staged(self, upload: StagedUpload | None, offset: int, length: int) -> Buffer:
         if upload is None:
             raise wire.Refusal(wire.UNAVAILABLE, wire.NOT_STAGED)
         async with asyncio.timeout(self._idle_seconds):
