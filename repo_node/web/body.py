@@ -15,6 +15,7 @@ from repo_node.errors import BodyTooLarge, BodyTooSlow, RequestError
 from repo_node.web.context import CONTINUE_DUE, SERVICES
 from repo_node.web.reception import Lender, Reception
 from sharding.model import BLOCK_BYTES, Buffer
+from sharding.room import room_for
 from sharding.transfer_memory import Lease
 
 DOCUMENT_BYTES_MAX = 1 << 20
@@ -116,7 +117,7 @@ async def receive_blocks(request: web.Request, left: int, lease: Lease) -> Async
             if not lease.blocks:
                 await lease.take()
             received = length - reception.left
-            room = memoryview(bytearray(min(reception.left, BLOCK_BYTES - received % BLOCK_BYTES)))
+            room = room_for(min(reception.left, BLOCK_BYTES - received % BLOCK_BYTES))
             await fill(request, reception, room, floor)
             yield room
             del room

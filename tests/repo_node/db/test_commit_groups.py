@@ -300,7 +300,7 @@ async def test_group_whose_answer_is_lost_has_one_effect_for_each(
 ) -> None:
     async with (
         open_proxy(clean_dsn) as (proxy, dsn),
-        open_scene(dsn, queries, statement_timeout_seconds=0.5, connect_timeout_seconds=2.0) as scene,
+        open_scene(dsn, queries, statement_timeout_seconds=2.0, connect_timeout_seconds=5.0) as scene,
     ):
         await scene.upload("f/there", b"there")
         groups, uploads = CommitGroups(scene.database), plain(scene, 4)
