@@ -18,6 +18,10 @@ class Recorder(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.writes: list[bytes] = []
+        self.ended = False
+
+    def is_closing(self) -> bool:
+        return self.ended
 
     def write(self, data: Buffer) -> None:
         self.writes.append(bytes(data))
@@ -62,6 +66,15 @@ async def test_a_message_that_is_alone_and_many_bytes_are_written_at_once() -> N
     outbox.put(b"first")
     outbox.put(b"many", bytes(JOINED_BYTES_MAX))
     assert transport.writes == [b"alone", b"firstmany" + bytes(JOINED_BYTES_MAX)]
+
+
+async def test_what_is_left_when_the_connection_ends_is_dropped() -> None:
+    transport = Recorder()
+    outbox = Outbox(transport)
+    outbox.put(b"late")
+    transport.ended = True  # a write to it now would raise
+    await asyncio.sleep(0)
+    assert transport.writes == []
 
 
 async def test_who_waits_goes_on_when_the_peer_takes_bytes_again() -> None:
