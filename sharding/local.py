@@ -1,8 +1,8 @@
 """A shard on a disk of this node.
 
 The work is done by ``files`` and ``staging`` on the disk's own threads, one hop per call and none for
-what memory answers; the fsyncs of directories are shared by concurrent calls. Cancelling a call gives
-its file up at once, though a thread may still hang in it.
+what memory answers. The fsyncs of directories are shared by concurrent commits and deletions; a small
+blob brings its own. Cancelling a call gives its file up at once, though a thread may still hang in it.
 """
 
 from __future__ import annotations
