@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sharding.model import Buffer
@@ -33,6 +33,7 @@ class Recorder(asyncio.Transport):
 sizes = st.integers(0, 40) | st.sampled_from([JOINED_BYTES_MAX, JOINED_BYTES_MAX + 1])
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.binary(min_size=1, max_size=9), sizes, st.booleans(), st.booleans()), max_size=20))
 def test_everything_leaves_once_and_in_order(messages: list[tuple[bytes, int, bool, bool]]) -> None:
     async def run() -> list[bytes]:
