@@ -47,11 +47,13 @@ class Outbox:
             self._loop.call_soon(self._flush_soon)
 
     def flush(self) -> None:
-        """Write what was gathered."""
+        """Write what was gathered; a connection that ends takes it no more."""
         if not self._pieces:
             return
         pieces, self._pieces = self._pieces, []
         joined, self._bytes = self._bytes <= JOINED_BYTES_MAX, 0
+        if self._transport.is_closing():
+            return
         if joined:
             self._transport.write(b"".join(pieces))
         else:

@@ -6,7 +6,7 @@ import asyncio
 import selectors
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sharding.deadlines import EARLY_SECONDS, Deadlines
@@ -51,6 +51,7 @@ async def test_a_block_that_takes_too_long_is_interrupted_and_the_task_goes_on()
     assert task is not None and task.cancelling() == 0
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=12))
 def test_each_of_many_blocks_is_judged_by_its_own_time(blocks: list[tuple[int, bool]]) -> None:
     async def run() -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sharding.model import Buffer
@@ -18,6 +18,10 @@ class Recorder(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
         self.writes: list[bytes] = []
+        self.ended = False
+
+    def is_closing(self) -> bool:
+        return self.ended
 
     def write(self, data: Buffer) -> None:
         self.writes.append(bytes(data))
@@ -29,6 +33,7 @@ class Recorder(asyncio.Transport):
 sizes = st.integers(0, 40) | st.sampled_from([JOINED_BYTES_MAX, JOINED_BYTES_MAX + 1])
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.binary(min_size=1, max_size=9), sizes, st.booleans(), st.booleans()), max_size=20))
 def test_everything_leaves_once_and_in_order(messages: list[tuple[bytes, int, bool, bool]]) -> None:
     async def run() -> list[bytes]:
@@ -62,6 +67,15 @@ async def test_a_message_that_is_alone_and_many_bytes_are_written_at_once() -> N
     outbox.put(b"first")
     outbox.put(b"many", bytes(JOINED_BYTES_MAX))
     assert transport.writes == [b"alone", b"firstmany" + bytes(JOINED_BYTES_MAX)]
+
+
+async def test_what_is_left_when_the_connection_ends_is_dropped() -> None:
+    transport = Recorder()
+    outbox = Outbox(transport)
+    outbox.put(b"late")
+    transport.ended = True  # a write to it now would raise
+    await asyncio.sleep(0)
+    assert transport.writes == []
 
 
 async def test_who_waits_goes_on_when_the_peer_takes_bytes_again() -> None:
