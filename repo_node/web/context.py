@@ -18,6 +18,7 @@ from repo_node.repositories import Repositories
 from repo_node.settings import LiveSettings
 from repo_node.trash import Trash
 from repo_node.web.admission import Admission
+from sharding.transfer_memory import TransferMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,7 @@ class Services:
     admission: Admission
     metrics: Metrics
     http: HttpSection
+    memory: TransferMemory
 
 
 SERVICES = web.AppKey("services", Services)

@@ -361,9 +361,8 @@ async def test_attempt_to_connect_that_fails_fails_for_all_who_wait() -> None:
 
 
 async def test_caller_who_gives_up_connecting_does_not_end_it_for_others(listener: Listener) -> None:
-    call = Call(UID, "", Sizes(()))
-    link = listener.peer.links.link_for(call)
-    first, second = (asyncio.ensure_future(link.call(call)) for _ in range(2))
+    links = listener.peer.links
+    first, second = (asyncio.ensure_future(links.call(Call(UID, "", Sizes(())))) for _ in range(2))
     await asyncio.sleep(0)
     first.cancel()
     assert await second == b""
