@@ -13,6 +13,7 @@ from sharding.errors import ShardRefused
 from sharding.files import BLOBS, fan_out_of
 from sharding.identity import ShardClaim, ShardIdentityError
 from sharding.local import LocalShard, join_local_shard
+from sharding.model import BlobName
 from tests.sharding.local_shards import SHARD, open_at
 from tests.sharding.shard_contract import make_generation, make_name
 
@@ -87,18 +88,25 @@ async def test_a_fan_out_directory_that_another_process_made_is_synced_before_it
         name = make_name(b"x")
         fan_out = fan_out_of(str(name))
         # Made by the other process, which has not synced it: it may be paused, or dead by now.
-        other.files.place(staged_by_hand(other), str(name))
+        assert place_by_hand(other, name) == (BLOBS,)
         after = make_name(b"y")
         assert fan_out_of(str(after)) == fan_out, "minted in the same second"
-        assert owner.files.place(staged_by_hand(owner), str(after)) == (fan_out, BLOBS)
+        assert place_by_hand(owner, after) == (BLOBS,)
         assert owner.files.sync_all((fan_out, BLOBS)) == {}
-        assert owner.files.place(staged_by_hand(owner), str(make_name(b"z"))) in ((fan_out,), (fan_out, BLOBS))
+        last = make_name(b"z")
+        assert place_by_hand(owner, last) == (() if fan_out_of(str(last)) == fan_out else (BLOBS,))
 
 
-def staged_by_hand(shard: LocalShard) -> str:
-    name = str(make_generation())
-    os.close(os.open(name, os.O_CREAT | os.O_WRONLY, 0o600, dir_fd=shard.files.tmp))
-    return name
+def place_by_hand(shard: LocalShard, name: BlobName) -> tuple[str, ...]:
+    """Give an empty file the name of a blob; return what is to be synced above its directory."""
+    staged = str(make_generation())
+    os.close(os.open(staged, os.O_CREAT | os.O_WRONLY, 0o600, dir_fd=shard.files.tmp))
+    directory = shard.files.open_destination(str(name))
+    try:
+        shard.files.place(staged, str(name), directory)
+    finally:
+        os.close(directory)
+    return shard.files.above(str(name))
 
 
 async def test_the_claim_lasts_until_the_last_process_has_given_it_up(root: Path) -> None:
