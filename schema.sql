@@ -1076,12 +1076,13 @@ END
 $$;
 
 -- Remove one artifact, or a folder with everything in it, in steps of at most p_max rows; the folder
--- itself goes last. done is false while the caller should call again.
+-- itself goes last. done is false while the caller should call again. Plans are not kept: where the table is nearly
+-- empty, the index of all blobs' artifacts looks as good as the one of paths.
 CREATE FUNCTION delete_step(
     p_repo integer, p_folder text, p_name text, p_max bigint, p_principal text, p_request text,
     OUT gone bigint, OUT done boolean
 )
-LANGUAGE plpgsql AS $$
+LANGUAGE plpgsql SET plan_cache_mode = force_custom_plan AS $$
 DECLARE
     v_path    text := concat_ws('/', nullif(p_folder, ''), p_name);
     v_blob    bigint;

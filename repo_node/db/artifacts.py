@@ -71,6 +71,8 @@ class LookUp:
     item: Item | None
 
 
+# OFFSET keeps the planner from joining the tables as wholes: where they are nearly empty that looks as cheap, and the
+# plan is kept while they grow.
 RESOLVE = Statement(
     "artifact_resolve",
     f"""
@@ -80,8 +82,10 @@ RESOLVE = Statement(
            c.shards, c.generations, c.suspects
       FROM (SELECT) AS one_row_always
       LEFT JOIN repositories r ON r.key = $1
-      LEFT JOIN artifacts a ON a.repo_id = r.id AND a.folder = $2 AND a.name = $3
-      LEFT JOIN blobs b ON b.id = a.blob_id
+      LEFT JOIN LATERAL (
+            SELECT * FROM artifacts f WHERE f.repo_id = r.id AND f.folder = $2 AND f.name = $3 OFFSET 0
+           ) a ON true
+      LEFT JOIN LATERAL (SELECT * FROM blobs f WHERE f.id = a.blob_id OFFSET 0) b ON true
       LEFT JOIN LATERAL (
             SELECT array_agg(p.shard_id) AS shards, array_agg(p.generation) AS generations,
                    array_agg(p.state = 'suspect') AS suspects
