@@ -20,6 +20,7 @@ from repo_node.api import gc as gc_api
 from repo_node.api import holdfast as holdfast_api
 from repo_node.api import jobs as jobs_api
 from repo_node.api import members as members_api
+from repo_node.api import properties as properties_api
 from repo_node.api import repositories as repositories_api
 from repo_node.api import storage as storage_api
 from repo_node.api import system as system_api
@@ -39,6 +40,7 @@ from repo_node.db.pool import Database
 from repo_node.logs import request_id
 from repo_node.metrics import Metrics
 from repo_node.node import Node
+from repo_node.properties import Properties
 from repo_node.recent import RecentItems
 from repo_node.repositories import Repositories
 from repo_node.settings import LiveSettings
@@ -200,10 +202,12 @@ def node_of(parts: Parts, outlook: Callable[[], Outlook]) -> Node:
 def public_app_of(parts: Parts, artifacts: Artifacts, node: Node) -> web.Application:
     """Build the application for clients."""
     admission = Admission(lambda: parts.settings.now.requests_per_user_max)
+    properties = Properties(parts.database, parts.repositories, parts.recent, parts.settings)
     trash = Trash(parts.database, parts.recent, parts.settings)
     services = Services(
         artifacts,
         parts.repositories,
+        properties,
         trash,
         parts.authenticator,
         parts.settings,
@@ -221,7 +225,7 @@ def public_app(services: Services, node: Node) -> web.Application:
     app.on_response_prepare.append(complete_head)
     routes = Routes(app)
     own_apis = (holdfast_api, events_api, jobs_api, members_api, checks_api, gc_api, trash_api)
-    for api in (system_api, repositories_api, storage_api, *own_apis, artifacts_api):
+    for api in (system_api, repositories_api, storage_api, properties_api, *own_apis, artifacts_api):
         api.add_routes(routes)
     return app
 

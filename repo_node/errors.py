@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from repo_node.db.blobs import PathConflict
 from repo_node.db.errors import AbsenceInDoubt, CatalogueError, ChangesRefused, OutcomeUnknown
+from repo_node.db.properties import TooManyProperties
 from repo_node.db.repositories import RepositoryExists
 from repo_node.paths import BadPath
 from repo_node.settings import SettingError
@@ -98,6 +99,8 @@ def answer_for(error: Exception) -> Answer | None:
             return Answer(400, f"Bad setting: {error}.")
         case PathConflict():
             return Answer(409, f"Path conflict: {error}. Nothing was stored.")
+        case TooManyProperties():
+            return Answer(400, f"{error} would have more properties than properties_bytes_max allows.")
         case RepositoryExists():
             return Answer(409, f"A repository named {error} exists already.")
         case WriteQuorumNotMet(full=True):

@@ -83,6 +83,9 @@ class Settings(BaseModel):
         10_000, ge=0, le=1_000_000, description="artifacts a node remembers for that, with some 3 KiB each"
     )
     path_bytes_max: int = Field(1024, ge=64, le=2048, description="longest artifact path, in bytes")
+    properties_bytes_max: int = Field(
+        65_536, ge=1024, le=1 << 20, description="largest properties of one artifact or folder, in bytes of JSON"
+    )
     repair_bytes_per_second_max: int = Field(
         64 << 20, ge=1 << 16, le=1 << 40, description="a node writes for repairs; 4 x for each further copy missing"
     )

@@ -13,6 +13,7 @@ from repo_node.auth.permissions import Principal
 from repo_node.config import HttpSection
 from repo_node.metrics import Metrics
 from repo_node.paths import ArtifactPath, Target, artifact_path
+from repo_node.properties import Properties
 from repo_node.repositories import Repositories
 from repo_node.settings import LiveSettings
 from repo_node.trash import Trash
@@ -25,6 +26,7 @@ class Services:
 
     artifacts: Artifacts
     repositories: Repositories
+    properties: Properties
     trash: Trash
     authenticator: Authenticator
     settings: LiveSettings

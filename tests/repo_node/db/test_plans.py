@@ -10,7 +10,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from repo_node.db import artifacts, blobs, principals
+from repo_node.db import artifacts, blobs, principals, properties
 from repo_node.db.blobs import CommitOutcome
 from repo_node.db.pool import Database
 from sharding.model import Generation, Replica, ShardId
@@ -84,6 +84,9 @@ READS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "resolve nothing": (artifacts.RESOLVE.sql, (REPOSITORY, "d7", "no-such")),
     "children": (artifacts.CHILDREN.sql, (1, "d7", "", 50)),
     "children, next page": (artifacts.CHILDREN.sql, (1, "d7", "f2", 50)),
+    "tree": ("SELECT * FROM tree_page($1, $2, $3, $4, $5, $6)", (1, "", "d7", "", "", 50)),
+    "tree, next page": ("SELECT * FROM tree_page($1, $2, $3, $4, $5, $6)", (1, "", "d7", "d7", "f2", 50)),
+    "tree of the whole": ("SELECT * FROM tree_page($1, $2, $3, $4, $5, $6)", (1, "", "", "d1", "f2", 50)),
     "token": (principals.FIND_TOKEN.sql, (sha256(7),)),
     "block digests": (blobs.BLOCKS.sql, (7, 1, 8)),
     "replicas": (blobs.REPLICAS.sql, (7,)),
@@ -171,6 +174,13 @@ async def test_suspicion_uses_indexes_alone(large: asyncpg.Connection) -> None:
 @pytest.mark.parametrize(("folder", "name", "gone"), [("d7", "f7", 1), ("", "d7", 101), ("d7", "no-such", 0)])
 async def test_delete_uses_indexes_alone(large: asyncpg.Connection, folder: str, name: str, gone: int) -> None:
     assert await large.fetchval(artifacts.DELETE.sql, 1, folder, name, "x", "r", 1_000) == gone
+    assert await whole_scans(large) == []
+
+
+@pytest.mark.parametrize(("name", "recursive"), [("d7", True), ("d7", False), ("", True)])
+async def test_changed_properties_use_indexes_alone(large: asyncpg.Connection, name: str, recursive: bool) -> None:
+    args = (1, "", name, recursive, "", "", 50, '{"a": ["1"]}', ["b"], 1_000, "x", "r")
+    assert await large.fetchval(properties.CHANGE.sql, *args) == (50 if recursive else 1)
     assert await whole_scans(large) == []
 
 
