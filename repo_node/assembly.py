@@ -24,6 +24,7 @@ from repo_node.api import properties as properties_api
 from repo_node.api import repositories as repositories_api
 from repo_node.api import storage as storage_api
 from repo_node.api import system as system_api
+from repo_node.api import transfers as transfers_api
 from repo_node.api import trash as trash_api
 from repo_node.api.epochs import EpochHandlers
 from repo_node.api.internal import internal_app
@@ -44,6 +45,7 @@ from repo_node.properties import Properties
 from repo_node.recent import RecentItems
 from repo_node.repositories import Repositories
 from repo_node.settings import LiveSettings
+from repo_node.transfers import Transfers
 from repo_node.trash import Trash
 from repo_node.web.admission import Admission
 from repo_node.web.context import SERVICES, Services
@@ -203,11 +205,13 @@ def public_app_of(parts: Parts, artifacts: Artifacts, node: Node) -> web.Applica
     """Build the application for clients."""
     admission = Admission(lambda: parts.settings.now.requests_per_user_max)
     properties = Properties(parts.database, parts.repositories, parts.recent, parts.settings)
+    transfers = Transfers(parts.database, artifacts, parts.repositories, parts.recent, parts.settings)
     trash = Trash(parts.database, parts.recent, parts.settings)
     services = Services(
         artifacts,
         parts.repositories,
         properties,
+        transfers,
         trash,
         parts.authenticator,
         parts.settings,
@@ -225,7 +229,7 @@ def public_app(services: Services, node: Node) -> web.Application:
     app.on_response_prepare.append(complete_head)
     routes = Routes(app)
     own_apis = (holdfast_api, events_api, jobs_api, members_api, checks_api, gc_api, trash_api)
-    for api in (system_api, repositories_api, storage_api, properties_api, *own_apis, artifacts_api):
+    for api in (system_api, repositories_api, storage_api, properties_api, transfers_api, *own_apis, artifacts_api):
         api.add_routes(routes)
     return app
 

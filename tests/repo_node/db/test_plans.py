@@ -10,7 +10,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from repo_node.db import artifacts, blobs, principals, properties
+from repo_node.db import artifacts, blobs, principals, properties, transfers
 from repo_node.db.blobs import CommitOutcome
 from repo_node.db.pool import Database
 from sharding.model import Generation, Replica, ShardId
@@ -181,6 +181,22 @@ async def test_delete_uses_indexes_alone(large: asyncpg.Connection, folder: str,
 async def test_changed_properties_use_indexes_alone(large: asyncpg.Connection, name: str, recursive: bool) -> None:
     args = (1, "", name, recursive, "", "", 50, '{"a": ["1"]}', ["b"], 1_000, "x", "r")
     assert await large.fetchval(properties.CHANGE.sql, *args) == (50 if recursive else 1)
+    assert await whole_scans(large) == []
+
+
+@pytest.mark.parametrize("move", [True, False])
+@pytest.mark.parametrize(("folder", "name", "seen"), [("d7", "f7", 1), ("", "d7", 50)])
+async def test_transfer_uses_indexes_alone(
+    large: asyncpg.Connection, move: bool, folder: str, name: str, seen: int
+) -> None:
+    args = (move, False, 1, folder, name, 1, "new/place", "", "", 50, 1024, "x", "r")
+    assert await large.fetchval(transfers.PAGE.sql, *args) == seen
+    assert await whole_scans(large) == []
+
+
+async def test_pruned_folders_use_indexes_alone(large: asyncpg.Connection) -> None:
+    args = (1, "", chr(1), None, "", 1, "new/place", chr(1), "", 50)
+    assert await large.fetchval(transfers.PRUNE.sql, *args) == 40
     assert await whole_scans(large) == []
 
 
