@@ -25,6 +25,7 @@ from benchmarks import report
 from benchmarks.cells import AIMS, JUDGED_CONCURRENCY, Cell, Operation, Way, closed, parse_cells, phases, stock_objects
 from benchmarks.cluster import BenchCluster, ClusterFailed, is_in_memory, open_cluster
 from benchmarks.floor import GB, Floor, least
+from benchmarks.generator import Stored
 from benchmarks.load import Load, LoadFailed, open_load
 from benchmarks.measure import cpu_seconds, peak_rss_mib, processes_below, reset_peak_rss
 from benchmarks.output import RESULTS, Output, add_output_option
@@ -182,9 +183,14 @@ class Round:
     def stock(self, sizes: set[int], artifacts: int) -> None:
         """Make what the downloads ask for."""
         for size in sorted(sizes):
-            count = self._objects[size] = stock_objects(size, artifacts)
+            count = stock_objects(size, artifacts)
             self._status.update(f"stocking {count:,} objects of {size:,} bytes")
-            self._load.adopt(fill(self._cluster, size, count))
+            self.adopt(fill(self._cluster, size, count))
+
+    def adopt(self, stored: Sequence[Stored]) -> None:
+        """Ask for ``stored``, objects of one size, from now on."""
+        self._load.adopt(stored)
+        self._objects[stored[0].size] = len(stored)
 
     def measure(self, cells: Sequence[Cell], doing: str) -> None:
         """Run ``cells`` once each."""

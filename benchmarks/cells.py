@@ -25,6 +25,7 @@ class Operation(StrEnum):
     GET = "get"
     HEAD = "head"
     NOT_MODIFIED = "304"
+    DELETE = "delete"
 
     @property
     def words(self) -> str:
@@ -130,7 +131,7 @@ def memory(size: int, operation: Operation) -> Cell:
     return Cell(operation, size, 64, Way.ONE)
 
 
-PUT, GET, HEAD, NOT_MODIFIED = Operation
+PUT, GET, HEAD, NOT_MODIFIED, DELETE = Operation
 RSS = Aim("peak_rss_mib", 150, "MiB a process")
 JUDGED_UPLOADS: dict[Cell, tuple[Aim, ...]] = {
     Cell(PUT, 4 * KIB, 16): (per_1000(1.5), per_1000(2.0), Aim("per_second", 800, "operations/s", at_least=True)),
@@ -188,6 +189,8 @@ def parse_cell(text: str) -> Cell:
         raise ValueError(f"{text!r} is no cell; write for example put:4KiB:16 or get:64MiB:16:own") from None
     if not (0 < cell.size <= SIZE_BYTES_MAX and 0 < cell.concurrency <= CONCURRENCY_MAX):
         raise ValueError(f"{text!r}: a size is 1 B to 4 GiB, a concurrency 1 to {CONCURRENCY_MAX}")
+    if cell.operation is DELETE:
+        raise ValueError(f"{text!r}: deletions are measured by bench_scale")
     if cell.is_upload and cell.way not in (Way.SPREAD, Way.ONE):
         raise ValueError(f"{text!r}: uploads go to any node, or to one")
     return cell

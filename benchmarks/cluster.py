@@ -96,7 +96,7 @@ def authorize(directory: Path, authentication: str) -> str:
     if authentication == "basic":
         password = (directory / "admin-password").read_text().strip()
         return "Basic " + base64.b64encode(f"admin:{password}".encode()).decode()
-    scopes = ["--scope", "read", "--scope", "write"]
+    scopes = ["--scope", "read", "--scope", "write", "--scope", "delete"]
     answer = run_holdfast("token", "create", "--data", str(directory), *scopes, "--expires", "1d", "--json")
     return f"Bearer {json.loads(answer)['token']}"
 

@@ -27,6 +27,10 @@ HOT_OBJECTS = 500
 FAULTS = (Wrong, ConnectionBroken, OSError, TimeoutError)
 
 
+class NothingLeft(Exception):
+    """Everything that was there to be deleted is."""
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """Where the load goes: an address that any node answers, those of the single nodes, and how to speak to them."""
@@ -104,11 +108,15 @@ class Generator:
         return outcome
 
     async def _client(self, cell: Cell, number: int, deadline: float, outcome: Outcome) -> None:
-        """Send one request after another until ``deadline``, but at least one."""
+        """Send one request after another until ``deadline``, but at least one where there is anything to ask for."""
         async with AsyncExitStack() as stack:
             client = await self._enter(stack, cell, number)
             while True:
-                if not await self._measure(client, time.monotonic(), outcome):
+                try:
+                    is_done = await self._measure(client, time.monotonic(), outcome)
+                except NothingLeft:
+                    return
+                if not is_done:
                     await asyncio.sleep(PAUSE_AFTER_ERROR_SECONDS)
                     await stack.aclose()
                     with suppress(OSError):
@@ -174,6 +182,10 @@ class Generator:
                 stored = self._next(cell, node)
                 known = f'If-None-Match: "{stored.sha256}"\r\n'
                 expect(await connection.ask("GET", stored.path, headers=known), 304)
+            case Operation.DELETE:
+                if not (stored_here := self._stored[cell.size]):
+                    raise NothingLeft
+                expect(await connection.ask("DELETE", stored_here.pop().path), 204)
 
     async def _put(self, connection: Connection, size: int) -> None:
         self._count += 1

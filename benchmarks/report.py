@@ -142,7 +142,7 @@ def floor_of(cell: Cell, floor: Floor | None) -> float | None:
     """Return the CPU seconds, in the cell's unit, that the same takes a bare program."""
     if floor is None:
         return None
-    if cell.operation in (Operation.HEAD, Operation.NOT_MODIFIED):
+    if cell.operation not in (Operation.PUT, Operation.GET):
         return floor.answer
     per_gb = (floor.put if cell.is_upload else floor.get).get(cell.size)
     return per_gb if per_gb is None or not cell.is_small else per_gb * cell.size * 1000 / GB

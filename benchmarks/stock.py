@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import random
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +27,6 @@ from benchmarks.content import Content
 from benchmarks.generator import Stored
 from sharding.digests import block_digests
 from sharding.files import fan_out_of
-from sharding.identifiers import uuid7
 from sharding.model import BlobName, Generation, Member, NodeId, ShardId, ZoneId, block_count
 from sharding.ring import Ring, key_of
 
@@ -34,6 +34,7 @@ COPIES = 2
 REPOSITORY = "generic-local"
 FOLDER_ENTRIES = 1000
 BATCH = 20_000
+PLACES = 1_000
 THREADS = os.cpu_count() or 1
 SPACING_MS = 3
 """Between two uploads that are made to seem: some 300 in a second share a directory on each shard, at most."""
@@ -73,18 +74,22 @@ class Stock:
         self._repository = repository
         self._name = name
         self._began_ms = time.time_ns() // 1_000_000
+        self._homes = [self._place(uuid7_at(self._began_ms)) for _ in range(PLACES)]
 
     def make(self, content: Content | None, size: int, numbers: range) -> list[Made]:
         """Make the objects of ``numbers``, on the disks too; without ``content`` no files, and digests of nothing."""
         return [self._make(content, size, number) for number in numbers]
 
     def _make(self, content: Content | None, size: int, number: int) -> Made:
-        uid, homes = self._place(number)
-        replicas = tuple((member.shard, uuid7_at(self._began_ms - number * SPACING_MS)) for member in homes)
+        at_ms = self._began_ms - number * SPACING_MS
+        uid = uuid7_at(at_ms)
+        # Where no file lies no job finds out that the ring wants it elsewhere, and a place costs a while.
+        homes = self._homes[number % len(self._homes)] if content is None else self._place(uid)
+        replicas = tuple((member.shard, uuid7_at(at_ms)) for member in homes)
         path = f"/artifactory/{REPOSITORY}/{self.folder_of(size, number)}/{number:07}.bin"
         nodes = tuple(self._nodes[member.node] for member in homes)
         if content is None:
-            noise = os.urandom(32)
+            noise = random.randbytes(32)
             digests = (noise, noise[:20], noise[:16], bytes(8 * block_count(size)))
             return Made(uid, digests, replicas, Stored(path, size, b"", noise.hex(), nodes))
         body = b"".join(content.blocks(size))
@@ -94,9 +99,8 @@ class Stock:
         stored = Stored(path, size, xxhash.xxh3_128_digest(body), sha256.hex(), nodes)
         return Made(uid, (sha256, sha1, md5, block_digests(body)), replicas, stored)
 
-    def _place(self, number: int) -> tuple[UUID, tuple[Member, ...]]:
-        uid = uuid7_at(self._began_ms - number * SPACING_MS)
-        return uid, self._ring.primaries(key_of(uid), COPIES)
+    def _place(self, uid: UUID) -> tuple[Member, ...]:
+        return self._ring.primaries(key_of(uid), COPIES)
 
     def _write(self, shard: ShardId, blob: BlobName, body: bytes) -> None:
         folder = self._paths[shard] / "blobs" / fan_out_of(str(blob))
@@ -135,8 +139,9 @@ class Stock:
 
 
 def uuid7_at(milliseconds: int) -> Generation:
-    """Return a new UUIDv7 of an earlier time."""
-    return Generation(UUID(int=milliseconds << 80 | uuid7().int & (1 << 80) - 1))
+    """Return a new UUIDv7 (RFC 9562) of an earlier time."""
+    noise = random.getrandbits(74)
+    return Generation(UUID(int=milliseconds << 80 | 7 << 76 | noise >> 62 << 64 | 2 << 62 | noise & (1 << 62) - 1))
 
 
 async def open_stock(connection: asyncpg.Connection, cluster: BenchCluster, name: str) -> Stock:

@@ -15,6 +15,7 @@ from repo_node.db import artifacts as rows
 from repo_node.db import blobs
 from repo_node.db.artifacts import Blob, Child, Item
 from repo_node.db.blobs import CommitOutcome, CommitResult, Deployment
+from repo_node.db.commit_groups import CommitGroups, UploadToCommit
 from repo_node.db.errors import AbsenceInDoubt, CatalogueUnavailable, OutcomeUnknown
 from repo_node.db.pool import Database
 from repo_node.errors import BodyTooLarge, ChecksumMismatch, NotFound, Overloaded, RequestError, absent
@@ -31,7 +32,7 @@ from sharding.crash_points import crash_point
 from sharding.errors import ReplicaCorrupt, ReplicaMissing
 from sharding.identifiers import uuid7
 from sharding.maintenance.catalogue import StoredBlob
-from sharding.model import BLOCK_DIGEST_BYTES, BlobDigests, Buffer, Generation, Replica, block_count
+from sharding.model import BLOCK_DIGEST_BYTES, BlobDigests, Buffer, Replica, block_count
 from sharding.provider import ShardingProvider
 from sharding.reader import BlobReader, BlobToRead
 from sharding.upload import Upload
@@ -125,6 +126,7 @@ class Artifacts:
         self._pulse = pulse
         self._settings = settings
         self._metrics = metrics
+        self._commits = CommitGroups(database)
         self._reports = Background(REPORTS_MAX)
         self._uploads = 0
 
@@ -229,33 +231,25 @@ class Artifacts:
     async def _commit_rows(self, deployment: Deployment, placement: Placement) -> Known[CommitResult]:
         # Slow shards may have taken their time. Not later: a commit that was sent once is asked to its end.
         require_writable(self._settings)
-        first = await self._commit_once(deployment, placement, None)
+        now, digests = self._settings.now, deployment.digests
+        upload = UploadToCommit(
+            deployment,
+            placement.replicas,
+            properties_json=json.dumps(deployment.properties),
+            age_max_seconds=now.upload_seconds_max,
+            short=placement.short,
+        )
+        first = await until_known(lambda: self._commits.commit(upload), wait_seconds=now.outcome_wait_seconds)
         if first.result.outcome is not CommitOutcome.CONFIRM:
             return first
-        digests = deployment.digests
         # Right in size is not right: a copy that rotted would cost the content with the only good bytes at hand.
         present = await self._store.confirm(digests.sha256, digests.size, first.result.existing)
         existing = [replica for replica in first.result.existing if replica.generation in present]
         confirmed = await self._store.prove(digests, existing)
-        second = await self._commit_once(deployment, placement, confirmed)
-        return Known(second.result, first.doubted or second.doubted)
-
-    async def _commit_once(
-        self, deployment: Deployment, placement: Placement, confirmed: Sequence[Generation] | None
-    ) -> Known[CommitResult]:
-        now = self._settings.now
-        return await until_known(
-            lambda: blobs.commit_upload(
-                self._database,
-                deployment,
-                placement.replicas,
-                age_max_seconds=now.upload_seconds_max,
-                properties_json=json.dumps(deployment.properties),
-                short=placement.short,
-                confirmed=confirmed,
-            ),
-            wait_seconds=now.outcome_wait_seconds,
+        second = await until_known(
+            lambda: self._commits.commit(upload, confirmed), wait_seconds=now.outcome_wait_seconds
         )
+        return Known(second.result, first.doubted or second.doubted)
 
     # ------------------------------------------------------------------ downloads
 
@@ -358,6 +352,7 @@ class Artifacts:
             raise absent(missing, fresh=self._pulse.is_fresh)
 
     async def close(self) -> None:
+        await self._commits.close()
         await self._reports.close(wait_seconds=2)
 
 

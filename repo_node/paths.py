@@ -78,6 +78,8 @@ def parse_target(raw: str) -> Target:
 
 def decode(piece: str) -> str:
     """Percent-decode once, strictly."""
+    if piece.isascii() and "%" not in piece:
+        return piece
     if re.search(r"%(?![0-9A-Fa-f]{2})", piece):
         raise BadPath("a % in the path must be followed by two hex digits")
     try:
@@ -91,11 +93,12 @@ def check_segment(segment: str) -> str:
         raise BadPath("the path has an empty, '.' or '..' segment")
     if "/" in segment or "\\" in segment:
         raise BadPath("the path has an encoded slash or a backslash")
-    if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in segment):
+    plain = segment.isascii() and segment.isprintable()
+    if not plain and any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in segment):
         raise BadPath("the path has a control character")
-    if len(segment.encode()) > SEGMENT_BYTES_MAX:
+    if len(segment if plain else segment.encode()) > SEGMENT_BYTES_MAX:
         raise BadPath(f"a segment of the path is longer than {SEGMENT_BYTES_MAX} bytes")
-    if not unicodedata.is_normalized("NFC", segment):
+    if not plain and not unicodedata.is_normalized("NFC", segment):
         raise BadPath("the path is not in Unicode normalisation form C")
     return segment
 

@@ -95,7 +95,10 @@ class Commit:
                 if not running or left <= 0:
                     break
                 wait = min(self._lag_seconds, left) if prompt or handoffs else left
-                done, _ = await asyncio.wait(running, timeout=wait, return_when=asyncio.FIRST_COMPLETED)
+                # Where every attempt is needed, only one that fails is news before the last has ended.
+                spare = len(self._durable) + len(running) > self._policy.redundancy
+                news = asyncio.FIRST_COMPLETED if spare else asyncio.FIRST_EXCEPTION
+                done, _ = await asyncio.wait(running, timeout=wait, return_when=news)
                 for attempt in done:
                     self._judge(attempt, running[attempt])
                     del running[attempt]

@@ -43,6 +43,11 @@ class DiskExecutor(Executor):
         for thread in self._threads:
             thread.start()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether it takes no more calls."""
+        return self._closed
+
     async def run(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         """Return ``function(*args)`` from one of the threads.
 

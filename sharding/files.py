@@ -1,4 +1,4 @@
-"""The files of one claimed shard: names, directories, reads and removals. Every method blocks.
+"""The files of one claimed shard: names, directories, reads and removals. Every method but ``read_cached`` blocks.
 
 The shard's directories are opened once and everything is reached through them, so that a disk
 unmounted under the node never leads to its empty mount point; no link is ever followed.
@@ -17,11 +17,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from uuid import UUID
 
+from sharding.cached_reads import CachedReads
 from sharding.disk_errors import LOOKING, MEDIUM_ERRNOS, READING, WRITING, shard_error, translated
 from sharding.epoch import EpochFile
 from sharding.errors import ReplicaCorrupt, ReplicaMissing, ShardError, ShardFull, ShardRefused, ShardUnavailable
 from sharding.identity import OPEN_DIRECTORY, ShardClaim, make_layout
-from sharding.model import BlobName, ShardId
+from sharding.model import BLOCK_BYTES, BlobName, ShardId
 from sharding.shard import ShardSpace
 
 GENERATION_AT = 65
@@ -64,6 +65,7 @@ class ShardFiles:
         self.claim = claim
         self.epochs = EpochFile(shard, claim)
         self._reserve_bytes = reserve_bytes
+        self._cached_reads = CachedReads()
         self._lock = threading.Lock()
         self._undurable: dict[str, object] = {}
         self._durable: set[str] = set()
@@ -127,6 +129,13 @@ class ShardFiles:
                 return self._read(name, directory, size, offset, length)
             except OSError as error:
                 raise self.reading_failed(name, error) from error
+
+    def read_cached(self, blob: BlobName, size: int, offset: int, length: int) -> bytearray | None:
+        """Return what ``read`` would if memory has all of it; None says nothing about the file. Does not block."""
+        if offset < 0 or not 0 < length <= BLOCK_BYTES or offset + length > size:
+            return None
+        name = self.name(blob)
+        return self._cached_reads.read(self.blobs, f"{fan_out_of(name)}/{name}", size, offset, length)
 
     def sizes(self, blobs: Sequence[BlobName]) -> list[int | None]:
         """See ``Shard.sizes``. Each file is opened: a dead file system still answers ``stat`` from memory."""

@@ -5,6 +5,7 @@
     CatalogueError
     ├── CatalogueUnavailable     nothing was done, or it does not matter whether it was: try again later
     │   ├── NoSchema             there are no tables: the database was emptied, or is another one
+    │   ├── RacesLost            others were at work on the same rows, each time it was tried
     │   └── AbsenceInDoubt       it answers that something is not there, and may be a server left behind
     ├── OutcomeUnknown           a write was sent and its answer never came: it may stand
     ├── ChangesRefused           the cluster is read-only: the write was not done
@@ -25,6 +26,10 @@ class CatalogueUnavailable(CatalogueError):
 
 class NoSchema(CatalogueUnavailable):
     """Postgres answered, and the database has not Holdfast's tables. That says nothing about any artifact."""
+
+
+class RacesLost(CatalogueUnavailable):
+    """Postgres ended a statement in favour of others, as often as it was tried."""
 
 
 class AbsenceInDoubt(CatalogueUnavailable):

@@ -18,7 +18,14 @@ from typing import Any, Protocol, TypeVar
 import asyncpg
 
 from repo_node.config import DatabaseSection
-from repo_node.db.errors import CatalogueError, CatalogueUnavailable, ChangesRefused, NoSchema, OutcomeUnknown
+from repo_node.db.errors import (
+    CatalogueError,
+    CatalogueUnavailable,
+    ChangesRefused,
+    NoSchema,
+    OutcomeUnknown,
+    RacesLost,
+)
 from repo_node.db.servers import BROKEN, SESSION, Servers, describe, drop
 
 T = TypeVar("T")
@@ -34,7 +41,7 @@ RETRIED = (
     asyncpg.InvalidCachedStatementError,
     asyncpg.OutdatedSchemaCacheError,
 )
-RETRIES_MAX = 8
+ATTEMPTS_MAX = 8
 
 REFUSED = (asyncpg.ReadOnlySQLTransactionError, asyncpg.CannotConnectNowError, asyncpg.InsufficientResourcesError)
 """Of the failures of a server, those in which Postgres itself says that nothing was done."""
@@ -77,7 +84,7 @@ class Database:
         """Return the first row or None. Raises ``CatalogueUnavailable``."""
         return await self._run(statement, lambda connection: connection.fetchrow(statement.sql, *args))
 
-    async def write(self, statement: Statement, *args: Any) -> asyncpg.Record | None:
+    async def write(self, statement: Statement, *args: Any, attempts: int = ATTEMPTS_MAX) -> asyncpg.Record | None:
         """Run a write of one statement, retried when it lost a race, and return its first row or None.
 
         Raises ``OutcomeUnknown`` when it may have been committed, ``CatalogueUnavailable`` when it was not.
@@ -86,6 +93,7 @@ class Database:
             statement,
             lambda connection: heed_standby(connection, connection.fetchrow(statement.sql, *args)),
             unknown=OutcomeUnknown,
+            attempts=attempts,
         )
 
     async def transact(self, statement: Statement, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
@@ -98,6 +106,15 @@ class Database:
             lambda connection: heed_standby(connection, run_transaction(connection, work)),
             unknown=OutcomeUnknown,
         )
+
+    async def survey(self, statement: Statement, *args: Any) -> list[asyncpg.Record]:
+        """Return every row of a statement that is meant to read whole tables. Raises ``CatalogueUnavailable``."""
+
+        async def work(connection: asyncpg.Connection) -> list[asyncpg.Record]:
+            await connection.execute("SET LOCAL enable_seqscan = on")
+            return await connection.fetch(statement.sql, *args)
+
+        return await self._run(statement, lambda connection: run_transaction(connection, work))
 
     @asynccontextmanager
     async def apart(self) -> AsyncIterator[asyncpg.Connection]:
@@ -116,13 +133,14 @@ class Database:
         statement: Statement,
         call: Callable[[asyncpg.Connection], Awaitable[T]],
         unknown: type[Exception] = CatalogueUnavailable,
+        attempts: int = ATTEMPTS_MAX,
     ) -> T:
-        for attempt in range(RETRIES_MAX):
+        for attempt in range(attempts):
             try:
                 return await self._run_once(statement, call, unknown)
             except RETRIED:
-                if attempt == RETRIES_MAX - 1:
-                    raise CatalogueUnavailable(f"{statement.name}: lost {RETRIES_MAX} races in a row") from None
+                if attempt == attempts - 1:
+                    raise RacesLost(f"{statement.name}: lost {attempts} races in a row") from None
                 await asyncio.sleep(random.uniform(0, 0.005 * 2**attempt))
         raise AssertionError("unreachable")
 
@@ -240,6 +258,9 @@ async def open_database(config: DatabaseSection, observer: QueryObserver) -> Asy
             "application_name": "holdfast",
             **SESSION,
             "jit": "off",
+            # A plan is kept until its tables are analyzed again. One made when they were nearly empty would read them
+            # whole while they grow: a young cluster's uploads slow down by the minute.
+            "enable_seqscan": "off",
             # The functions of schema.sql want a fresh snapshot in each statement, whatever the database's default.
             "default_transaction_isolation": "read committed",
         },

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from repo_node.db.garbage import UNREFERENCED
 from repo_node.db.pool import Database, Statement
@@ -58,8 +57,8 @@ REPLICAS = Statement(
 
 async def read(database: Database) -> Totals:
     """Count everything; reads every blob's row."""
-    row: Any = await database.fetchrow(BLOBS)
-    shards = await database.fetch(REPLICAS)
+    [row] = await database.survey(BLOBS)
+    shards = await database.survey(REPLICAS)
     return Totals(
         row["blobs"],
         row["bytes"],

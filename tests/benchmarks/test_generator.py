@@ -37,6 +37,10 @@ class Store:
             return web.Response(status=304)
         return web.Response(body=self.bodies[request.path])
 
+    async def delete(self, request: web.Request) -> web.Response:
+        del self.bodies[request.path]
+        return web.Response(status=204)
+
     async def chunked(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse()
         response.enable_chunked_encoding()
@@ -68,6 +72,7 @@ async def serving(store: Store) -> AsyncIterator[Target]:
     app.router.add_put("/v2/r/blobs/uploads/1", store.end)
     app.router.add_put("/{path:.*}", store.put)
     app.router.add_get("/{path:.*}", store.get)
+    app.router.add_delete("/{path:.*}", store.delete)
     runner = web.AppRunner(app)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
@@ -115,6 +120,16 @@ async def test_each_object_is_asked_for_once_before_any_comes_again() -> None:
         generator.adopt([Stored(path, SMALL, digest) for path in store.bodies])
         await generator.run(Cell(Operation.GET, SMALL, 20), 0)
         assert set(store.asked.values()) == {1}
+
+
+async def test_everything_is_deleted_once() -> None:
+    store = Store()
+    async with serving(store) as target:
+        generator = Generator(0, 1, target)
+        store.bodies = {f"/store/{number}": b"" for number in range(20)}
+        generator.adopt([Stored(path, SMALL, b"") for path in store.bodies])
+        outcome = await generator.run(Cell(Operation.DELETE, SMALL, 3), 10)
+        assert (len(outcome.latencies), outcome.errors, store.bodies) == (20, Counter(), {})
 
 
 async def test_open_loop_lets_requests_arrive_at_its_rate() -> None:

@@ -6,7 +6,10 @@ import uuid
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
+import pytest
+
 from sharding import identity
+from sharding.cached_reads import CachedReads
 from sharding.local import CACHED_BYTES_MAX, LocalShard, open_local_shard
 from sharding.model import ShardId
 
@@ -21,3 +24,8 @@ def open_at(
     return open_local_shard(
         SHARD, path, found, reserve_bytes=reserve_bytes, cached_bytes_max=cached_bytes_max, threads=threads
     )
+
+
+def forget_cached(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let no read be answered from memory."""
+    monkeypatch.setattr(CachedReads, "read", lambda *_: None)

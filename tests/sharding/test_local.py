@@ -22,7 +22,7 @@ from sharding.identity import ShardIdentityError
 from sharding.local import LocalShard
 from sharding.model import BLOCK_BYTES, BlobName
 from sharding.shard import Measurable, Part, Shard
-from tests.sharding.local_shards import SHARD, open_at
+from tests.sharding.local_shards import SHARD, forget_cached, open_at
 from tests.sharding.shard_contract import (
     ShardContract,
     block_digests,
@@ -367,6 +367,7 @@ async def test_nothing_is_said_missing_when_the_whole_directory_was_taken_away(
 async def test_read_says_corrupt_when_the_disk_cannot_read_the_bytes(
     shard: LocalShard, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
+    forget_cached(monkeypatch)
     name = make_name(b"data")
     await shard.put(name, b"data")
     monkeypatch.setattr(os, "pread", fail_with(number))
@@ -378,6 +379,7 @@ async def test_read_says_corrupt_when_the_disk_cannot_read_the_bytes(
 async def test_read_says_unavailable_when_nobody_could_look(
     shard: LocalShard, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
+    forget_cached(monkeypatch)
     name = make_name(b"data")
     await shard.put(name, b"data")
     monkeypatch.setattr(os, "open", fail_with(number))
@@ -390,6 +392,7 @@ async def test_read_says_unavailable_when_nobody_could_look(
 async def test_read_says_corrupt_when_the_file_ends_early_under_it(
     shard: LocalShard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    forget_cached(monkeypatch)
     name = make_name(b"data")
     await shard.put(name, b"data")
     monkeypatch.setattr(os, "pread", lambda file, length, offset: b"da"[offset : offset + length])
@@ -633,6 +636,7 @@ def test_files_of_one_moment_share_a_directory_and_time_fills_all_of_them() -> N
 async def test_unreadable_directory_is_a_bad_part_of_a_living_disk_alone(
     shard: LocalShard, monkeypatch: pytest.MonkeyPatch, is_dead: bool
 ) -> None:
+    forget_cached(monkeypatch)
     name, real = make_name(b"data"), os.open
     await shard.put(name, b"data")
 

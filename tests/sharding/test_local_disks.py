@@ -11,7 +11,7 @@ import pytest
 from sharding.errors import ReplicaCorrupt, ShardFull, ShardRefused, ShardUnavailable
 from sharding.model import BLOCK_BYTES
 from tests.sharding import disks
-from tests.sharding.local_shards import open_at
+from tests.sharding.local_shards import forget_cached, open_at
 from tests.sharding.shard_contract import make_generation, make_name, replica_file, stage_all
 
 
@@ -132,6 +132,7 @@ async def test_single_unreadable_replica_on_a_living_disk_is_corrupt(
         def unreadable(*_: int) -> bytes:
             raise OSError(5, "Input/output error")
 
+        forget_cached(monkeypatch)
         monkeypatch.setattr(os, "pread", unreadable)
         with pytest.raises(ReplicaCorrupt):
             await shard.read(name, size=4, offset=0, length=4)

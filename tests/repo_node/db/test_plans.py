@@ -12,10 +12,20 @@ import pytest
 
 from repo_node.db import artifacts, blobs, principals, properties, transfers
 from repo_node.db.blobs import CommitOutcome
+from repo_node.db.commit_groups import COMMIT_GROUP, UploadToCommit, columns
 from repo_node.db.pool import Database
 from sharding.model import Generation, Replica, ShardId
 from tests.postgres import TestServer, run_apart
-from tests.repo_node.db.scene import NODES_SQL, REPOSITORY, SHARDS_SQL, OneConnection, Scene, commit, copies
+from tests.repo_node.db.scene import (
+    DAY_SECONDS,
+    NODES_SQL,
+    REPOSITORY,
+    SHARDS_SQL,
+    OneConnection,
+    Scene,
+    commit,
+    copies,
+)
 
 ROWS = 4_000
 FILL_SQL = f"""
@@ -136,6 +146,15 @@ async def upload_twice(scene: Scene, one: OneConnection, _: list[Replica]) -> Co
     return (await commit(one, deployment, copies(1, 3))).outcome
 
 
+async def upload_together(scene: Scene, one: OneConnection, _: list[Replica]) -> CommitOutcome:
+    overwrites = scene.deployment("d7/f7", b"over")
+    uploads = [known(scene), overwrites, *(scene.deployment(f"d{n}/new", bytes([n])) for n in range(20))]
+    orders = [UploadToCommit(upload, copies(1, 3), "{}", DAY_SECONDS, short=False) for upload in uploads]
+    row: Any = await one.write(COMMIT_GROUP, *columns(orders))
+    assert sorted(row["committed"]) == list(range(3, 23))
+    return CommitOutcome.ADOPTED
+
+
 def known(scene: Scene) -> Any:
     """Return an upload of the content of blob 8."""
     deployment = scene.deployment("d8/again", b"0123456789")
@@ -145,6 +164,7 @@ def known(scene: Scene) -> Any:
 
 UPLOADS: dict[str, tuple[Upload, CommitOutcome]] = {
     "new": (upload_new, CommitOutcome.ADOPTED),
+    "together": (upload_together, CommitOutcome.ADOPTED),
     "overwrite": (upload_over, CommitOutcome.ADOPTED),
     "known": (upload_known, CommitOutcome.DEDUPLICATED),
     "known, adopted": (upload_to_adopt, CommitOutcome.ADOPTED),

@@ -17,7 +17,7 @@ import pytest
 
 from repo_node.db import artifacts, blobs, durability, migrate, principals, repositories, settings
 from repo_node.db.errors import CatalogueUnavailable, OutcomeUnknown
-from repo_node.db.pool import RETRIES_MAX, Database, Statement, open_database
+from repo_node.db.pool import ATTEMPTS_MAX, Database, Statement, open_database
 from tests.repo_node.db.scene import WAIT_SECONDS, Queries, database_section
 from tests.repo_node.db.severing_proxy import open_proxy
 
@@ -258,9 +258,9 @@ async def test_race_that_is_always_lost_ends(database: Database, queries: Querie
     async def work(connection: asyncpg.Connection) -> None:
         await connection.execute("DO $$ BEGIN RAISE EXCEPTION 'again' USING ERRCODE = '40001'; END $$")
 
-    with pytest.raises(CatalogueUnavailable, match=f"lost {RETRIES_MAX} races"):
+    with pytest.raises(CatalogueUnavailable, match=f"lost {ATTEMPTS_MAX} races"):
         await database.transact(Statement("racer", ""), work)
-    assert queries.seen == [("racer", "error")] * RETRIES_MAX
+    assert queries.seen == [("racer", "error")] * ATTEMPTS_MAX
 
 
 # ---------------------------------------------------------------- leaks

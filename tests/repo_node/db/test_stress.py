@@ -16,12 +16,14 @@ import asyncpg
 
 from repo_node.db import artifacts, repositories, trash
 from repo_node.db.blobs import CommitOutcome, PathConflict
+from repo_node.db.commit_groups import CommitGroups, UploadToCommit
 from repo_node.db.errors import CatalogueUnavailable
 from repo_node.db.trash import Position, Restored
 from tests.repo_node.db.reducers import SHARDS, Reducer, Store
-from tests.repo_node.db.scene import Queries, Scene, open_scene, table
+from tests.repo_node.db.scene import DAY_SECONDS, Queries, Scene, open_scene, table
 
 SECONDS = 8.0
+NODES = 2
 CLIENTS = 24
 CONNECTIONS = 14
 CONTENTS = [b""] + [bytes([number]) * 40 for number in range(6)]
@@ -47,8 +49,17 @@ class Ledger:
 class Client:
     """Uploads, overwrites and deletes at random, and keeps the ledger."""
 
-    def __init__(self, scene: Scene, store: Store, ledger: Ledger, keys: list[str], chance: random.Random) -> None:
+    def __init__(
+        self,
+        scene: Scene,
+        groups: CommitGroups,
+        store: Store,
+        ledger: Ledger,
+        keys: list[str],
+        chance: random.Random,
+    ) -> None:
         self._scene = scene
+        self._groups = groups
         self._store = store
         self._ledger = ledger
         self._keys = keys
@@ -84,13 +95,14 @@ class Client:
         deployment = self._scene.deployment(self.path(), data, repository_id=repository, redundancy=redundancy)
         ours = self._store.write(self._chance.sample(SHARDS, redundancy)) if data else []
         try:
-            result = await self._scene.commit(deployment, ours)
+            upload = UploadToCommit(deployment, ours, "{}", age_max_seconds=DAY_SECONDS, short=False)
+            result = await self._groups.commit(upload)
             if result.outcome is CommitOutcome.CONFIRM:
                 await asyncio.sleep(self._chance.choice((0, 0.002)))
                 confirmed = [replica for replica in result.existing if self._store.holds(replica)]
-                result = await self._scene.commit(deployment, ours, confirmed)
+                result = await self._groups.commit(upload, [replica.generation for replica in confirmed])
             if result.outcome is not CommitOutcome.NO_REPOSITORY and self._chance.random() < 0.1:
-                assert await self._scene.commit(deployment, ours) == result
+                assert await self._groups.commit(upload) == result
         except PathConflict:
             self._store.remove(ours)
             self._ledger.deploys["conflict"] += 1
@@ -159,7 +171,10 @@ async def test_nothing_is_lost_while_everybody_works_on_a_few_digests(dsn: str, 
         store.lease = await connections[0].fetchval("SELECT lease_acquire('x', $1, 0, 3600)", token), token
         for key in keys[1:]:
             await connections[0].execute("INSERT INTO repositories (key, created_by) VALUES ($1, 'x')", key)
-        clients = [Client(scene, store, ledger, keys, random.Random(f"{seed}/{i}")) for i in range(CLIENTS)]
+        nodes = [CommitGroups(scene.database) for _ in range(NODES)]
+        clients = [
+            Client(scene, nodes[i % NODES], store, ledger, keys, random.Random(f"{seed}/{i}")) for i in range(CLIENTS)
+        ]
         jobs = [Reducer(connection, store, random.Random(f"{seed}/job{i}")) for i, connection in enumerate(connections)]
         steps = [client.step for client in clients]
         work = [

@@ -1,0 +1,84 @@
+"""Plans that a connection has kept since the tables were nearly empty, as in a young cluster, read no whole table."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+
+from repo_node.db import artifacts, blobs, principals, totals
+from repo_node.db.pool import Statement
+from tests.postgres import TestServer
+from tests.repo_node.db.scene import REPOSITORY, Queries, Scene, open_scene
+from tests.repo_node.db.test_plans import FILL_SQL, LARGE
+
+KEPT_AFTER = 8
+"""Postgres makes a plan for all arguments at the sixth use, and asyncpg keeps the statement from the first."""
+
+TABLES_SQL = "SELECT relname, seq_scan FROM pg_stat_user_tables WHERE relname = ANY ($1)"
+
+
+@pytest.fixture
+def young_dsn(postgres: TestServer) -> Iterator[str]:
+    with postgres.database(postgres.template()) as dsn:
+        yield dsn
+
+
+@pytest.fixture
+async def young(young_dsn: str) -> AsyncIterator[Scene]:
+    """A scene whose connection (the pool hands out the one last used) has kept the plans of every statement of a request."""
+    async with open_scene(young_dsn, Queries(), pool_connections_max=2) as scene:
+        await scene.upload("few/0", b"0")
+        await execute(scene, "VACUUM ANALYZE")
+        for number in range(KEPT_AFTER):
+            await requests(scene, f"young/{number}")
+        yield scene
+
+
+async def execute(scene: Scene, sql: str) -> None:
+    async with scene.database.apart() as connection:
+        await connection.execute(sql)
+
+
+async def requests(scene: Scene, path: str) -> None:
+    """Do once what requests do: uploads of new and known content, over another, downloads, listings, deletions."""
+    database, folder, name = scene.database, *path.split("/")
+    await scene.upload(path, path.encode())
+    _, [copy, _] = await scene.upload(path, f"{path} again".encode())
+    await scene.upload(f"{path}-known", path.encode())
+    found = await artifacts.resolve(database, REPOSITORY, folder, name)
+    assert found.item is not None and found.item.blob is not None
+    await blobs.block_digests(database, found.item.blob.id, 0, 1)
+    await blobs.replicas_of(database, found.item.blob.id)
+    await blobs.mark_suspect(database, copy.shard, copy.generation)
+    await principals.find_token(database, bytes(32))
+    assert [page async for page in artifacts.children(database, scene.repository, folder)]
+    by = {"principal": "x", "request_id": "r"}
+    await artifacts.make_folder(database, scene.repository, f"{path}-folder", **by)
+    for deleted in (f"{name}-known", f"{name}-folder"):
+        assert await artifacts.delete(database, scene.repository, folder, deleted, **by) == 1
+
+
+async def whole_scans(scene: Scene) -> dict[str, int]:
+    """Return how often each large table has been read whole."""
+    await scene.database.fetch(Statement("flush", "SELECT pg_stat_force_next_flush()"))
+    rows = await scene.database.fetch(Statement("scans", TABLES_SQL), LARGE)
+    return {row["relname"]: row["seq_scan"] for row in rows}
+
+
+async def test_kept_plans_use_indexes_when_tables_have_grown(young: Scene) -> None:
+    await execute(young, FILL_SQL)
+    before = await whole_scans(young)
+    await requests(young, "grown/0")
+    assert await whole_scans(young) == before
+
+
+async def test_what_is_meant_to_read_whole_tables_does(young: Scene) -> None:
+    await execute(young, FILL_SQL)
+    before = await whole_scans(young)
+    counted = await totals.read(young.database)
+    assert counted.blobs > 4_000
+    after = await whole_scans(young)
+    assert after["blobs"] > before["blobs"]
+    await requests(young, "grown/0")
+    assert await whole_scans(young) == after
