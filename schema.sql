@@ -132,15 +132,19 @@ CREATE TABLE repositories (
     created_at    timestamptz NOT NULL DEFAULT now(),
     created_by    text NOT NULL,
     -- Whether what is deleted or overwritten here is kept in the trash for a while.
-    trash         boolean NOT NULL DEFAULT true
+    trash         boolean NOT NULL DEFAULT true,
+    -- What is computed of each upload to it, beside what its client declares.
+    digests       text[] NOT NULL DEFAULT '{sha256,sha1,md5}'
+                  CHECK (digests @> '{sha256}' AND digests <@ '{sha256,sha1,md5}')
 );
 
 CREATE TABLE blobs (
     id             bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     uid            uuid NOT NULL,
     sha256         bytea NOT NULL UNIQUE CHECK (length(sha256) = 32),
-    sha1           bytea NOT NULL CHECK (length(sha1) = 20),
-    md5            bytea NOT NULL CHECK (length(md5) = 16),
+    -- NULL where nobody has wanted it yet.
+    sha1           bytea CHECK (length(sha1) = 20),
+    md5            bytea CHECK (length(md5) = 16),
     size           bigint NOT NULL CHECK (size >= 0),
     redundancy     smallint NOT NULL CHECK (redundancy BETWEEN 1 AND 16),
     created_at     timestamptz NOT NULL DEFAULT now(),
@@ -149,6 +153,9 @@ CREATE TABLE blobs (
     CONSTRAINT blobs_block_digests_fit CHECK (length(block_digests) = 8 * ((size + 1048575) / 1048576))
 );
 ALTER TABLE blobs ALTER COLUMN block_digests SET STORAGE EXTERNAL;
+-- Who deploys known content may name it so. Hashes, because they are looked up whole: a quarter of a tree's size.
+CREATE INDEX blobs_sha1 ON blobs USING hash (sha1);
+CREATE INDEX blobs_md5 ON blobs USING hash (md5);
 
 -- One row for each file. Never unique on blob and shard: a move has two for a moment.
 -- A condemned row has no blob: it keeps a late commit from referring to a file that reconcile took away.
@@ -687,7 +694,49 @@ BEGIN
 END
 $$;
 
--- Commit one upload: the only way an artifact comes to refer to a blob. Each statement sees a fresh
+-- Let an artifact refer to a blob that the caller has locked; what it overwrites goes to the trash, or its blob is
+-- released. SQLSTATE HF001: a folder is where the artifact should be, or the other way round.
+CREATE FUNCTION put_artifact(
+    p_repo integer, p_folder text, p_name text, p_blob bigint, p_properties jsonb, p_principal text,
+    p_started timestamptz, p_at timestamptz
+)
+RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    v_old  bigint;
+    v_kept boolean;
+BEGIN
+    IF NOT ensure_folder(p_repo, p_folder, p_principal) THEN
+        RAISE EXCEPTION 'a parent of % is an artifact', p_name USING ERRCODE = 'HF001';
+    END IF;
+    LOOP
+        INSERT INTO artifacts (repo_id, folder, name, blob_id, created_at, created_by, modified_at, modified_by,
+                               updated_at, properties)
+        VALUES (p_repo, p_folder, p_name, p_blob, p_at, p_principal, p_started, p_principal, p_at, p_properties)
+        ON CONFLICT (repo_id, folder, name) DO NOTHING;
+        EXIT WHEN FOUND;
+        -- Known only once it is locked: of two first uploads of a path, the second releases the first one's blob.
+        SELECT a.blob_id INTO v_old FROM artifacts a
+          WHERE a.repo_id = p_repo AND a.folder = p_folder AND a.name = p_name FOR NO KEY UPDATE;
+        CONTINUE WHEN NOT FOUND;
+        IF v_old IS NULL THEN
+            RAISE EXCEPTION '% is a folder', p_name USING ERRCODE = 'HF001';
+        END IF;
+        IF v_old <> p_blob THEN
+            v_kept := throw_away(p_repo, p_folder, p_name, p_principal);
+        END IF;
+        UPDATE artifacts a
+           SET blob_id = p_blob, created_at = p_at, created_by = p_principal, modified_at = p_started,
+               modified_by = p_principal, updated_at = p_at, properties = p_properties
+         WHERE a.repo_id = p_repo AND a.folder = p_folder AND a.name = p_name;
+        EXIT;
+    END LOOP;
+    IF v_old <> p_blob AND NOT v_kept THEN
+        PERFORM release_blob(v_old);
+    END IF;
+END
+$$;
+
+-- Commit one upload that brought its bytes. Each statement sees a fresh
 -- snapshot (READ COMMITTED), which the loop below and the counting after the lock rely on.
 --
 -- Outcomes: 'adopted' (our replicas are now the blob's), 'deduplicated' (the confirmed ones suffice,
@@ -730,8 +779,6 @@ DECLARE
     v_confirmed smallint[];
     v_short     boolean;
     v_adopt     boolean;
-    v_old       bigint;
-    v_kept      boolean;
     v_key       text;
     v_event     bigint;
     v_at        timestamptz;
@@ -766,8 +813,12 @@ BEGIN
         RETURNING b.id INTO v_blob;
         v_known := v_blob IS NULL;
         EXIT WHEN NOT v_known;
-        -- Where N has to rise the stronger lock comes first: two who share one would wait for each other.
-        PERFORM 1 FROM blobs b WHERE b.sha256 = p_sha256 AND b.redundancy < p_redundancy FOR NO KEY UPDATE;
+        -- Where the row has to change the stronger lock comes first: two who share one would wait for each other.
+        PERFORM 1 FROM blobs b
+          WHERE b.sha256 = p_sha256
+            AND (b.redundancy < p_redundancy OR (b.sha1 IS NULL AND p_sha1 IS NOT NULL)
+                 OR (b.md5 IS NULL AND p_md5 IS NOT NULL))
+          FOR NO KEY UPDATE;
         SELECT b.id, greatest(b.redundancy, p_redundancy) INTO v_blob, v_wanted
           FROM blobs b WHERE b.sha256 = p_sha256 FOR SHARE;
         EXIT WHEN FOUND;
@@ -784,7 +835,11 @@ BEGIN
     END IF;
 
     IF v_known THEN
-        UPDATE blobs b SET redundancy = v_wanted WHERE b.id = v_blob AND b.redundancy < v_wanted;
+        UPDATE blobs b
+           SET redundancy = v_wanted, sha1 = coalesce(b.sha1, p_sha1), md5 = coalesce(b.md5, p_md5)
+         WHERE b.id = v_blob
+           AND (b.redundancy < v_wanted OR (b.sha1 IS NULL AND p_sha1 IS NOT NULL)
+                OR (b.md5 IS NULL AND p_md5 IS NOT NULL));
         SELECT coalesce(array_agg(DISTINCT g.shard_id), '{}') INTO v_confirmed
           FROM good_replicas(v_blob) g WHERE g.generation = ANY (coalesce(p_confirmed, '{}'));
         v_short := p_size > 0 AND cardinality(v_confirmed) < v_wanted;
@@ -803,34 +858,7 @@ BEGIN
         PERFORM enqueue_repair(v_blob, 'short_write');
     END IF;
 
-    IF NOT ensure_folder(p_repo, p_folder, p_principal) THEN
-        RAISE EXCEPTION 'a parent of % is an artifact', p_name USING ERRCODE = 'HF001';
-    END IF;
-    LOOP
-        INSERT INTO artifacts (repo_id, folder, name, blob_id, created_at, created_by, modified_at, modified_by,
-                               updated_at, properties)
-        VALUES (p_repo, p_folder, p_name, v_blob, v_at, p_principal, p_started, p_principal, v_at, p_properties)
-        ON CONFLICT (repo_id, folder, name) DO NOTHING;
-        EXIT WHEN FOUND;
-        -- Known only once it is locked: of two first uploads of a path, the second releases the first one's blob.
-        SELECT a.blob_id INTO v_old FROM artifacts a
-          WHERE a.repo_id = p_repo AND a.folder = p_folder AND a.name = p_name FOR NO KEY UPDATE;
-        CONTINUE WHEN NOT FOUND;
-        IF v_old IS NULL THEN
-            RAISE EXCEPTION '% is a folder', p_name USING ERRCODE = 'HF001';
-        END IF;
-        IF v_old <> v_blob THEN
-            v_kept := throw_away(p_repo, p_folder, p_name, p_principal);
-        END IF;
-        UPDATE artifacts a
-           SET blob_id = v_blob, created_at = v_at, created_by = p_principal, modified_at = p_started,
-               modified_by = p_principal, updated_at = v_at, properties = p_properties
-         WHERE a.repo_id = p_repo AND a.folder = p_folder AND a.name = p_name;
-        EXIT;
-    END LOOP;
-    IF v_old <> v_blob AND NOT v_kept THEN
-        PERFORM release_blob(v_old);
-    END IF;
+    PERFORM put_artifact(p_repo, p_folder, p_name, v_blob, p_properties, p_principal, p_started, v_at);
     IF NOT v_adopt THEN
         UPDATE events SET adopted = false WHERE id = v_event;
     END IF;
@@ -928,6 +956,80 @@ BEGIN
            p_principals[u.n], u.at, p_properties[u.n]
       FROM unnest(committed, v_blobs, created_at) AS u (n, blob_id, at)
      ORDER BY p_repos[u.n], p_folders[u.n], p_names[u.n];
+END
+$$;
+
+-- Commit one upload of known content, without bytes. Like commit_upload it may be repeated with the same p_upload, and
+-- each statement sees a fresh snapshot. p_confirmed are the generations whose shards said, during this request, that
+-- the file is there; of these so many copies and zones must still be good, or the bytes are wanted.
+--
+-- Outcomes: 'linked', 'unknown' (the blob is gone, or has too few copies: nothing was done), 'no_repository'. HF001 as
+-- in put_artifact.
+CREATE FUNCTION deploy_known(
+    p_upload      uuid,
+    p_started     timestamptz,
+    p_repo        integer,
+    p_folder      text,
+    p_name        text,
+    p_properties  jsonb,
+    p_principal   text,
+    p_request     text,
+    p_blob        bigint,
+    p_redundancy  smallint,
+    p_confirmed   uuid[],
+    p_copies_min  smallint,
+    p_zones_min   smallint,
+    OUT outcome    text,
+    OUT created_at timestamptz
+)
+LANGUAGE plpgsql AS $$
+#variable_conflict use_column
+DECLARE
+    v_key     text;
+    v_sha256  bytea;
+    v_size    bigint;
+    v_wanted  smallint;
+    v_copies  bigint;
+    v_zones   bigint;
+    v_refusal text;
+    v_event   bigint;
+    v_at      timestamptz;
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared(1, p_repo);
+    SELECT r.key INTO v_key FROM repositories r WHERE r.id = p_repo;
+    -- Where N has to rise the stronger lock comes first: two who share one would wait for each other.
+    PERFORM 1 FROM blobs b WHERE b.id = p_blob AND b.redundancy < p_redundancy FOR NO KEY UPDATE;
+    -- gc, which locks the row alone, has taken the blob away by now, or will find the new reference.
+    SELECT b.sha256, b.size, greatest(b.redundancy, p_redundancy) INTO v_sha256, v_size, v_wanted
+      FROM blobs b WHERE b.id = p_blob FOR SHARE;
+    SELECT count(DISTINCT g.shard_id), count(DISTINCT g.zone) INTO v_copies, v_zones
+      FROM good_replicas(p_blob) g WHERE g.generation = ANY (p_confirmed);
+    -- After a failover that went back in time no row can be trusted to know which files will stay.
+    v_refusal := CASE WHEN v_key IS NULL THEN 'no_repository'
+                      WHEN v_size = 0 THEN NULL
+                      WHEN v_size IS NULL OR v_copies < p_copies_min OR v_zones < p_zones_min THEN 'unknown'
+                      WHEN history_is_lost() THEN 'unknown' END;
+    INSERT INTO events AS e (kind, upload_id, repository, path, sha256, adopted, principal, request_id)
+    SELECT 'deploy', p_upload, v_key, concat_ws('/', nullif(p_folder, ''), p_name), v_sha256, false, p_principal,
+           p_request
+     WHERE v_refusal IS NULL
+    ON CONFLICT (upload_id) DO NOTHING
+    RETURNING e.id, e.at INTO v_event, v_at;
+    IF v_event IS NULL THEN
+        -- Done before, whatever holds by now. Written, though nothing changes, so that this answer too waits for a
+        -- synchronous standby.
+        UPDATE events e SET adopted = e.adopted WHERE e.upload_id = p_upload RETURNING 'linked', e.at
+          INTO outcome, created_at;
+        outcome := coalesce(outcome, v_refusal);
+        RETURN;
+    END IF;
+    UPDATE blobs b SET redundancy = v_wanted WHERE b.id = p_blob AND b.redundancy < v_wanted;
+    IF v_size > 0 AND v_copies < v_wanted THEN
+        PERFORM enqueue_repair(p_blob, 'short_write');
+    END IF;
+    PERFORM put_artifact(p_repo, p_folder, p_name, p_blob, p_properties, p_principal, p_started, v_at);
+    created_at := v_at;
+    outcome := 'linked';
 END
 $$;
 

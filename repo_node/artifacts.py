@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from repo_node.checksums import Content, DeclaredDigests
 from repo_node.db import artifacts as rows
 from repo_node.db import blobs
 from repo_node.db.artifacts import Blob, Child, Item
@@ -18,7 +19,7 @@ from repo_node.db.blobs import CommitOutcome, CommitResult, Deployment
 from repo_node.db.commit_groups import CommitGroups, UploadToCommit
 from repo_node.db.errors import AbsenceInDoubt, CatalogueUnavailable, OutcomeUnknown
 from repo_node.db.pool import Database
-from repo_node.errors import BodyTooLarge, ChecksumMismatch, NotFound, Overloaded, RequestError, absent
+from repo_node.errors import BodyTooLarge, NotFound, Overloaded, RequestError, absent
 from repo_node.metrics import Metrics
 from repo_node.outcome import Known, until_known
 from repo_node.paths import ArtifactPath
@@ -32,32 +33,13 @@ from sharding.crash_points import crash_point
 from sharding.errors import ReplicaCorrupt, ReplicaMissing
 from sharding.identifiers import uuid7
 from sharding.maintenance.catalogue import StoredBlob
-from sharding.model import BLOCK_DIGEST_BYTES, BlobDigests, Buffer, Replica, block_count
+from sharding.model import BLOCK_DIGEST_BYTES, EXTRA_DIGESTS, Buffer, Replica, block_count
 from sharding.provider import ShardingProvider
 from sharding.reader import BlobReader, BlobToRead
 from sharding.upload import Upload
 
 REPORTS_MAX = 1_000
 DIGEST_WINDOW = rows.FIRST_BLOCKS
-
-
-@dataclass(frozen=True, slots=True)
-class DeclaredDigests:
-    """Checksums the client declared, as bytes; None where it declared none."""
-
-    sha256: bytes | None = None
-    sha1: bytes | None = None
-    md5: bytes | None = None
-
-    def check(self, digests: BlobDigests) -> None:
-        """Raise ``ChecksumMismatch`` when the body is not what was declared."""
-        for name in ("sha256", "sha1", "md5"):
-            declared, computed = getattr(self, name), getattr(digests, name)
-            if declared is not None and declared != computed:
-                raise ChecksumMismatch(
-                    f"Checksum error: {name} of the body is {computed.hex()}, declared was {declared.hex()}. "
-                    "Nothing was stored."
-                )
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +60,7 @@ class Deployed:
     at: ArtifactPath
     created_at: datetime
     created_by: str
-    digests: BlobDigests
+    content: Content
 
 
 class Pulse(Protocol):
@@ -151,7 +133,8 @@ class Artifacts:
     async def _deploy(self, request: DeployRequest, body: AsyncIterator[Buffer]) -> Deployed:
         repository, started_at = await self._repositories.recall(request.at.repository), self._pulse.database_time()
         policy = self._settings.now.write_policy(repository.redundancy)
-        async with self._store.open_upload(policy) as upload:
+        extra = EXTRA_DIGESTS.intersection((*repository.digests, *request.declared.names))
+        async with self._store.open_upload(policy, extra) as upload:
             began = time.perf_counter()
             await self._receive(upload, body)
             digests = await upload.finish()

@@ -30,6 +30,7 @@ from repo_node.api.epochs import EpochHandlers
 from repo_node.api.internal import internal_app
 from repo_node.artifacts import Artifacts
 from repo_node.auth.authenticator import Authenticator
+from repo_node.checksum_deploy import ChecksumDeploy
 from repo_node.cluster.epochs import ShardEpochs
 from repo_node.cluster.membership import Membership, NodeShards
 from repo_node.cluster.outlook import Outlook
@@ -207,8 +208,18 @@ def public_app_of(parts: Parts, artifacts: Artifacts, node: Node) -> web.Applica
     properties = Properties(parts.database, parts.repositories, parts.recent, parts.settings)
     transfers = Transfers(parts.database, artifacts, parts.repositories, parts.recent, parts.settings)
     trash = Trash(parts.database, parts.recent, parts.settings)
+    known = ChecksumDeploy(
+        parts.database,
+        parts.store,
+        parts.repositories,
+        parts.settings,
+        parts.metrics,
+        parts.recent,
+        parts.membership,
+    )
     services = Services(
         artifacts,
+        known,
         parts.repositories,
         properties,
         transfers,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from repo_node.db import repositories as rows
@@ -13,6 +13,7 @@ from repo_node.paths import ArtifactPath, check_repository_key
 from repo_node.read_only import require_writable
 from repo_node.recent import RecentItems
 from repo_node.settings import LiveSettings
+from sharding.model import ALL_DIGESTS
 
 
 class Repositories:
@@ -82,6 +83,7 @@ class Repositories:
         principal: str,
         request_id: str,
         trash: bool = True,
+        digests: Sequence[str] = ALL_DIGESTS,
     ) -> None:
         """Make a local generic repository. Raises ``BadPath``, ``RepositoryExists``."""
         await rows.create(
@@ -94,13 +96,27 @@ class Repositories:
             principal=principal,
             request_id=request_id,
             trash=trash,
+            digests=digests,
         )
         self.forget()
 
-    async def switch_trash(self, key: str, keep: bool, *, principal: str, request_id: str) -> None:
-        """Let the trash keep what leaves a repository from now on, or not. Raises ``NotFound``."""
-        if not await rows.switch_trash(self._database, key, keep, principal=principal, request_id=request_id):
+    async def change(
+        self,
+        key: str,
+        *,
+        principal: str,
+        request_id: str,
+        trash: bool | None = None,
+        digests: Sequence[str] | None = None,
+    ) -> None:
+        """Let the trash keep what leaves a repository from now on, or not; compute these digests of what comes to it.
+
+        None leaves as it is. Raises ``NotFound``.
+        """
+        by = {"principal": principal, "request_id": request_id}
+        if not await rows.change(self._database, key, trash=trash, digests=digests, **by):
             raise absent(NotFound(f"There is no repository {key}."), fresh=self._fresh())
+        self.forget()
 
     async def delete(self, key: str, *, principal: str, request_id: str) -> None:
         """Delete a repository with everything in it. Raises ``NotFound``, ``ReadOnly``."""

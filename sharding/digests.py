@@ -1,4 +1,4 @@
-"""The digests of a blob: three that name and check the whole, and one for every block.
+"""The digests of a blob: the sha256 that names it, up to two more of the whole, and one for every block.
 
 Blocking work: a mebibyte costs a few milliseconds. What is small may be hashed in place, the rest
 belongs on an executor; hashlib releases the GIL.
@@ -7,25 +7,24 @@ belongs on an executor; hashlib releases the GIL.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 from xxhash import xxh3_64, xxh3_64_digest
 
-from sharding.model import BLOCK_BYTES, BLOCK_DIGEST_BYTES, BlobDigests, Buffer, block_count
+from sharding.model import BLOCK_BYTES, BLOCK_DIGEST_BYTES, EXTRA_DIGESTS, BlobDigests, Buffer, block_count
 
 
 class BlobHasher:
-    """Computes every digest of a blob from its bytes in order, in chunks of any size.
+    """Computes the digests of a blob from its bytes in order, in chunks of any size.
 
-    Belongs to one task at a time; ``update`` may run on a thread.
+    Of ``EXTRA_DIGESTS`` only those in ``extra``. Belongs to one task at a time; ``update`` may run on a thread.
     """
 
-    __slots__ = ("_block", "_blocks", "_md5", "_sha1", "_sha256", "_size")
+    __slots__ = ("_block", "_blocks", "_extra", "_sha256", "_size")
 
-    def __init__(self) -> None:
+    def __init__(self, extra: Collection[str] = EXTRA_DIGESTS) -> None:
         self._sha256 = hashlib.sha256()
-        self._sha1 = hashlib.sha1(usedforsecurity=False)
-        self._md5 = hashlib.md5(usedforsecurity=False)
+        self._extra = {name: hashlib.new(name, usedforsecurity=False) for name in extra}
         self._blocks = bytearray()
         self._block = xxh3_64()
         self._size = 0
@@ -35,8 +34,8 @@ class BlobHasher:
         # One block at a time, so that it is still in the processor's cache for the second to fourth hash.
         for part in _parts(data, BLOCK_BYTES - self._size % BLOCK_BYTES):
             self._sha256.update(part)
-            self._sha1.update(part)
-            self._md5.update(part)
+            for extra in self._extra.values():
+                extra.update(part)
             self._update_block(part)
 
     def _update_block(self, part: memoryview) -> None:
@@ -61,13 +60,16 @@ class BlobHasher:
         return BlobDigests(
             size=self._size,
             sha256=self._sha256.digest(),
-            sha1=self._sha1.digest(),
-            md5=self._md5.digest(),
+            sha1=self._extra_digest("sha1"),
+            md5=self._extra_digest("md5"),
             blocks=bytes(self._blocks) + last,
         )
 
+    def _extra_digest(self, name: str) -> bytes | None:
+        return self._extra[name].digest() if name in self._extra else None
 
-def digest_small(data: Buffer) -> BlobDigests:
+
+def digest_small(data: Buffer, extra: Collection[str] = EXTRA_DIGESTS) -> BlobDigests:
     """Return the digests of a blob of at most ``BLOCK_BYTES``. Raises ``ValueError`` for a longer one."""
     size = memoryview(data).nbytes
     if size > BLOCK_BYTES:
@@ -75,8 +77,8 @@ def digest_small(data: Buffer) -> BlobDigests:
     return BlobDigests(
         size=size,
         sha256=hashlib.sha256(data).digest(),
-        sha1=hashlib.sha1(data, usedforsecurity=False).digest(),
-        md5=hashlib.md5(data, usedforsecurity=False).digest(),
+        sha1=hashlib.sha1(data, usedforsecurity=False).digest() if "sha1" in extra else None,
+        md5=hashlib.md5(data, usedforsecurity=False).digest() if "md5" in extra else None,
         blocks=xxh3_64_digest(data) if size else b"",
     )
 

@@ -17,6 +17,12 @@ BLOCK_BYTES = 1 << 20
 BLOCK_DIGEST_BYTES = 8
 """Length of one block digest: xxh3-64, big-endian."""
 
+ALL_DIGESTS = ("sha256", "sha1", "md5")
+"""The digests of a whole blob, the safest first."""
+
+EXTRA_DIGESTS = frozenset(ALL_DIGESTS[1:])
+"""What can be computed of a blob beside its sha256 and its block digests, for clients that verify it."""
+
 ShardId = NewType("ShardId", int)
 NodeId = NewType("NodeId", str)
 ZoneId = NewType("ZoneId", str)
@@ -81,12 +87,12 @@ class Replica:
 
 @dataclass(frozen=True, slots=True)
 class BlobDigests:
-    """Everything computed while a blob streamed in."""
+    """Everything computed while a blob streamed in; ``sha1`` and ``md5`` are None where nobody wanted them."""
 
     size: int
     sha256: bytes
-    sha1: bytes
-    md5: bytes
+    sha1: bytes | None
+    md5: bytes | None
     blocks: bytes
     """xxh3-64 of every block, 8 bytes each, big-endian, in order."""
 

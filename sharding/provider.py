@@ -7,7 +7,7 @@ HTTP, no SQL and no repository.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -17,7 +17,16 @@ from sharding.digests import block_digests
 from sharding.errors import ShardError
 from sharding.identifiers import mint_generation, mint_uid
 from sharding.janitor import Janitor
-from sharding.model import BLOCK_BYTES, BLOCK_DIGEST_BYTES, BlobDigests, BlobName, Generation, Replica, ShardId
+from sharding.model import (
+    BLOCK_BYTES,
+    BLOCK_DIGEST_BYTES,
+    EXTRA_DIGESTS,
+    BlobDigests,
+    BlobName,
+    Generation,
+    Replica,
+    ShardId,
+)
 from sharding.reader import BlobCatalogue, BlobReader, BlobToRead
 from sharding.tally import WritePolicy
 from sharding.tasks import run_all
@@ -59,14 +68,23 @@ class ShardingProvider:
         return self._janitor
 
     @asynccontextmanager
-    async def open_upload(self, policy: WritePolicy) -> AsyncIterator[Upload]:
+    async def open_upload(
+        self, policy: WritePolicy, extra_digests: Collection[str] = EXTRA_DIGESTS
+    ) -> AsyncIterator[Upload]:
         """Begin an upload; leaving the block stops it and removes whatever is still only staged.
 
-        Raises ``WriteQuorumNotMet`` at once when too few shards take writes.
+        ``extra_digests`` are computed beside the sha256. Raises ``WriteQuorumNotMet`` at once when too few shards
+        take writes.
         """
         self.served += 1
         upload = Upload(
-            mint_uid(), self._view(), policy, mint=mint_generation, hashing=self._hashing, cleaner=self._janitor
+            mint_uid(),
+            self._view(),
+            policy,
+            mint=mint_generation,
+            hashing=self._hashing,
+            cleaner=self._janitor,
+            extra_digests=extra_digests,
         )
         try:
             yield upload

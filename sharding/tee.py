@@ -56,6 +56,7 @@ class Tee:
         policy: WritePolicy,
         *,
         mint: Callable[[], Generation],
+        hasher: BlobHasher,
         hashing: Executor,
         cleaner: Cleaner,
     ) -> None:
@@ -65,7 +66,7 @@ class Tee:
         self._mint = mint
         self._hashing = hashing
         self._cleaner = cleaner
-        self._hasher = BlobHasher()
+        self._hasher = hasher
         self._stored = 0
         self._storing: asyncio.Task[None] | None = None
         self._handoffs: set[asyncio.Task[None]] = set()

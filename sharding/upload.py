@@ -7,12 +7,12 @@ to staged copies (``tee.py``). ``commit.py`` makes the copies durable.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Executor
 from uuid import UUID
 
-from sharding.digests import digest_small
-from sharding.model import BLOCK_BYTES, BlobDigests, Buffer, Generation
+from sharding.digests import BlobHasher, digest_small
+from sharding.model import BLOCK_BYTES, EXTRA_DIGESTS, BlobDigests, Buffer, Generation
 from sharding.placer import Placer
 from sharding.tally import WritePolicy
 from sharding.tee import Cleaner, Tee
@@ -26,8 +26,8 @@ class Upload:
     """The bytes of one upload. Belongs to one task: ``write`` any number of times, then ``finish``.
 
     What happens to the copies then is for ``commit.py``; ``close`` may be called at any time. Holds at
-    most two blocks in memory, and one more for each handoff that is catching up. Raises
-    ``WriteQuorumNotMet`` at once when too few shards take writes.
+    most two blocks in memory, and one more for each handoff that is catching up. Computes
+    ``extra_digests`` beside the sha256. Raises ``WriteQuorumNotMet`` at once when too few shards take writes.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class Upload:
         mint: Callable[[], Generation],
         hashing: Executor,
         cleaner: Cleaner,
+        extra_digests: Collection[str] = EXTRA_DIGESTS,
     ) -> None:
         self.uid = uid
         self.policy = policy
@@ -51,6 +52,7 @@ class Upload:
         """The whole body, when it is finished and was never staged."""
         self.tee: Tee | None = None
         self._hashing = hashing
+        self._extra_digests = extra_digests
         self._block = bytearray()
 
     async def write(self, data: Buffer) -> None:
@@ -87,11 +89,18 @@ class Upload:
 
     async def _digest(self, data: Buffer) -> BlobDigests:
         if len(data) <= INLINE_HASH_BYTES:
-            return digest_small(data)
-        return await asyncio.get_running_loop().run_in_executor(self._hashing, digest_small, data)
+            return digest_small(data, self._extra_digests)
+        return await asyncio.get_running_loop().run_in_executor(self._hashing, digest_small, data, self._extra_digests)
 
     async def _send(self, block: Buffer) -> None:
         if self.tee is None:
-            self.tee = Tee(self.placer, self.policy, mint=self.mint, hashing=self._hashing, cleaner=self.cleaner)
+            self.tee = Tee(
+                self.placer,
+                self.policy,
+                mint=self.mint,
+                hasher=BlobHasher(self._extra_digests),
+                hashing=self._hashing,
+                cleaner=self.cleaner,
+            )
             await self.tee.open()
         await self.tee.send(block)

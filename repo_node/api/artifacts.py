@@ -8,13 +8,15 @@ from collections.abc import Mapping, Sequence
 from aiohttp import web
 
 from repo_node.api.documents import file_document, folder_document, json_response
-from repo_node.artifacts import DeclaredDigests, DeployRequest
+from repo_node.artifacts import Deployed, DeployRequest
 from repo_node.auth.permissions import Permission
+from repo_node.checksum_deploy import SendTheBody
+from repo_node.checksums import DeclaredDigests, checksums_of
 from repo_node.db.artifacts import Blob, Item
 from repo_node.db.errors import CatalogueUnavailable
 from repo_node.errors import ChecksumMismatch, NotFound, RequestError
 from repo_node.paths import ArtifactPath, Target
-from repo_node.web.body import read_body, refuse_large
+from repo_node.web.body import leave_unread, read_body, refuse_large
 from repo_node.web.context import REQUEST_ID, SERVICES, TARGET, artifact_at, base_url, principal_of
 from repo_node.web.routes import Routes, WhileReadOnly
 from repo_node.web.streaming import media_type, send_artifact
@@ -76,28 +78,35 @@ async def deploy(request: web.Request) -> web.StreamResponse:
     if request[TARGET].is_folder:
         return await make_folder(request, at)
     refuse_large(request)
-    if request.headers.get("X-Checksum-Deploy", "false").lower() == "true":
-        raise NotFound("File not found: checksum deploy is not offered here; send the body.")
     if request.headers.get("X-Explode-Archive", "false").lower() == "true":
         raise RequestError("Archives are not unpacked here; nothing was stored.")
-    declared = declared_digests(request)
-    deployed = await services.artifacts.deploy(
-        DeployRequest(at, principal_of(request).name, request[REQUEST_ID], request[TARGET].properties, declared),
-        read_body(request),
-    )
-    digests = deployed.digests
-    checksums = {"sha1": digests.sha1.hex(), "md5": digests.md5.hex(), "sha256": digests.sha256.hex()}
+    principal, declared = principal_of(request), declared_digests(request)
+    asked = DeployRequest(at, principal.name, request[REQUEST_ID], request[TARGET].properties, declared)
+    if request.headers.get("X-Checksum-Deploy", "false").lower() == "true":
+        deployed = await deploy_known(request, asked)
+    else:
+        deployed = await services.artifacts.deploy(asked, read_body(request))
+    checksums = checksums_of(deployed.content)
     document = file_document(
         base_url(request),
         at,
         created_at=deployed.created_at,
         created_by=deployed.created_by,
-        size=digests.size,
+        size=deployed.content.size,
         media_type=media_type(at.name),
         checksums=checksums,
         original=original_checksums(declared, checksums),
     )
-    return json_response(document, status=201, headers={"Location": document["downloadUri"]})
+    response = json_response(document, status=201, headers={"Location": document["downloadUri"]})
+    leave_unread(request, response)
+    return response
+
+
+async def deploy_known(request: web.Request, asked: DeployRequest) -> Deployed:
+    """Deploy by checksum: a body, which nobody expects, is ignored. Raises ``NotFound`` when the bytes are wanted."""
+    if not principal_of(request).may(Permission.READ):
+        raise SendTheBody
+    return await request.app[SERVICES].checksum_deploy.deploy(asked)
 
 
 def original_checksums(declared: DeclaredDigests, computed: dict[str, str]) -> dict[str, str]:

@@ -11,6 +11,7 @@ from urllib.parse import quote
 from aiohttp import web
 from pydantic import AfterValidator, ValidationError
 
+from repo_node.checksums import checksums_of
 from repo_node.db.artifacts import Child, Item
 from repo_node.paths import ArtifactPath
 
@@ -81,7 +82,7 @@ def file_info(base: str, at: ArtifactPath, item: Item, media_type: str) -> dict[
     """Return the file info of ``GET api/storage``."""
     assert item.blob is not None
     blob = item.blob
-    checksums = {"sha1": blob.sha1.hex(), "md5": blob.md5.hex(), "sha256": blob.sha256.hex()}
+    checksums = checksums_of(blob)
     document = file_document(
         base,
         at,

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal, get_args
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from repo_node.api.documents import PlainText, first_fault, json_response
 from repo_node.auth.permissions import Permission
@@ -14,6 +14,19 @@ from repo_node.errors import RequestError
 from repo_node.web.body import read_json
 from repo_node.web.context import REQUEST_ID, SERVICES, TARGET, base_url, principal_of
 from repo_node.web.routes import Routes
+
+Digest = Literal["sha256", "sha1", "md5"]
+DIGESTS: tuple[Digest, ...] = get_args(Digest)
+
+
+def check_digests(names: list[Digest]) -> list[Digest]:
+    """Return ``names``, each once, in their usual order. Raises ``ValueError``."""
+    if "sha256" not in names:
+        raise ValueError("sha256 is always computed: it names the content")
+    return [name for name in DIGESTS if name in names]
+
+
+Digests = Annotated[list[Digest], AfterValidator(check_digests)]
 
 
 class RepositoryDocument(BaseModel):
@@ -26,13 +39,21 @@ class RepositoryDocument(BaseModel):
     description: PlainText | None = Field(None, max_length=2000)
     redundancy: int | None = Field(None, ge=1, le=16)
     trash: bool = True
+    digests: Digests = list(DIGESTS)
 
 
 class ChangeDocument(BaseModel):
     """What of a repository can be changed."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
-    trash: bool
+    trash: bool | None = None
+    digests: Digests | None = None
+
+    @model_validator(mode="after")
+    def check_said(self) -> ChangeDocument:
+        if self.trash is None and self.digests is None:
+            raise ValueError("nothing is to be changed")
+        return self
 
 
 def add_routes(routes: Routes) -> None:
@@ -79,6 +100,7 @@ def document_of(repository: Repository) -> dict[str, Any]:
         "repoLayoutRef": "simple-default",
         "redundancy": repository.redundancy,
         "trash": repository.trash,
+        "digests": list(repository.digests),
     }
 
 
@@ -97,6 +119,7 @@ async def create(request: web.Request) -> web.StreamResponse:
         description=document.description or "",
         redundancy=document.redundancy,
         trash=document.trash,
+        digests=document.digests,
         principal=principal_of(request).name,
         request_id=request[REQUEST_ID],
     )
@@ -108,9 +131,13 @@ async def change(request: web.Request) -> web.StreamResponse:
     try:
         document = ChangeDocument.model_validate(await read_json(request))
     except ValidationError as error:
-        raise RequestError(f"Of a repository, only trash can be changed: {first_fault(error)}") from None
-    await request.app[SERVICES].repositories.switch_trash(
-        key, document.trash, principal=principal_of(request).name, request_id=request[REQUEST_ID]
+        raise RequestError(f"Of a repository, only trash and digests can be changed: {first_fault(error)}") from None
+    await request.app[SERVICES].repositories.change(
+        key,
+        trash=document.trash,
+        digests=document.digests,
+        principal=principal_of(request).name,
+        request_id=request[REQUEST_ID],
     )
     return web.Response(text=f"Repository {key} update successfully.\n")
 

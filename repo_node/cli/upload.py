@@ -19,14 +19,23 @@ from repo_node.client.errors import ClientError
 from repo_node.client.local_tree import Found, Unfit, UploadItem, find_entry, find_files
 from repo_node.client.paths import RemotePath
 from repo_node.client.rest import Client
-from repo_node.client.upload import FileUpload
+from repo_node.client.upload import KNOWN_BYTES_MIN, FileUpload
 
 
 @click.command()
 @click.argument("paths", metavar="PATH...", nargs=-1, required=True)
 @click.argument("target", metavar="REPO/DIR/")
+@click.option(
+    "--known-bytes-min",
+    type=click.IntRange(min=0),
+    default=KNOWN_BYTES_MIN,
+    show_default=True,
+    help="From this size on, ask first whether the cluster has the content already, and send nothing if it has.",
+)
 @transfer_options
-def upload(connection: ConnectionOptions, options: TransferOptions, paths: tuple[str, ...], target: str) -> None:
+def upload(
+    connection: ConnectionOptions, options: TransferOptions, paths: tuple[str, ...], target: str, known_bytes_min: int
+) -> None:
     """Upload files and directories into a folder of a repository.
 
     A directory goes up with all it holds, under its own name; written DIR/. it gives only its contents. Links are
@@ -48,7 +57,8 @@ def upload(connection: ConnectionOptions, options: TransferOptions, paths: tuple
     client = Client(find_endpoint(connection), retry=options.retry, connections_max=options.jobs)
     report = Report("uploaded")
     with open_board("uploading", quiet=options.quiet, as_json=options.as_json) as board:
-        asyncio.run(upload_all(client, plan_upload(paths, place, exact), options.jobs, board, report))
+        planned = plan_upload(paths, place, exact)
+        asyncio.run(upload_all(client, planned, options.jobs, board, report, known_bytes_min=known_bytes_min))
     report.close(as_json=options.as_json)
 
 
@@ -57,7 +67,9 @@ def plan_upload(paths: Sequence[str], place: RemotePath, exact: bool) -> list[Fo
     return list(find_entry(Path(paths[0]), place, ()) if exact else find_files(paths, place))
 
 
-async def upload_all(client: Client, found: Sequence[Found], jobs: int, board: Board, report: Report) -> None:
+async def upload_all(
+    client: Client, found: Sequence[Found], jobs: int, board: Board, report: Report, *, known_bytes_min: int
+) -> None:
     """Upload what was found, ``jobs`` files at a time; the report says how it went."""
     items = [item for item in found if isinstance(item, UploadItem)]
     board.expect(sum(item.size for item in items))
@@ -66,7 +78,7 @@ async def upload_all(client: Client, found: Sequence[Found], jobs: int, board: B
             board.fail(None, report.add_failure(unfit.name, unfit.reason))
 
     async def work(item: UploadItem) -> bool:
-        return await upload_one(client, item, board, report)
+        return await upload_one(client, item, board, report, known_bytes_min)
 
     async with client:
         await run_batch(iterate(items), jobs, work)
@@ -78,12 +90,13 @@ async def iterate(items: Sequence[UploadItem]) -> AsyncIterator[UploadItem]:
         yield item
 
 
-async def upload_one(client: Client, item: UploadItem, board: Board, report: Report) -> bool:
+async def upload_one(client: Client, item: UploadItem, board: Board, report: Report, known_bytes_min: int) -> bool:
     """Upload one file and report it; False when every other upload would fail alike."""
     name = str(item.source)
     watcher = board.open(name, item.size)
     try:
-        stored = await FileUpload(client, item.source, item.target, watcher).run()
+        upload = FileUpload(client, item.source, item.target, watcher, known_bytes_min=known_bytes_min)
+        stored = await upload.run()
     except ClientError as error:
         board.fail(watcher, report.add_failure(name, str(error)))
         return not error.stops_all
@@ -94,6 +107,8 @@ async def upload_one(client: Client, item: UploadItem, board: Board, report: Rep
         sha256=stored.sha256,
         uri=stored.uri,
         attempts=stored.attempts,
+        known=stored.known,
     )
-    board.finish(watcher, f"{name} -> {item.target}, {say_bytes(stored.size)}")
+    how = ", known already" if stored.known else ""
+    board.finish(watcher, f"{name} -> {item.target}, {say_bytes(stored.size)}{how}")
     return True

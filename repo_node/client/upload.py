@@ -21,28 +21,48 @@ from repo_node.client.retry import persist
 EXPECT_BYTES_MIN = 1 << 20
 """From this size the server is asked before the body is sent, so that a refusal costs no transfer."""
 
+KNOWN_BYTES_MIN = 10 << 10
+"""From this size the server is asked first whether it knows the content: below, the question costs what it saves."""
+
 CHANGED = "the file changes while it is uploaded; wait until it is complete, then upload it again"
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """What the server confirmed of one upload; ``attempts`` counts the tries it took."""
+    """What the server confirmed of one upload; ``attempts`` counts the tries it took.
+
+    ``known`` says that it had the content already, and no byte was sent.
+    """
 
     size: int
     sha256: str
     uri: str
     attempts: int
+    known: bool
 
 
 class FileUpload:
-    """The upload of ``source`` to ``target``. A retry reads the file anew, and hashes it anew if it has changed."""
+    """The upload of ``source`` to ``target``. A retry reads the file anew, and hashes it anew if it has changed.
 
-    def __init__(self, client: Client, source: Path, target: RemotePath, progress: Progress) -> None:
+    From ``known_bytes_min`` on, content that the server knows is deployed by its checksums alone.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        source: Path,
+        target: RemotePath,
+        progress: Progress,
+        *,
+        known_bytes_min: int = KNOWN_BYTES_MIN,
+    ) -> None:
         self._client = client
         self._source = source
         self._target = target
         self._progress = progress
+        self._known_bytes_min = known_bytes_min
         self._digests: FileDigests | None = None
+        self._unknown: FileDigests | None = None
 
     async def run(self) -> Stored:
         """Upload the file, repeating what may succeed later. Raises ``ClientError``."""
@@ -59,8 +79,27 @@ class FileUpload:
                 await asyncio.to_thread(file.seek, 0)
             except OSError as error:
                 raise LocalFailure.of(error, "the file cannot be read") from error
-            answer = await self._send(file, digests, attempt)
-        return confirm(answer, digests, attempt)
+            answer = await self._deploy_known(digests)
+            if known := answer is not None:
+                self._progress.advance(digests.size)
+            else:
+                answer = await self._send(file, digests, attempt)
+        return confirm(answer, digests, attempt, known=known)
+
+    async def _deploy_known(self, digests: FileDigests) -> Any | None:
+        """Ask the server to deploy content it knows; None when it wants the bytes."""
+        if digests.size < self._known_bytes_min or digests == self._unknown:
+            return None
+        headers = {**checksum_headers(digests), "X-Checksum-Deploy": "true"}
+        self._progress.begin("sending", digests.size)
+        try:
+            async with self._client.request("PUT", self._target.url_path, headers=headers) as response:
+                return await self._client.read_json(response)
+        except Refused as error:
+            if error.status != 404:
+                raise
+        self._unknown = digests
+        return None
 
     async def _send(self, file: BinaryIO, digests: FileDigests, attempt: int) -> Any:
         patience = self._client.patience()
@@ -139,13 +178,19 @@ def headers_of(digests: FileDigests) -> dict[str, str]:
     return {
         "Content-Length": str(digests.size),
         "Content-Type": "application/octet-stream",
+        **checksum_headers(digests),
+    }
+
+
+def checksum_headers(digests: FileDigests) -> dict[str, str]:
+    return {
         "X-Checksum-Sha256": digests.sha256,
         "X-Checksum-Sha1": digests.sha1,
         "X-Checksum-Md5": digests.md5,
     }
 
 
-def confirm(answer: Any, digests: FileDigests, attempts: int) -> Stored:
+def confirm(answer: Any, digests: FileDigests, attempts: int, *, known: bool) -> Stored:
     """Compare the server's answer with what was sent. Raises ``WrongBytes`` or ``BadAnswer``."""
     try:
         checksums = answer["checksums"]
@@ -158,4 +203,4 @@ def confirm(answer: Any, digests: FileDigests, attempts: int) -> Stored:
             f"{digests.sha256} were sent; what lies there now is not this file: upload it again or delete it",
             retryable=False,
         )
-    return Stored(size, sha256, uri, attempts)
+    return Stored(size, sha256, uri, attempts, known)

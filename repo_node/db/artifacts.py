@@ -22,14 +22,17 @@ FIRST_BLOCKS = 256
 
 @dataclass(frozen=True, slots=True)
 class Blob:
-    """A blob and where its copies are; ``first_digests`` cover its first ``FIRST_BLOCKS`` blocks."""
+    """A blob and where its copies are; ``first_digests`` cover its first ``FIRST_BLOCKS`` blocks.
+
+    ``sha1`` and ``md5`` are None as long as no upload of it wanted them.
+    """
 
     id: int
     uid: UUID
     size: int
     sha256: bytes
-    sha1: bytes
-    md5: bytes
+    sha1: bytes | None
+    md5: bytes | None
     first_digests: bytes
     replicas: tuple[Replica, ...]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from enum import StrEnum
@@ -74,6 +75,20 @@ REPLICAS = Statement(
 SUSPECT = Statement("replica_suspect", "SELECT suspect_replica($1, $2) AS marked")
 
 
+@contextmanager
+def refusing_conflicts() -> Iterator[None]:
+    """Raise what the commit of an upload may find in its way: ``PathConflict``, ``CatalogueUnavailable``."""
+    try:
+        yield
+    except asyncpg.UniqueViolationError as error:
+        # Only a condemned generation can be there before us: the upload was overtaken by reconcile.
+        raise CatalogueUnavailable(f"upload_commit: {error}") from error
+    except asyncpg.PostgresError as error:
+        if error.sqlstate == "HF001":
+            raise PathConflict(str(error)) from None
+        raise
+
+
 async def commit_upload(
     database: Database,
     deployment: Deployment,
@@ -91,7 +106,7 @@ async def commit_upload(
     ``OutcomeUnknown``, ``CatalogueUnavailable``.
     """
     digests = deployment.digests
-    try:
+    with refusing_conflicts():
         row: Any = await database.write(
             COMMIT,
             deployment.upload,
@@ -115,13 +130,6 @@ async def commit_upload(
             short,
             confirmed,
         )
-    except asyncpg.UniqueViolationError as error:
-        # Only a condemned generation can be there before us: the upload was overtaken by reconcile.
-        raise CatalogueUnavailable(f"upload_commit: {error}") from error
-    except asyncpg.PostgresError as error:
-        if error.sqlstate == "HF001":
-            raise PathConflict(str(error)) from None
-        raise
     existing = zip(row["existing_shards"] or (), row["existing_generations"] or (), strict=True)
     return CommitResult(
         CommitOutcome(row["outcome"]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -11,6 +11,7 @@ import asyncpg
 from repo_node.db.artifacts import DELETE_PAGE
 from repo_node.db.errors import CatalogueError
 from repo_node.db.pool import Database, Statement
+from sharding.model import ALL_DIGESTS
 
 
 class RepositoryExists(CatalogueError):
@@ -27,27 +28,34 @@ class Repository:
     redundancy: int | None
     created_at: datetime
     trash: bool = True
+    digests: tuple[str, ...] = ALL_DIGESTS
+    """Which are computed of every upload; the sha256 is among them."""
 
 
-COLUMNS = "r.id, r.key, r.rclass, r.package_type, r.description, r.redundancy, r.created_at, r.trash"
+COLUMNS = "r.id, r.key, r.rclass, r.package_type, r.description, r.redundancy, r.created_at, r.trash, r.digests"
 LIST = Statement("repositories_list", f"SELECT {COLUMNS} FROM repositories r ORDER BY r.key")
 FIND = Statement("repository_find", f"SELECT {COLUMNS} FROM repositories r WHERE r.key = $1")
 CREATE = Statement(
     "repository_create",
     """
     WITH made AS (
-        INSERT INTO repositories (key, rclass, package_type, description, redundancy, created_by, trash)
-        VALUES ($1, $2, $3, $4, $5, $6, $8) RETURNING id
+        INSERT INTO repositories (key, rclass, package_type, description, redundancy, created_by, trash, digests)
+        VALUES ($1, $2, $3, $4, $5, $6, $8, $9) RETURNING id
     )
     INSERT INTO events (kind, repository, principal, request_id) SELECT 'repository_create', $1, $6, $7 FROM made
     """,
 )
-SWITCH_TRASH = Statement(
-    "repository_trash",
+CHANGE = Statement(
+    "repository_change",
     """
-    WITH changed AS (UPDATE repositories SET trash = $2 WHERE key = $1 RETURNING key), event AS (
+    WITH changed AS (
+        UPDATE repositories SET trash = coalesce($2, trash), digests = coalesce($3, digests) WHERE key = $1
+        RETURNING key
+    ), event AS (
         INSERT INTO events (kind, repository, principal, request_id, detail)
-        SELECT 'repository_change', key, $3, $4, jsonb_build_object('trash', $2::boolean) FROM changed
+        SELECT 'repository_change', key, $4, $5,
+               jsonb_strip_nulls(jsonb_build_object('trash', $2::boolean, 'digests', $3::text[]))
+          FROM changed
     )
     SELECT key FROM changed
     """,
@@ -71,6 +79,7 @@ def repository_from(row: asyncpg.Record) -> Repository:
         redundancy=row["redundancy"],
         created_at=row["created_at"],
         trash=row["trash"],
+        digests=tuple(row["digests"]),
     )
 
 
@@ -96,17 +105,27 @@ async def create(
     principal: str,
     request_id: str,
     trash: bool = True,
+    digests: Sequence[str] = ALL_DIGESTS,
 ) -> None:
     """Make a repository. Raises ``RepositoryExists``."""
+    values = (rclass, package_type, description, redundancy, principal, request_id, trash, digests)
     try:
-        await database.write(CREATE, key, rclass, package_type, description, redundancy, principal, request_id, trash)
+        await database.write(CREATE, key, *values)
     except asyncpg.UniqueViolationError:
         raise RepositoryExists(key) from None
 
 
-async def switch_trash(database: Database, key: str, keep: bool, *, principal: str, request_id: str) -> bool:
-    """Let the trash keep what leaves a repository, or not; False when there is none of that key."""
-    return await database.write(SWITCH_TRASH, key, keep, principal, request_id) is not None
+async def change(
+    database: Database,
+    key: str,
+    *,
+    trash: bool | None,
+    digests: Sequence[str] | None,
+    principal: str,
+    request_id: str,
+) -> bool:
+    """Change what is not None of a repository; False when there is none of that key."""
+    return await database.write(CHANGE, key, trash, digests, principal, request_id) is not None
 
 
 async def delete(

@@ -76,6 +76,12 @@ def refuse_large(request: web.Request) -> None:
         raise BodyTooLarge(f"The body is larger than {limit} bytes (setting body_bytes_max).")
 
 
+def leave_unread(request: web.Request, response: web.StreamResponse) -> None:
+    """Answer without the rest of the body, where there is one: the connection is of no use afterwards."""
+    if request.body_exists and (not request.content.is_eof() or request.content.exception() is not None):
+        response.force_close()
+
+
 async def read_json(request: web.Request) -> dict[str, Any]:
     """Return the JSON object in a small body; none for an empty one. Raises ``BodyTooLarge``, ``RequestError``."""
     try:

@@ -10,6 +10,7 @@ from aiohttp import web
 from repo_node.artifacts import Artifacts
 from repo_node.auth.authenticator import Authenticator
 from repo_node.auth.permissions import Permission, Principal
+from repo_node.checksum_deploy import ChecksumDeploy
 from repo_node.config import HttpSection
 from repo_node.errors import Forbidden
 from repo_node.metrics import Metrics
@@ -27,6 +28,7 @@ class Services:
     """What handlers call."""
 
     artifacts: Artifacts
+    checksum_deploy: ChecksumDeploy
     repositories: Repositories
     properties: Properties
     transfers: Transfers

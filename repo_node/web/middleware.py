@@ -14,6 +14,7 @@ from repo_node.auth.permissions import Permission
 from repo_node.errors import Answer, Forbidden, NotFound, Unauthenticated, absent, answer_for
 from repo_node.logs import request_id as current_request_id
 from repo_node.read_only import require_heard, require_writable
+from repo_node.web.body import leave_unread
 from repo_node.web.context import NOBODY, PRINCIPAL, REFUSED, REQUEST_ID, SERVICES, TARGET, require
 from repo_node.web.routes import WhileReadOnly, permission_of, template_of, while_read_only
 from repo_node.web.state import NODE
@@ -136,8 +137,7 @@ def refuse(request: web.Request, found: Answer, headers: Mapping[str, str]) -> w
     for name in ("WWW-Authenticate", "Retry-After", "Allow", "Content-Range"):
         if name in headers:
             response.headers[name] = headers[name]
-    if request.body_exists and (not request.content.is_eof() or request.content.exception() is not None):
-        response.force_close()
+    leave_unread(request, response)
     return response
 
 

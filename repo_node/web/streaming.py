@@ -10,6 +10,7 @@ from urllib.parse import quote
 from aiohttp import web
 
 from repo_node.artifacts import Artifacts
+from repo_node.checksums import checksums_of
 from repo_node.db.artifacts import Blob, Item
 from repo_node.recent import Found
 from repo_node.web.context import SERVICES
@@ -86,9 +87,7 @@ def artifact_headers(item: Item, blob: Blob, have: Validators) -> dict[str, str]
         "ETag": have.etag,
         "Last-Modified": have.last_modified,
         "Accept-Ranges": "bytes",
-        "X-Checksum-Sha1": blob.sha1.hex(),
-        "X-Checksum-Sha256": blob.sha256.hex(),
-        "X-Checksum-Md5": blob.md5.hex(),
+        **{f"X-Checksum-{name.capitalize()}": value for name, value in checksums_of(blob).items()},
         "X-Artifactory-Filename": quote(item.name),
         "Content-Security-Policy": "sandbox; default-src 'none'",
     }

@@ -148,14 +148,6 @@ def test_checksums_that_contradict_each_other_are_409(one: RunningCluster) -> No
     assert one.admin.request("PUT", new_path(), b"x", headers).status == 409
 
 
-def test_a_checksum_deploy_asks_for_the_body(one: RunningCluster) -> None:
-    path, body = new_path(), b"known"
-    assert one.admin.put(path, body).status == 201
-    answer = one.admin.put(new_path(), X_Checksum_Deploy="true", X_Checksum_Sha256=digest("sha256", body))
-    assert answer.status == 404
-    assert one.admin.put(new_path(), body, X_Checksum_Deploy="false").status == 201
-
-
 def test_an_archive_to_be_unpacked_is_refused_rather_than_stored(one: RunningCluster) -> None:
     path = new_path(".zip")
     with nothing_stored(one, path):

@@ -143,7 +143,7 @@ async def test_the_services_say_that_something_is_absent_only_while_heartbeats_c
     for work in (artifacts.get(AT), artifacts.delete(AT, **by)):
         with pytest.raises(wanted):
             await work
-    for name in ("find", "delete", "switch_trash"):
+    for name in ("find", "delete", "change"):
         monkeypatch.setattr(repository_rows, name, nothing)
     repositories = artifacts._repositories
     for work in (
@@ -152,7 +152,7 @@ async def test_the_services_say_that_something_is_absent_only_while_heartbeats_c
         repositories.get("r"),
         repositories.recall("r"),
         repositories.delete("r", **by),
-        repositories.switch_trash("r", False, **by),
+        repositories.change("r", trash=False, **by),
     ):
         with pytest.raises(wanted):
             await work

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from itertools import pairwise
 
 import pytest
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from xxhash import xxh3_64_intdigest
 
 from sharding.digests import BlobHasher, block_digests, digest_small, verify_blocks
-from sharding.model import BLOCK_BYTES, BlobDigests, Buffer, block_count
+from sharding.model import BLOCK_BYTES, EXTRA_DIGESTS, BlobDigests, Buffer, block_count
 
 # Bytes no two blocks of which are alike, cut to length by each example.
 SOURCE = hashlib.shake_128(b"holdfast").digest(3 * BLOCK_BYTES + 1)
@@ -23,26 +23,31 @@ SIZES = st.one_of(
 )
 
 
-def expected_digests(data: bytes) -> BlobDigests:
+EXTRA = st.frozensets(st.sampled_from(sorted(EXTRA_DIGESTS)))
+
+
+def expected_digests(data: bytes, extra: Collection[str] = EXTRA_DIGESTS) -> BlobDigests:
     """Return the digests by their definition, each computed alone."""
     blocks = [data[start : start + BLOCK_BYTES] for start in range(0, len(data), BLOCK_BYTES)]
     return BlobDigests(
         size=len(data),
         sha256=hashlib.sha256(data).digest(),
-        sha1=hashlib.sha1(data).digest(),
-        md5=hashlib.md5(data).digest(),
+        sha1=hashlib.sha1(data).digest() if "sha1" in extra else None,
+        md5=hashlib.md5(data).digest() if "md5" in extra else None,
         blocks=b"".join(xxh3_64_intdigest(block).to_bytes(8, "big") for block in blocks),
     )
 
 
 @settings(max_examples=40, deadline=None)
-@given(SIZES, st.lists(st.integers(0, 3 * BLOCK_BYTES), max_size=8))
-def test_hasher_gives_the_same_digests_for_any_chunking(size: int, cuts: list[int]) -> None:
-    data, hasher = SOURCE[:size], BlobHasher()
+@given(SIZES, st.lists(st.integers(0, 3 * BLOCK_BYTES), max_size=8), EXTRA)
+def test_hasher_gives_the_same_digests_for_any_chunking(size: int, cuts: list[int], extra: frozenset[str]) -> None:
+    data, hasher = SOURCE[:size], BlobHasher(extra)
     bounds = [0, *sorted(min(cut, size) for cut in cuts), size]
     for start, end in pairwise(bounds):
         hasher.update(memoryview(data)[start:end])
-    assert hasher.finish() == expected_digests(data)
+    assert hasher.finish() == expected_digests(data, extra)
+    if size <= BLOCK_BYTES:
+        assert digest_small(data, extra) == expected_digests(data, extra)
 
 
 def test_hasher_gives_the_same_digests_for_a_blob_in_tiny_chunks() -> None:

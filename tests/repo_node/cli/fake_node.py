@@ -46,7 +46,10 @@ class Seen:
 
 
 class FakeNode:
-    """``files`` maps ``repo/path`` to bytes; ``faults`` maps a method to what befalls its next requests."""
+    """``files`` maps ``repo/path`` to bytes; ``faults`` maps a method to what befalls its next requests.
+
+    A PUT by checksum alone has the method CHECKSUM here.
+    """
 
     def __init__(self) -> None:
         self.url = ""
@@ -66,7 +69,9 @@ class FakeNode:
         return [seen for seen in self.seen if seen.method == method]
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        self.seen.append(Seen(request.method, request.raw_path, dict(request.headers)))
+        by_checksum = request.headers.get("X-Checksum-Deploy") == "true"
+        method = "CHECKSUM" if by_checksum else request.method
+        self.seen.append(Seen(method, request.raw_path, dict(request.headers)))
         if not is_authorised(request):
             return error(401, "Bad credentials")
         path = request.raw_path.removeprefix("/artifactory")
@@ -74,7 +79,7 @@ class FakeNode:
             return error(404, "not here")
         if path.startswith("/api/holdfast/"):
             return await self.handle_json(request, path)
-        waiting = self.faults.get("LIST" if path.startswith("/api/storage/") else request.method, [])
+        waiting = self.faults.get("LIST" if path.startswith("/api/storage/") else method, [])
         fault = waiting.pop(0) if waiting else Fault()
         if fault.before is not None:
             fault.before()
@@ -89,6 +94,8 @@ class FakeNode:
             return error(400, str(bad))
         if listed:
             return self.list(name, fault)
+        if by_checksum:
+            return self.link(request, name, fault)
         self.in_flight += 1
         self.in_flight_max = max(self.in_flight_max, self.in_flight)
         try:
@@ -121,6 +128,17 @@ class FakeNode:
         for kind, value in checksums(content).items():
             if request.headers.get(f"X-Checksum-{kind.capitalize()}", value) != value:
                 return error(409, f"the {kind} does not match")
+        return self.store(name, content, fault)
+
+    def link(self, request: web.Request, name: str, fault: Fault) -> web.StreamResponse:
+        """Deploy by checksum what some file has."""
+        asked = request.headers["X-Checksum-Sha256"]
+        for content in self.files.values():
+            if checksums(content)["sha256"] == asked:
+                return self.store(name, content, fault)
+        return error(404, "send the body")
+
+    def store(self, name: str, content: bytes, fault: Fault) -> web.StreamResponse:
         self.files[name] = content
         repo, _, path = name.partition("/")
         uri = f"{self.url}/artifactory/{name}"

@@ -292,7 +292,7 @@ def test_upload_gives_up_on_a_server_that_says_nothing(
 
 
 def test_upload_runs_no_more_jobs_than_it_was_given(holdfast: Holdfast, node: FakeNode, tmp_path: Path) -> None:
-    make_tree(tmp_path / "dist", {f"{number:02}": BIG[: 1 << 20] for number in range(12)})
+    make_tree(tmp_path / "dist", {f"{number:02}": BIG[number : 1 << 20] for number in range(12)})
     assert holdfast("upload", "--jobs", "3", "dist", "generic-local/").exit_code == 0
     assert len(node.files) == 12
     assert 1 < node.in_flight_max <= 3
@@ -366,3 +366,57 @@ def run_on_terminal(directory: Path, url: str, *arguments: str) -> str:
 def change(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     os.utime(path, (1, 1))
+
+
+def test_upload_sends_nothing_of_what_the_cluster_knows(holdfast: Holdfast, node: FakeNode, tmp_path: Path) -> None:
+    (tmp_path / "app.tgz").write_bytes(BIG)
+    node.files["generic-local/old"] = BIG
+    result = holdfast("upload", "--json", "app.tgz", "generic-local/")
+    assert result.exit_code == 0, result.output
+    assert node.files["generic-local/app.tgz"] == BIG
+    assert node.requests("PUT") == []
+    [asked] = node.requests("CHECKSUM")
+    assert asked.headers["X-Checksum-Sha256"] == checksums(BIG)["sha256"]
+    assert asked.headers.get("Content-Length", "0") == "0"
+    [done] = json.loads(result.stdout)["uploaded"]
+    assert (done["known"], done["bytes"]) == (True, len(BIG))
+
+
+@pytest.mark.parametrize(("option", "size", "asked"), [([], 10 << 10, 1), ([], (10 << 10) - 1, 0), (["2000000"], 4, 0)])
+def test_upload_asks_only_from_a_size_whether_content_is_known(
+    holdfast: Holdfast, node: FakeNode, tmp_path: Path, option: list[str], size: int, asked: int
+) -> None:
+    (tmp_path / "a").write_bytes(BIG[:size])
+    options = [text for value in option for text in ("--known-bytes-min", value)]
+    assert holdfast("upload", *options, "a", "generic-local/").exit_code == 0
+    assert node.files == {"generic-local/a": BIG[:size]}
+    assert len(node.requests("CHECKSUM")) == asked
+    assert len(node.requests("PUT")) == 1
+
+
+def test_upload_asks_once_whether_content_is_known_however_often_it_sends(
+    holdfast: Holdfast, node: FakeNode, tmp_path: Path
+) -> None:
+    (tmp_path / "a").write_bytes(BIG)
+    node.fail("PUT", Fault(status=503, headers={"Retry-After": "0"}), Fault(cut_after_bytes=1 << 20))
+    assert holdfast("upload", "a", "generic-local/").exit_code == 0
+    assert len(node.requests("CHECKSUM")) == 1
+    assert len(node.requests("PUT")) == 3
+
+
+def test_upload_repeats_a_question_that_was_not_answered(holdfast: Holdfast, node: FakeNode, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(BIG)
+    node.files["generic-local/old"] = BIG
+    node.fail("CHECKSUM", Fault(status=503, headers={"Retry-After": "0"}))
+    assert holdfast("upload", "a", "generic-local/").exit_code == 0
+    assert len(node.requests("CHECKSUM")) == 2
+    assert node.requests("PUT") == []
+
+
+def test_upload_fails_where_a_question_is_refused(holdfast: Holdfast, node: FakeNode, tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(BIG)
+    node.fail("CHECKSUM", Fault(status=409, message="a folder is there"))
+    result = holdfast("upload", "a", "generic-local/")
+    assert result.exit_code == 1
+    assert "a folder is there" in result.stderr
+    assert node.requests("PUT") == []

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any, cast
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
 
-from repo_node.db import artifacts, blobs, principals, properties, transfers
+from repo_node.db import artifacts, blobs, known, principals, properties, transfers
 from repo_node.db.blobs import CommitOutcome
 from repo_node.db.commit_groups import COMMIT_GROUP, UploadToCommit, columns
 from repo_node.db.pool import Database
@@ -88,6 +88,7 @@ async def test_a_whole_scan_is_noticed(large: asyncpg.Connection) -> None:
     assert await whole_scans(large) == ["events"]
 
 
+DIGESTS = {"sha256": 32, "sha1": 20, "md5": 16}
 READS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "resolve an artifact": (artifacts.RESOLVE.sql, (REPOSITORY, "d7", "f7")),
     "resolve a folder": (artifacts.RESOLVE.sql, (REPOSITORY, "", "d7")),
@@ -100,6 +101,7 @@ READS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "token": (principals.FIND_TOKEN.sql, (sha256(7),)),
     "block digests": (blobs.BLOCKS.sql, (7, 1, 8)),
     "replicas": (blobs.REPLICAS.sql, (7,)),
+    **{f"known by {name}": (known.FIND_BY[name].sql, (sha256(8)[:size],)) for name, size in DIGESTS.items()},
     "good replicas": ("SELECT * FROM good_replicas($1)", (7,)),
 }
 
@@ -130,14 +132,14 @@ async def upload_over(scene: Scene, one: OneConnection, _: list[Replica]) -> Com
 
 
 async def upload_known(scene: Scene, one: OneConnection, existing: list[Replica]) -> CommitOutcome:
-    deployment = known(scene)
+    deployment = known_upload(scene)
     asked = await commit(one, deployment, copies(2, 4))
     assert set(asked.existing) == set(existing)
     return (await commit(one, deployment, copies(2, 4), existing)).outcome
 
 
 async def upload_to_adopt(scene: Scene, one: OneConnection, _: list[Replica]) -> CommitOutcome:
-    return (await commit(one, known(scene), copies(2, 4), [])).outcome
+    return (await commit(one, known_upload(scene), copies(2, 4), [])).outcome
 
 
 async def upload_twice(scene: Scene, one: OneConnection, _: list[Replica]) -> CommitOutcome:
@@ -148,14 +150,14 @@ async def upload_twice(scene: Scene, one: OneConnection, _: list[Replica]) -> Co
 
 async def upload_together(scene: Scene, one: OneConnection, _: list[Replica]) -> CommitOutcome:
     overwrites = scene.deployment("d7/f7", b"over")
-    uploads = [known(scene), overwrites, *(scene.deployment(f"d{n}/new", bytes([n])) for n in range(20))]
+    uploads = [known_upload(scene), overwrites, *(scene.deployment(f"d{n}/new", bytes([n])) for n in range(20))]
     orders = [UploadToCommit(upload, copies(1, 3), "{}", DAY_SECONDS, short=False) for upload in uploads]
     row: Any = await one.write(COMMIT_GROUP, *columns(orders))
     assert sorted(row["committed"]) == list(range(3, 23))
     return CommitOutcome.ADOPTED
 
 
-def known(scene: Scene) -> Any:
+def known_upload(scene: Scene) -> Any:
     """Return an upload of the content of blob 8."""
     deployment = scene.deployment("d8/again", b"0123456789")
     digests = deployment.digests
@@ -181,6 +183,16 @@ async def test_commit_uses_indexes_alone(large: asyncpg.Connection, filled_dsn: 
     ]
     run, outcome = UPLOADS[upload]
     assert await run(scene, OneConnection(large), existing) is outcome
+    assert await whole_scans(large) == []
+
+
+async def test_deployment_of_known_content_uses_indexes_alone(large: asyncpg.Connection) -> None:
+    rows = await large.fetch(REPLICA_SQL, 8)
+    link = """
+        SELECT outcome
+          FROM deploy_known($1, now(), 1, 'd7', 'f7', '{}', 'x', 'x', 8, 2::smallint, $2, 1::smallint, 1::smallint)
+    """
+    assert await large.fetchval(link, uuid4(), [row["generation"] for row in rows]) == "linked"
     assert await whole_scans(large) == []
 
 

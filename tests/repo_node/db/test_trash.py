@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 from uuid import uuid4
 
 import asyncpg
@@ -116,8 +117,9 @@ async def test_restore_where_more_copies_are_wanted_queues_a_repair(
 
 
 async def test_repository_without_trash_releases_at_once(scene: Scene, connection: asyncpg.Connection) -> None:
-    assert await repositories.switch_trash(scene.database, "generic-local", False, principal="x", request_id="r")
-    assert not await repositories.switch_trash(scene.database, "none", False, principal="x", request_id="r")
+    change: dict[str, Any] = {"trash": False, "digests": None, "principal": "x", "request_id": "r"}
+    assert await repositories.change(scene.database, "generic-local", **change)
+    assert not await repositories.change(scene.database, "none", **change)
     await scene.upload("a", b"one")
     await scene.upload("a", b"two")
     await delete(scene, "a")

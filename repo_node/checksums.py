@@ -1,0 +1,55 @@
+"""The checksums of content: as clients declare them, and as they are told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from repo_node.errors import ChecksumMismatch
+from sharding.model import ALL_DIGESTS
+
+
+class Content(Protocol):
+    """Content as its digests name it; one that was never computed is None."""
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def sha256(self) -> bytes: ...
+
+    @property
+    def sha1(self) -> bytes | None: ...
+
+    @property
+    def md5(self) -> bytes | None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class DeclaredDigests:
+    """Checksums the client declared, as bytes; None where it declared none."""
+
+    sha256: bytes | None = None
+    sha1: bytes | None = None
+    md5: bytes | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Which were declared, the safest first."""
+        return tuple(name for name in ALL_DIGESTS if getattr(self, name) is not None)
+
+    def check(self, content: Content) -> None:
+        """Raise ``ChecksumMismatch`` when the content is not what was declared."""
+        for name in self.names:
+            declared, computed = getattr(self, name), getattr(content, name)
+            if declared != computed:
+                raise ChecksumMismatch(
+                    f"Checksum error: {name} of the content is {computed.hex()}, declared was {declared.hex()}. "
+                    "Nothing was stored."
+                )
+
+
+def checksums_of(content: Content) -> dict[str, str]:
+    """Return the digests that are known, in hex, as Artifactory's documents have them."""
+    found = {"sha1": content.sha1, "md5": content.md5, "sha256": content.sha256}
+    return {name: digest.hex() for name, digest in found.items() if digest is not None}
