@@ -184,6 +184,10 @@ CREATE TABLE artifacts (
     properties   jsonb NOT NULL DEFAULT '{}',
     -- When it last came back from the trash; it means nothing when it is not after created_at.
     restored_at  timestamptz,
+    -- Added to by nodes now and then, many at once.
+    downloads    bigint NOT NULL DEFAULT 0,
+    downloaded_at timestamptz,
+    downloaded_by text,
     PRIMARY KEY (repo_id, folder, name)
 );
 CREATE INDEX artifacts_of_blob ON artifacts (blob_id) WHERE blob_id IS NOT NULL;
@@ -1332,9 +1336,10 @@ BEGIN
     END IF;
     LOOP
         INSERT INTO artifacts (repo_id, folder, name, blob_id, created_at, created_by, modified_at, modified_by,
-                               properties)
+                               properties, downloads, downloaded_at, downloaded_by)
         VALUES (p_to, p_to_folder, p_to_name, v_row.blob_id, v_row.created_at, v_row.created_by, v_row.modified_at,
-                v_row.modified_by, v_row.properties)
+                v_row.modified_by, v_row.properties, CASE WHEN p_move THEN v_row.downloads ELSE 0 END,
+                CASE WHEN p_move THEN v_row.downloaded_at END, CASE WHEN p_move THEN v_row.downloaded_by END)
         ON CONFLICT (repo_id, folder, name) DO NOTHING;
         EXIT WHEN FOUND;
         SELECT a.* INTO v_old FROM artifacts a

@@ -160,7 +160,8 @@ async def running_node(
         await stack.enter_async_context(task(peers.run()))
         node = node_of(parts, lambda: outlook_of(leadership, peers))
         node.on_hand_over += [leadership.leave, membership.say_leaving]
-        await stack.enter_async_context(serving_public(public_app_of(parts, artifacts, node), config, node))
+        public = public_app_of(stack, parts, artifacts, node)
+        await stack.enter_async_context(serving_public(public, config, node))
         await stack.enter_async_context(serving_metrics(metrics_app(node), config, node))
         yield node, beating
 

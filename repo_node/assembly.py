@@ -39,6 +39,7 @@ from repo_node.cluster.own_shards import Owner
 from repo_node.cluster.topology import Topology
 from repo_node.config import NodeConfig
 from repo_node.db.pool import Database
+from repo_node.downloads import DownloadCounts
 from repo_node.logs import request_id
 from repo_node.metrics import Metrics
 from repo_node.node import Node
@@ -48,6 +49,7 @@ from repo_node.repositories import Repositories
 from repo_node.settings import LiveSettings
 from repo_node.transfers import Transfers
 from repo_node.trash import Trash
+from repo_node.trees import Trees
 from repo_node.web.admission import Admission
 from repo_node.web.context import SERVICES, Services
 from repo_node.web.middleware import answer, complete_head
@@ -202,11 +204,13 @@ def node_of(parts: Parts, outlook: Callable[[], Outlook]) -> Node:
     return Node(parts.metrics, parts.database, parts.membership, parts.topology, outlook, parts.settings)
 
 
-def public_app_of(parts: Parts, artifacts: Artifacts, node: Node) -> web.Application:
-    """Build the application for clients."""
+def public_app_of(stack: AsyncExitStack, parts: Parts, artifacts: Artifacts, node: Node) -> web.Application:
+    """Build the application for clients. What it counted is written when the stack is left."""
     admission = Admission(lambda: parts.settings.now.requests_per_user_max)
     properties = Properties(parts.database, parts.repositories, parts.recent, parts.settings)
     transfers = Transfers(parts.database, artifacts, parts.repositories, parts.recent, parts.settings)
+    downloads = DownloadCounts(parts.database, parts.settings, parts.metrics, parts.membership.database_time)
+    stack.push_async_callback(downloads.close)
     trash = Trash(parts.database, parts.recent, parts.settings)
     known = ChecksumDeploy(
         parts.database,
@@ -223,6 +227,8 @@ def public_app_of(parts: Parts, artifacts: Artifacts, node: Node) -> web.Applica
         parts.repositories,
         properties,
         transfers,
+        downloads,
+        Trees(parts.database, parts.repositories),
         trash,
         parts.authenticator,
         parts.settings,

@@ -86,6 +86,12 @@ class Settings(BaseModel):
     properties_bytes_max: int = Field(
         65_536, ge=1024, le=1 << 20, description="largest properties of one artifact or folder, in bytes of JSON"
     )
+    downloads_flush_seconds: float = Field(
+        10, ge=0.05, le=3600, description="for how long a node counts downloads before it tells Postgres of them"
+    )
+    downloads_counted_max: int = Field(
+        20_000, ge=1, le=1_000_000, description="artifacts whose downloads a node counts at once, some 300 bytes each"
+    )
     repair_bytes_per_second_max: int = Field(
         64 << 20, ge=1 << 16, le=1 << 40, description="a node writes for repairs; 4 x for each further copy missing"
     )

@@ -46,7 +46,17 @@ async def retrieve(request: web.Request) -> web.StreamResponse:
             # What is absent is told by Postgres alone.
             raise CatalogueUnavailable(str(error)) from error
         raise
-    return await send_artifact(request, found, blob)
+    response = await send_artifact(request, found, blob)
+    if is_download(request, response):
+        request.app[SERVICES].downloads.count(at, principal_of(request).name)
+    return response
+
+
+def is_download(request: web.Request, response: web.StreamResponse) -> bool:
+    """Say whether a GET counts as a download: of several that get a part each, the one with the first byte does."""
+    if request.method != "GET":
+        return False
+    return response.status == 200 or response.headers.get("Content-Range", "").startswith("bytes 0-")
 
 
 def blob_asked_for(request: web.Request, item: Item) -> Blob:

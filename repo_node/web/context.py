@@ -12,6 +12,7 @@ from repo_node.auth.authenticator import Authenticator
 from repo_node.auth.permissions import Permission, Principal
 from repo_node.checksum_deploy import ChecksumDeploy
 from repo_node.config import HttpSection
+from repo_node.downloads import DownloadCounts
 from repo_node.errors import Forbidden
 from repo_node.metrics import Metrics
 from repo_node.paths import ArtifactPath, Target, artifact_path, check_segment
@@ -20,6 +21,7 @@ from repo_node.repositories import Repositories
 from repo_node.settings import LiveSettings
 from repo_node.transfers import Transfers
 from repo_node.trash import Trash
+from repo_node.trees import Trees
 from repo_node.web.admission import Admission
 
 
@@ -32,6 +34,8 @@ class Services:
     repositories: Repositories
     properties: Properties
     transfers: Transfers
+    downloads: DownloadCounts
+    trees: Trees
     trash: Trash
     authenticator: Authenticator
     settings: LiveSettings
