@@ -22,6 +22,7 @@ from repo_node.api import jobs as jobs_api
 from repo_node.api import members as members_api
 from repo_node.api import properties as properties_api
 from repo_node.api import repositories as repositories_api
+from repo_node.api import searches as searches_api
 from repo_node.api import storage as storage_api
 from repo_node.api import system as system_api
 from repo_node.api import transfers as transfers_api
@@ -46,6 +47,7 @@ from repo_node.node import Node
 from repo_node.properties import Properties
 from repo_node.recent import RecentItems
 from repo_node.repositories import Repositories
+from repo_node.searches import Searches
 from repo_node.settings import LiveSettings
 from repo_node.transfers import Transfers
 from repo_node.trash import Trash
@@ -229,6 +231,7 @@ def public_app_of(stack: AsyncExitStack, parts: Parts, artifacts: Artifacts, nod
         transfers,
         downloads,
         Trees(parts.database, parts.repositories),
+        Searches(parts.database, parts.repositories, parts.settings),
         trash,
         parts.authenticator,
         parts.settings,
@@ -246,7 +249,16 @@ def public_app(services: Services, node: Node) -> web.Application:
     app.on_response_prepare.append(complete_head)
     routes = Routes(app)
     own_apis = (holdfast_api, events_api, jobs_api, members_api, checks_api, gc_api, trash_api)
-    for api in (system_api, repositories_api, storage_api, properties_api, transfers_api, *own_apis, artifacts_api):
+    for api in (
+        system_api,
+        repositories_api,
+        storage_api,
+        properties_api,
+        transfers_api,
+        searches_api,
+        *own_apis,
+        artifacts_api,
+    ):
         api.add_routes(routes)
     return app
 

@@ -92,6 +92,8 @@ class Settings(BaseModel):
     downloads_counted_max: int = Field(
         20_000, ge=1, le=1_000_000, description="artifacts whose downloads a node counts at once, some 300 bytes each"
     )
+    search_results_max: int = Field(500, ge=1, le=100_000, description="most results of one search")
+    search_seconds_max: float = Field(4, gt=0, le=600, description="after which Postgres ends a search")
     repair_bytes_per_second_max: int = Field(
         64 << 20, ge=1 << 16, le=1 << 40, description="a node writes for repairs; 4 x for each further copy missing"
     )

@@ -52,6 +52,10 @@ def storage_uri(base: str, at: ArtifactPath) -> str:
     return f"{base}/api/storage/{quote(at.repository)}" + (f"/{quote(at.path)}" if at.path else "")
 
 
+def download_uri(base: str, at: ArtifactPath) -> str:
+    return f"{base}/{quote(at.repository)}/{quote(at.path)}"
+
+
 def file_document(
     base: str,
     at: ArtifactPath,
@@ -69,7 +73,7 @@ def file_document(
         "path": f"/{at.path}",
         "created": timestamp(created_at),
         "createdBy": created_by,
-        "downloadUri": f"{base}/{quote(at.repository)}/{quote(at.path)}",
+        "downloadUri": download_uri(base, at),
         "mimeType": media_type,
         "size": str(size),
         "checksums": dict(checksums),

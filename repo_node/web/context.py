@@ -18,6 +18,7 @@ from repo_node.metrics import Metrics
 from repo_node.paths import ArtifactPath, Target, artifact_path, check_segment
 from repo_node.properties import Properties
 from repo_node.repositories import Repositories
+from repo_node.searches import Searches
 from repo_node.settings import LiveSettings
 from repo_node.transfers import Transfers
 from repo_node.trash import Trash
@@ -36,6 +37,7 @@ class Services:
     transfers: Transfers
     downloads: DownloadCounts
     trees: Trees
+    searches: Searches
     trash: Trash
     authenticator: Authenticator
     settings: LiveSettings
