@@ -1,7 +1,5 @@
 """What does a call of one node to another's shard cost, on each side, beside the same bytes echoed and beside no wire?
 
-    python -m benchmarks.bench_calls [--directory DIR] [--concurrency 16] [--seconds 2] [--rounds 3]
-
 Two processes on one machine: the owner of a shard in DIR with the internal listener of a node, and a caller that
 reaches it through a guarded remote shard. Prints CPU-us per call of each side, the kernel's share and all threads
 included:
@@ -11,7 +9,6 @@ included:
     echo            a bare protocol that takes as many bytes and gives back as many, caller and owner together
 
 So caller + owner - local is the price of the wire, and echo the least it could be. The best of the rounds counts.
-Writes benchmarks/results/calls.json.
 """
 
 from __future__ import annotations
@@ -19,24 +16,28 @@ from __future__ import annotations
 import argparse
 import asyncio
 import hashlib
-import json
 import multiprocessing
 import os
 import socket
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import count
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
+from typing import TYPE_CHECKING
 from uuid import UUID, uuid4
 
 import uvloop
 from aiohttp import web
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
 
+from benchmarks.output import Output, add_output_option
 from repo_node import keys, memory
 from repo_node.api.internal import internal_app
 from repo_node.logs import request_id
@@ -51,6 +52,9 @@ from sharding.peer import Peer, open_peer_session
 from sharding.remote import RemoteShard
 from sharding.shard import Shard
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 KEY = bytes(32)
 CLUSTER, SHARD_UID = uuid4(), uuid4()
 SHARD = ShardId(1)
@@ -61,6 +65,7 @@ BLOBS = 256
 """Different blobs that the reads go through."""
 
 SIZES = {"4 KiB": 4 << 10, "64 KiB": 64 << 10, "1 MiB": BLOCK_BYTES}
+PARTS = ("caller", "owner", "local", "wire", "echo")
 WORK = (("put", "4 KiB"), ("put", "64 KiB"), ("read", "4 KiB"), ("read", "64 KiB"), ("read", "1 MiB"))
 
 
@@ -283,6 +288,27 @@ def best_of(lines: list[Line]) -> Line:
     )
 
 
+def print_table(console: Console, lines: Sequence[Line]) -> None:
+    table = Table(title="CPU-us per call", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in ("call", "calls/s", *PARTS):
+        table.add_column(name, justify="left" if name == "call" else "right")
+    for line in lines:
+        parts = (f"{getattr(line, part):.0f}" for part in PARTS)
+        table.add_row(line.work, f"{line.calls_per_second:,.0f}", *parts)
+    console.print(table)
+
+
+def draw(figure: Figure, lines: Sequence[Line]) -> None:
+    """Draw what each call costs on either side, beside its work without a wire and its bytes echoed."""
+    axes, width = figure.subplots(), 0.8 / len(PARTS)
+    for number, part in enumerate(PARTS):
+        places = [index + number * width for index in range(len(lines))]
+        axes.bar(places, [getattr(line, part) for line in lines], width, label=part)
+    axes.set_xticks([index + 0.4 - width / 2 for index in range(len(lines))], [line.work for line in lines])
+    axes.set(ylabel="CPU-us per call")
+    axes.legend()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--directory", type=Path, help="where the shard is made; a temporary directory by default")
@@ -290,6 +316,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, help="how long each kind of call is made, per round")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", default="", help="a part of the names of the lines to measure, such as 'read 4'")
+    add_output_option(parser)
     given = parser.parse_args()
     ours, theirs = multiprocessing.Pipe()
     spawn = multiprocessing.get_context("spawn")
@@ -305,16 +332,9 @@ def main() -> None:
             owner.join(5.0)
         finally:
             owner.kill()
-    print(f"{'CPU-us per call':>15} {'calls/s':>8} {'caller':>7} {'owner':>7} {'local':>7} {'wire':>7} {'echo':>7}")
-    for line in lines:
-        print(
-            f"{line.work:>15} {line.calls_per_second:8.0f} {line.caller:7.0f} {line.owner:7.0f} {line.local:7.0f} "
-            f"{line.wire:7.0f} {line.echo:7.0f}"
-        )
-    results = Path(__file__).parent / "results"
-    results.mkdir(exist_ok=True)
-    document = [{**asdict(line), "wire": line.wire} for line in lines]
-    (results / "calls.json").write_text(json.dumps(document, indent=2) + "\n")
+    output = Output("calls", given.results)
+    print_table(output.console, lines)
+    output.write({"lines": [{**asdict(line), "wire": line.wire} for line in lines]}, lambda figure: draw(figure, lines))
 
 
 if __name__ == "__main__":

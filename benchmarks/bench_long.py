@@ -82,6 +82,7 @@ class Slice:
 class Course:
     """How everything went, over time."""
 
+    began: float = 0.0
     slices: dict[str, list[Slice]] = field(default_factory=dict)
     memory: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
     errors: Counter[str] = field(default_factory=Counter)
@@ -99,7 +100,7 @@ def growth_per_minute(samples: Sequence[tuple[float, float]]) -> float:
     return slope(samples[len(samples) // 2 :]) * 60
 
 
-def hold(load: Load, stream: Stream, course: Course, began: float, stop: threading.Event) -> None:
+def hold(load: Load, stream: Stream, course: Course, stop: threading.Event) -> None:
     """Run one stream in slices until ``stop``. Ends everything when its load fails."""
     slices = course.slices.setdefault(stream.cell.title, [])
     try:
@@ -107,7 +108,7 @@ def hold(load: Load, stream: Stream, course: Course, began: float, stop: threadi
             outcome = load.run(stream.cell, SLICE_SECONDS, stream.rate)
             latencies = outcome.latencies
             course.errors.update(outcome.errors)
-            at = time.monotonic() - began
+            at = time.monotonic() - course.began
             slices.append(Slice(at, len(latencies), percentile(latencies, 50) * 1e3, percentile(latencies, 99) * 1e3))
     except LoadFailed as error:
         course.errors[str(error)] += 1
@@ -129,7 +130,7 @@ def memory_of(cluster: BenchCluster) -> Iterator[tuple[str, float]]:
 
 
 @contextmanager
-def streams(cluster: BenchCluster, course: Course, began: float, stop: threading.Event) -> Iterator[None]:
+def streams(cluster: BenchCluster, course: Course, stop: threading.Event) -> Iterator[None]:
     """Hold every stream for the length of the block."""
     with ExitStack() as stack:
         threads = []
@@ -137,7 +138,8 @@ def streams(cluster: BenchCluster, course: Course, began: float, stop: threading
             load = stack.enter_context(open_load(cluster.target, 1))
             if stream.cell.operation is Operation.GET:
                 load.adopt(fill(cluster, stream.cell.size, STOCK[stream.cell.size]))
-            threads.append(threading.Thread(target=hold, args=(load, stream, course, began, stop)))
+            threads.append(threading.Thread(target=hold, args=(load, stream, course, stop)))
+        course.began = time.monotonic()
         for thread in threads:
             thread.start()
         try:
@@ -155,9 +157,9 @@ def measure(console: Console, arguments: argparse.Namespace, later: ExitStack) -
         console.status("starting a cluster") as status,
         open_cluster(arguments.data, arguments.port, "token", later) as cluster,
     ):
-        began = time.monotonic()
-        with streams(cluster, course, began, stop):
-            while not stop.is_set() and (now := time.monotonic() - began) < arguments.seconds:
+        status.update("stocking")
+        with streams(cluster, course, stop):
+            while not stop.is_set() and (now := time.monotonic() - course.began) < arguments.seconds:
                 status.update(f"{now:.0f} of {arguments.seconds:.0f} seconds")
                 for name, mib in memory_of(cluster):
                     course.memory.setdefault(name, []).append((now, mib))

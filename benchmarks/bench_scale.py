@@ -48,7 +48,7 @@ REAL_BYTES, ROW_BYTES = 4 << 10, 4_000
 """What has files and what has none is told apart by its size."""
 
 REAL_OBJECTS = 500
-SAMPLE_MAX = 40_000
+SAMPLE_MAX, DELETIONS = 20_000, 2_000
 ENTRIES, LISTINGS = 10_000, 15
 RATIO_MAX, FIRST_BYTE_MS_MAX = 1.2, 50.0
 QUIET_JOBS = {
@@ -110,34 +110,25 @@ class Database:
         self._connection = connection
         self._stock = stock
         self._runner = runner
+        self._next = 0
         self.artifacts = 0
-        self._sample: list[Stored] = []
+        """How many there are, but for what measurements have added and deleted."""
+        self.sample: list[Stored] = []
 
     def load(self, count: int, *, files: bool = False) -> list[Stored]:
         """Load ``count`` artifacts and return them."""
-        numbers = range(self.artifacts, self.artifacts + count)
+        numbers = range(self._next, self._next + count)
+        self._next += count
         size = REAL_BYTES if files else ROW_BYTES
-        made = self._runner.run(make_stock(self._connection, self._stock, size, numbers, files=files))
-        self.artifacts += count
-        return made
+        return self._runner.run(make_stock(self._connection, self._stock, size, numbers, files=files))
 
     def grow(self, artifacts: int) -> None:
         """Load rows until there are so many artifacts, and keep a sample of all of them."""
-        made = self.load(artifacts - self.artifacts) if artifacts > self.artifacts else []
-        # Each batch keeps its share of the sample: what was loaded last is the larger part.
-        kept = min(len(self._sample), SAMPLE_MAX * (artifacts - len(made)) // artifacts)
+        made = self.load(artifacts - self.artifacts)
+        self.artifacts = artifacts
+        kept = len(self.sample) * (artifacts - len(made)) // artifacts
         fresh = min(len(made), SAMPLE_MAX - kept)
-        self._sample = random.sample(self._sample, kept) + random.sample(made, fresh)
-
-    def take(self, count: int) -> list[Stored]:
-        """Return some of the sample that nobody will get again."""
-        random.shuffle(self._sample)
-        taken, self._sample = self._sample[:count], self._sample[count:]
-        return taken
-
-    @property
-    def sample(self) -> list[Stored]:
-        return self._sample
+        self.sample = random.sample(self.sample, kept) + random.sample(made, fresh)
 
     def analyze(self) -> None:
         self.execute("VACUUM ANALYZE")
@@ -172,7 +163,7 @@ def measure(run: Round, cluster: BenchCluster, data: Database, folder: str, roun
             if operation is Operation.HEAD:
                 run.adopt(data.sample)
             elif operation is Operation.DELETE:
-                run.adopt(data.take(len(data.sample) // (2 * rounds)))
+                run.adopt(data.load(DELETIONS))
             run.measure([Cell(operation, size, JUDGED_CONCURRENCY)], f"{data.artifacts:,} artifacts")
     best = best_of(run.measured)
     run.measured.clear()
@@ -222,6 +213,7 @@ def measure_all(arguments: argparse.Namespace, status: Status, later: ExitStack)
         data = Database(connection, runner.run(open_stock(connection, cluster, "bench/scale")), runner)
         run, folder = Round(cluster, load, pace, status, arguments.seconds), ""
         run.adopt(data.load(REAL_OBJECTS, files=True))
+        data.artifacts = REAL_OBJECTS
         run.warm_up()
         for artifacts in arguments.sizes:
             status.update(f"loading {artifacts:,} artifacts")

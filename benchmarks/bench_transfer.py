@@ -24,6 +24,7 @@ from rich.status import Status
 from benchmarks import report
 from benchmarks.cells import AIMS, JUDGED_CONCURRENCY, Cell, Operation, Way, closed, parse_cells, phases, stock_objects
 from benchmarks.cluster import BenchCluster, ClusterFailed, is_in_memory, open_cluster
+from benchmarks.dialects import SHA256_REPOSITORY
 from benchmarks.floor import GB, Floor, least
 from benchmarks.generator import Stored
 from benchmarks.load import Load, LoadFailed, open_load
@@ -52,13 +53,14 @@ columns
                 has waited for it
   floor         CPU-s of a bare program for the same work. PUT: received from loopback by recv_into, hashed by
                 sha256, sha1 and md5, written and fdatasynced twice. GET: read from the page cache and sent.
-                HEAD, 304: a request answered by a head alone
+                HEAD, 304, checksum deploy: a request answered by a head alone
   peak          highest resident size of the largest process of the nodes during the cell
   slower        how much more CPU time than at its best a fixed piece of work took meanwhile: the
                 processor's caches and pipelines are shared, with the load and with neighbours. From
                 1.5 on it is marked: CPU-s are about as much too high, and better taken again
 
-A cell is OPERATION:SIZE:CLIENTS[:WAY]; operations are put, get, head and 304 (a GET that names the ETag). Ways:
+A cell is OPERATION:SIZE:CLIENTS[:WAY]. Operations are put, put-sha256 (to a repository that wants this digest alone),
+get, head, 304 (a GET that names the ETag) and checksum (a deploy of known content by its sha256). Ways:
   spread        (the default) any node, all stored objects: --artifacts up to 256 KiB, at most 1 GiB above
   hot           the same 500 objects again and again
   own, peer     asked of a node that has the object on its own disk; of one that must fetch it from a peer
@@ -236,6 +238,7 @@ def run_round(
         open_cluster(arguments.data, arguments.port, arguments.auth, later, keep=keep) as cluster,
         open_load(cluster.target, arguments.processes) as load,
     ):
+        cluster.make_repository(SHA256_REPOSITORY, digests=["sha256"])
         run = Round(cluster, load, pace, status, arguments.seconds)
         run.warm_up()
         run.measure(uploads, f"round {number} of {arguments.best_of}")

@@ -22,14 +22,27 @@ class Operation(StrEnum):
     """What a client does in a cell."""
 
     PUT = "put"
+    PUT_SHA256 = "put-sha256"
+    """To a repository that wants the sha256 alone."""
     GET = "get"
     HEAD = "head"
     NOT_MODIFIED = "304"
+    """A GET that names the ETag."""
+    CHECKSUM = "checksum"
+    """A deploy of known content by its sha256, without a body."""
     DELETE = "delete"
 
     @property
     def words(self) -> str:
-        return "304 of" if self is Operation.NOT_MODIFIED else self.upper()
+        return OPERATION_WORDS.get(self, self.upper())
+
+
+OPERATION_WORDS = {
+    Operation.PUT_SHA256: "PUT, sha256 only,",
+    Operation.NOT_MODIFIED: "304 of",
+    Operation.CHECKSUM: "checksum deploy",
+}
+BODILESS = frozenset({Operation.HEAD, Operation.NOT_MODIFIED, Operation.CHECKSUM, Operation.DELETE})
 
 
 class Way(StrEnum):
@@ -82,7 +95,12 @@ class Cell:
 
     @property
     def is_upload(self) -> bool:
-        return self.operation is Operation.PUT
+        return self.operation in (Operation.PUT, Operation.PUT_SHA256)
+
+    @property
+    def has_body(self) -> bool:
+        """Whether the object's bytes are sent, either way."""
+        return self.operation not in BODILESS
 
     @property
     def is_small(self) -> bool:
@@ -131,12 +149,13 @@ def memory(size: int, operation: Operation) -> Cell:
     return Cell(operation, size, 64, Way.ONE)
 
 
-PUT, GET, HEAD, NOT_MODIFIED, DELETE = Operation
+PUT, PUT_SHA256, GET, HEAD, NOT_MODIFIED, CHECKSUM, DELETE = Operation
 RSS = Aim("peak_rss_mib", 150, "MiB a process")
 JUDGED_UPLOADS: dict[Cell, tuple[Aim, ...]] = {
     Cell(PUT, 4 * KIB, 16): (per_1000(1.5), per_1000(2.0), Aim("per_second", 800, "operations/s", at_least=True)),
     Cell(PUT, 64 * KIB, 16): (per_1000(2.0),),
     Cell(PUT, 64 * MIB, 16): (Aim("times_floor", 1.5, "x floor", floors=True),),
+    Cell(PUT_SHA256, 64 * MIB, 16): (per_gb(3.0),),
     Cell(PUT, 4 * KIB, 64): (),
 }
 JUDGED_READS: dict[Cell, tuple[Aim, ...]] = {
@@ -149,6 +168,7 @@ JUDGED_READS: dict[Cell, tuple[Aim, ...]] = {
     Cell(GET, 64 * MIB, 16, Way.PEER): (per_gb(1.0),),
     Cell(HEAD, 4 * KIB, 16): (per_1000(0.35),),
     Cell(NOT_MODIFIED, 4 * KIB, 16): (per_1000(0.35),),
+    Cell(CHECKSUM, 4 * KIB, 16): (per_1000(1.0),),
     Cell(GET, 4 * KIB, 64): (),
     Cell(GET, 4 * KIB, 64, Way.OPEN): (Aim("p99_ms", 25, "ms p99"),),
 }

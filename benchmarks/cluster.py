@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -58,12 +59,30 @@ class BenchCluster:
         for name, value in settings.items():
             run_holdfast("settings", "set", name, json.dumps(value), "--data", str(self.directory))
 
+    def make_repository(self, key: str, **wanted: object) -> None:
+        """Make a local generic repository. Raises ``ClusterFailed``."""
+        document = {"rclass": "local", "packageType": "generic", **wanted}
+        headers = {"Authorization": admin_authorization(self.directory), "Content-Type": "application/json"}
+        url = f"{self.node_urls[0]}/artifactory/api/repositories/{key}"
+        request = urllib.request.Request(url, json.dumps(document).encode(), headers, method="PUT")
+        try:
+            urllib.request.urlopen(request, timeout=30).close()
+        except OSError as error:
+            raise ClusterFailed(f"the repository {key} could not be made: {error}") from error
+
 
 @contextmanager
 def open_cluster(
-    parent: Path, port: int | None, authentication: str, later: ExitStack, *, keep: bool = False
+    parent: Path,
+    port: int | None,
+    authentication: str,
+    later: ExitStack,
+    *,
+    keep: bool = False,
+    nodes: int = 3,
+    workers: int = 1,
 ) -> Iterator[BenchCluster]:
-    """Start three nodes with redundancy 2 under ``parent``; stop them afterwards unless ``keep``.
+    """Start nodes of ``workers`` processes with redundancy 2 under ``parent``; stop them afterwards unless ``keep``.
 
     Their files are removed by ``later``: for half a minute after many files were removed, ext4 takes longer to
     make new ones. ``authentication`` is token or basic. Raises ``ClusterFailed``.
@@ -73,8 +92,8 @@ def open_cluster(
     if not keep:
         later.callback(remove, directory)
     try:
-        arguments = ["--nodes", "3", "--redundancy", "2", "--port", str(port or find_port()), "--data", str(directory)]
-        run_holdfast("up", "--detach", *arguments)
+        shape = ("--nodes", str(nodes), "--workers", str(workers), "--redundancy", "2")
+        run_holdfast("up", "--detach", *shape, "--port", str(port or find_port()), "--data", str(directory))
         record = json.loads((directory / "cluster.json").read_text())
         yield BenchCluster(
             directory=directory,
@@ -94,11 +113,15 @@ def open_cluster(
 def authorize(directory: Path, authentication: str) -> str:
     """Return the Authorization header of the load."""
     if authentication == "basic":
-        password = (directory / "admin-password").read_text().strip()
-        return "Basic " + base64.b64encode(f"admin:{password}".encode()).decode()
+        return admin_authorization(directory)
     scopes = ["--scope", "read", "--scope", "write", "--scope", "delete"]
     answer = run_holdfast("token", "create", "--data", str(directory), *scopes, "--expires", "1d", "--json")
     return f"Bearer {json.loads(answer)['token']}"
+
+
+def admin_authorization(directory: Path) -> str:
+    password = (directory / "admin-password").read_text().strip()
+    return "Basic " + base64.b64encode(f"admin:{password}".encode()).decode()
 
 
 def remove(directory: Path) -> None:

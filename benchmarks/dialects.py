@@ -71,3 +71,5 @@ def target_of(head: Head) -> str:
 
 
 HOLDFAST = PlainPut("/artifactory/generic-local/bench")
+SHA256_REPOSITORY = "sha256-local"
+HOLDFAST_SHA256 = PlainPut(f"/artifactory/{SHA256_REPOSITORY}/bench")

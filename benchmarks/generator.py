@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import random
 import time
 from collections import Counter, defaultdict, deque
@@ -17,7 +18,7 @@ import xxhash
 from benchmarks.cells import SMALL_BYTES_MAX, Cell, Operation, Way
 from benchmarks.connection import Connection, ConnectionBroken
 from benchmarks.content import Content
-from benchmarks.dialects import HOLDFAST, Dialect, Wrong, expect
+from benchmarks.dialects import HOLDFAST, HOLDFAST_SHA256, Dialect, Wrong, expect
 
 REQUEST_SECONDS_MAX = 300.0
 PAUSE_AFTER_ERROR_SECONDS = 0.1
@@ -80,7 +81,8 @@ class Generator:
         self._authorization = target.authorization
         self._dialect = target.dialect
         self._content = Content()
-        self._root = f"{number}"
+        # Other loads may be made beside this one, and must not overwrite what it stores.
+        self._root = f"{os.urandom(4).hex()}/{number}"
         self._processes = processes
         self._count = 0
         self._stored: dict[int, deque[Stored]] = defaultdict(lambda: deque(maxlen=REMEMBERED_MAX // processes))
@@ -171,7 +173,9 @@ class Generator:
     async def _operate(self, connection: Connection, cell: Cell, node: int | None) -> None:
         match cell.operation:
             case Operation.PUT:
-                await self._put(connection, cell.size)
+                await self._put(connection, cell.size, self._dialect)
+            case Operation.PUT_SHA256:
+                await self._put(connection, cell.size, HOLDFAST_SHA256)
             case Operation.GET:
                 await self._get(connection, self._next(cell, node))
             case Operation.HEAD:
@@ -182,14 +186,20 @@ class Generator:
                 stored = self._next(cell, node)
                 known = f'If-None-Match: "{stored.sha256}"\r\n'
                 expect(await connection.ask("GET", stored.path, headers=known), 304)
+            case Operation.CHECKSUM:
+                known = f"X-Checksum-Deploy: true\r\nX-Checksum-Sha256: {self._next(cell, node).sha256}\r\n"
+                expect(await connection.send("PUT", f"{HOLDFAST.root}/{self._name()}", 0, (), known), 201)
             case Operation.DELETE:
                 if not (stored_here := self._stored[cell.size]):
                     raise NothingLeft
                 expect(await connection.ask("DELETE", stored_here.pop().path), 204)
 
-    async def _put(self, connection: Connection, size: int) -> None:
+    def _name(self) -> str:
+        """Return a path that nothing is stored at."""
         self._count += 1
-        name = f"{self._root}/{self._count // 1000:03}/{self._count:06}.bin"
+        return f"{self._root}/{self._count // 1000:03}/{self._count:06}.bin"
+
+    async def _put(self, connection: Connection, size: int, dialect: Dialect) -> None:
         digest = xxhash.xxh3_128()
         sha256 = hashlib.sha256() if size <= SMALL_BYTES_MAX else None
 
@@ -200,7 +210,7 @@ class Generator:
                     sha256.update(block)
                 yield block
 
-        path = await self._dialect.put(connection, name, size, blocks())
+        path = await dialect.put(connection, self._name(), size, blocks())
         stored = Stored(path, size, digest.digest(), sha256.hexdigest() if sha256 else "")
         self._stored[size].append(stored)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -69,7 +70,7 @@ class Peer:
 
 def require(program: str, package: str) -> str:
     """Return the path of an installed program. Raises ``PeerMissing``."""
-    found = shutil.which(program, path="/usr/sbin:/usr/bin:/sbin:/bin:/usr/local/bin")
+    found = shutil.which(program, path=f"{os.environ.get('PATH', os.defpath)}:/usr/sbin:/sbin")
     if found is None:
         raise PeerMissing(f"{program} is not installed (Debian's package {package}): it is left out")
     return found

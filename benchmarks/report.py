@@ -57,7 +57,7 @@ class Figures:
 
     @property
     def mb_per_second(self) -> float:
-        return self.per_second * self.cell.size / 1e6 if self.cell.operation in (Operation.PUT, Operation.GET) else 0.0
+        return self.per_second * self.cell.size / 1e6 if self.cell.has_body else 0.0
 
     @property
     def cpu_seconds_per_1000(self) -> float:
@@ -142,9 +142,11 @@ def floor_of(cell: Cell, floor: Floor | None) -> float | None:
     """Return the CPU seconds, in the cell's unit, that the same takes a bare program."""
     if floor is None:
         return None
-    if cell.operation not in (Operation.PUT, Operation.GET):
+    if not cell.has_body:
         return floor.answer
     per_gb = (floor.put if cell.is_upload else floor.get).get(cell.size)
+    if per_gb is not None and cell.operation is Operation.PUT_SHA256:
+        per_gb -= floor.parts["sha1"] + floor.parts["md5"]
     return per_gb if per_gb is None or not cell.is_small else per_gb * cell.size * 1000 / GB
 
 

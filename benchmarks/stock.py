@@ -66,6 +66,7 @@ class Stock:
 
     def __init__(self, cluster: BenchCluster, shards: Sequence[asyncpg.Record], repository: int, name: str) -> None:
         self._nodes = {node: index for index, node in enumerate(cluster.node_ids)}
+        self._folders: set[str] = set()
         self._paths = {ShardId(row["id"]): Path(row["path"]) for row in shards}
         self._ring = Ring(
             Member(ShardId(row["id"]), row["uid"], ZoneId(row["zone"]), NodeId(row["node"]), row["weight"])
@@ -103,9 +104,12 @@ class Stock:
         return self._ring.primaries(key_of(uid), COPIES)
 
     def _write(self, shard: ShardId, blob: BlobName, body: bytes) -> None:
-        folder = self._paths[shard] / "blobs" / fan_out_of(str(blob))
-        folder.mkdir(mode=0o700, exist_ok=True)
-        file = os.open(folder / str(blob), os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        name = str(blob)
+        folder = f"{self._paths[shard]}/blobs/{fan_out_of(name)}"
+        if folder not in self._folders:
+            Path(folder).mkdir(mode=0o700, exist_ok=True)
+            self._folders.add(folder)
+        file = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             os.write(file, body)
         finally:
@@ -177,13 +181,13 @@ def batches(numbers: range, length: int) -> Iterator[range]:
         yield numbers[start : start + length]
 
 
-def fill(cluster: BenchCluster, size: int, count: int) -> list[Stored]:
+def fill(cluster: BenchCluster, size: int, count: int, folder: str = "bench/stock") -> list[Stored]:
     """Stock ``cluster`` with ``count`` artifacts of ``size`` bytes, statistics included, and return them."""
 
     async def work() -> list[Stored]:
         connection = await open_loading(cluster.dsn)
         try:
-            stock = await open_stock(connection, cluster, "bench/stock")
+            stock = await open_stock(connection, cluster, folder)
             stored = await make_stock(connection, stock, size, range(count))
             await connection.execute("VACUUM ANALYZE artifacts, blobs, replicas")
             return stored

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import resource
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from functools import partial
 from uuid import UUID, uuid4
 
 import asyncpg
@@ -16,6 +16,7 @@ from aiohttp import web
 
 from repo_node import __version__, logs, memory
 from repo_node.api import system as system_api
+from repo_node.api.staged import StagedUploads
 from repo_node.assembly import (
     Parts,
     assemble,
@@ -23,6 +24,7 @@ from repo_node.assembly import (
     node_of,
     public_app_of,
     serve_artifacts,
+    staged_uploads_of,
     task,
 )
 from repo_node.cluster.leadership import Leadership
@@ -38,14 +40,26 @@ from repo_node.db.errors import CatalogueUnavailable, NotDurable, SchemaTooOld
 from repo_node.db.nodes import Fenced, NameTaken
 from repo_node.db.pool import Database, open_database
 from repo_node.db.servers import Servers
+from repo_node.file_limit import raise_file_limit
 from repo_node.maintenance import maintenance
 from repo_node.metrics import Metrics
-from repo_node.node import Node
+from repo_node.node import Node, NoOthers
 from repo_node.settings import LiveSettings, SettingError
 from repo_node.shutdown import EndLimit, StopRequests, drain, on_signals
 from repo_node.web.lag import watch_lag
-from repo_node.web.listeners import listen_on, serving_internal, serving_metrics, serving_public
+from repo_node.web.listeners import (
+    Listeners,
+    bound_listeners,
+    serving_internal,
+    serving_metrics,
+    serving_public,
+    standing_in,
+)
 from repo_node.web.state import NODE
+from repo_node.workers.added_up import NodeMetrics
+from repo_node.workers.crew import Crew, StandIn, running
+from repo_node.workers.exchange import serving_siblings
+from repo_node.workers.siblings import MAIN, Siblings, reaching_siblings
 from sharding import crash_points
 from sharding.errors import ShardError
 from sharding.identity import ShardIdentityError
@@ -54,9 +68,6 @@ from sharding.model import NodeId, ZoneId
 log = logging.getLogger("holdfast")
 
 RETRY_SECONDS = 0.5
-FILES_BESIDES_CONNECTIONS = 2_048
-"""Open files a busy node needs for its shards, its peers and Postgres."""
-
 REFUSALS = (
     CatalogueUnavailable,
     SchemaTooOld,
@@ -79,9 +90,9 @@ def run(config: NodeConfig, reread: Reread | None = None) -> int:
 
     ``reread`` gives the shards that its file names by now, when it is asked to look.
     """
-    logs.configure(config.log)
+    logs.configure(config.log, MAIN if config.node.workers > 1 else None)
     memory.tune()
-    raise_file_limit(config.http.connections_max + FILES_BESIDES_CONNECTIONS)
+    raise_file_limit(config.http.connections_max)
     try:
         crash_points.arm(os.environ)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
@@ -92,17 +103,6 @@ def run(config: NodeConfig, reread: Reread | None = None) -> int:
         log.critical("the node cannot run", extra={"facts": {"cause": str(error)}})
         return 1
     return 0
-
-
-def raise_file_limit(wanted: int) -> None:
-    """Let this process open ``wanted`` files, or as many as its hard limit allows."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    allowed = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
-    if soft != resource.RLIM_INFINITY and soft < allowed:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
-    if allowed < wanted:
-        facts = {"open_files_max": allowed, "wanted": wanted}
-        log.warning("fewer open files are allowed than http.connections_max needs", extra={"facts": facts})
 
 
 async def serve(config: NodeConfig, reread: Reread | None = None) -> None:
@@ -135,17 +135,20 @@ async def running_node(
     config: NodeConfig, reread: Reread | None = None
 ) -> AsyncIterator[tuple[Node, asyncio.Task[None]]]:
     """Start everything in order; leave it in reverse. The task is the heartbeat, which ends only by an error."""
-    incarnation, metrics, settings = uuid4(), Metrics(), LiveSettings()
+    incarnation, metrics, settings = uuid4(), Metrics(), LiveSettings(processes=config.node.workers)
+    share = config.share_of(MAIN)
     async with AsyncExitStack() as stack:
-        # The socket first: who holds it is the successor of whoever was registered with it.
-        internal_socket = stack.enter_context(listen_on(config.internal.listen))
-        database = await stack.enter_async_context(open_database(config.database, metrics))
+        # The sockets first: who holds them is the successor of whoever was registered with them.
+        listeners, *theirs = stack.enter_context(bound_listeners(config))
+        database = await stack.enter_async_context(open_database(share.database, metrics))
         cluster_id = await join(config, incarnation, database)
         owner = Owner(cluster_id, NodeId(config.node.id), incarnation)
         own = await open_shards(stack, config, owner, database, settings, metrics, reread)
-        parts = await assemble(stack, config, owner, own, database, settings, metrics)
-        membership = parts.membership
-        await stack.enter_async_context(serving_internal(internal_app_of(parts), config, internal_socket))
+        parts = await assemble(stack, share, owner, own, database, settings, metrics)
+        membership, uploads = parts.membership, staged_uploads_of(config)
+        siblings = await stack.enter_async_context(reaching_siblings(config, owner, MAIN)) if theirs else None
+        to_peers = internal_app_of(parts, uploads, elsewhere=siblings.read_staged if siblings else None)
+        internal = await stack.enter_async_context(serving_internal(to_peers, share, listeners.internal))
         await membership.begin()
         stack.push_async_callback(membership.leave)
         beating = await stack.enter_async_context(task(membership.run()))
@@ -153,17 +156,50 @@ async def running_node(
         await stack.enter_async_context(task(watch_lag(metrics)))
         artifacts = serve_artifacts(stack, parts)
         leadership = await take_part(stack, parts)
-        await stack.enter_async_context(
-            maintenance(owner.node, database, parts.store, membership, settings, metrics, leadership, own.shards)
-        )
         peers = PeerWatch(owner.node, lambda: membership.rows, parts.topology.peer_at, settings, metrics)
-        await stack.enter_async_context(task(peers.run()))
         node = node_of(parts, lambda: outlook_of(leadership, peers))
+        node.others = NoOthers(has_started=not theirs)
         node.on_hand_over += [leadership.leave, membership.say_leaving]
-        public = public_app_of(stack, parts, artifacts, node)
-        await stack.enter_async_context(serving_public(public, config, node))
+        jobs = maintenance(
+            owner.node,
+            database,
+            parts.store,
+            membership,
+            settings,
+            metrics,
+            leadership,
+            own.shards,
+            lambda: parts.store.served + node.others.served(),
+        )
+        await stack.enter_async_context(jobs)
+        await stack.enter_async_context(task(peers.run()))
+        to_clients = public_app_of(stack, parts, artifacts, node)
+        public = await stack.enter_async_context(serving_public(to_clients, share, node, listeners))
+        if siblings is not None:
+            stand_in = partial(standing_in, internal, public)
+            await start_workers(stack, config, parts, own, node, uploads, siblings, theirs, stand_in)
         await stack.enter_async_context(serving_metrics(metrics_app(node), config, node))
         yield node, beating
+
+
+async def start_workers(
+    stack: AsyncExitStack,
+    config: NodeConfig,
+    parts: Parts,
+    own: OwnShards,
+    node: Node,
+    uploads: StagedUploads,
+    siblings: Siblings,
+    listeners: Sequence[Listeners],
+    stand_in: StandIn,
+) -> None:
+    """Have the node's other processes from now on."""
+    totals = NodeMetrics(parts.metrics.registry, siblings, config.node.workers)
+    await stack.enter_async_context(serving_siblings(parts, MAIN, uploads, node.exposition))
+    crew = Crew(config, parts.owner, listeners, own, node.outlook, parts.settings, parts.metrics, totals, stand_in)
+    own.borrowers, node.others, node.render = crew, crew, totals.render
+    node.on_leave.append(crew.leave)
+    await stack.enter_async_context(running(crew))
 
 
 async def join(config: NodeConfig, incarnation: UUID, database: Database) -> UUID:

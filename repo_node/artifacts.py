@@ -18,6 +18,7 @@ from repo_node.db.artifacts import Blob, Child, Item
 from repo_node.db.blobs import CommitOutcome, CommitResult, Deployment
 from repo_node.db.commit_groups import CommitGroups, UploadToCommit
 from repo_node.db.errors import AbsenceInDoubt, CatalogueUnavailable, OutcomeUnknown
+from repo_node.db.lookups import LookUps
 from repo_node.db.pool import Database
 from repo_node.errors import BodyTooLarge, NotFound, Overloaded, RequestError, absent
 from repo_node.metrics import Metrics
@@ -94,6 +95,7 @@ class Artifacts:
     def __init__(
         self,
         database: Database,
+        look_ups: LookUps,
         store: ShardingProvider,
         repositories: Repositories,
         settings: LiveSettings,
@@ -102,6 +104,7 @@ class Artifacts:
         pulse: Pulse,
     ) -> None:
         self._database = database
+        self._look_ups = look_ups
         self._store = store
         self._repositories = repositories
         self._recent = recent
@@ -242,7 +245,7 @@ class Artifacts:
         if self._pulse.silence_seconds > max(settings.stale_seconds_max, settings.node_down_seconds):
             # What answers may be a server that a failover has left behind.
             raise CatalogueUnavailable("Postgres has confirmed no heartbeat for too long to be believed")
-        found = await rows.resolve(self._database, at.repository, at.folder, at.name)
+        found = await self._look_ups.resolve(at)
         if found.item is not None:
             return found.item
         missing = no_repository(at.repository) if found.repository_id is None else NotFound("File not found.")

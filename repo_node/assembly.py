@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -28,7 +28,9 @@ from repo_node.api import system as system_api
 from repo_node.api import transfers as transfers_api
 from repo_node.api import trash as trash_api
 from repo_node.api.epochs import EpochHandlers
-from repo_node.api.internal import internal_app
+from repo_node.api.internal import STAGED_UPLOADS_MAX, internal_app
+from repo_node.api.shards import ReadElsewhere
+from repo_node.api.staged import StagedUploads
 from repo_node.artifacts import Artifacts
 from repo_node.auth.authenticator import Authenticator
 from repo_node.checksum_deploy import ChecksumDeploy
@@ -39,6 +41,7 @@ from repo_node.cluster.own_shard import OwnShard
 from repo_node.cluster.own_shards import Owner
 from repo_node.cluster.topology import Topology
 from repo_node.config import NodeConfig
+from repo_node.db.lookups import LookUps
 from repo_node.db.pool import Database
 from repo_node.downloads import DownloadCounts
 from repo_node.logs import request_id
@@ -58,6 +61,7 @@ from repo_node.web.middleware import answer, complete_head
 from repo_node.web.routes import Routes
 from repo_node.web.state import NODE
 from sharding import wire
+from sharding.hot_blobs import HotBlobs, HotLimits
 from sharding.local import LocalShard
 from sharding.model import NodeId, ShardId, ZoneId
 from sharding.peer import Peer, open_peer_session
@@ -112,6 +116,7 @@ async def assemble(
     store = ShardingProvider(
         lambda: topology.view,
         lambda: StoreLimits(settings.now.commit_wait_seconds, settings.now.read_hedge_seconds),
+        HotBlobs(lambda: HotLimits(settings.now.hot_blob_bytes_max, settings.now.hot_blobs_bytes_max), metrics),
     )
     authenticator = Authenticator(database, lambda: membership.is_fresh, settings)
     stack.push_async_callback(authenticator.close)
@@ -173,7 +178,13 @@ async def build_topology(
     return Topology(NodeId(config.node.id), ZoneId(config.node.zone), own, peer_at, internal, metrics)
 
 
-def internal_app_of(parts: Parts) -> web.Application:
+def internal_app_of(
+    parts: Parts,
+    uploads: StagedUploads,
+    *,
+    elsewhere: ReadElsewhere | None = None,
+    more_routes: Iterable[web.RouteDef] = (),
+) -> web.Application:
     """Build the application for peers: the node's shards, and what they know of primaries."""
     return internal_app(
         shards=parts.shards.find,
@@ -181,15 +192,30 @@ def internal_app_of(parts: Parts) -> web.Application:
         incarnation=parts.owner.incarnation,
         cluster_id=lambda: parts.owner.cluster_id,
         key=parts.config.cluster_key,
-        more_routes=EpochHandlers(parts.epochs).routes(),
+        more_routes=[*EpochHandlers(parts.epochs).routes(), *more_routes],
+        uploads=uploads,
+        elsewhere=elsewhere,
     )
+
+
+def staged_uploads_of(config: NodeConfig) -> StagedUploads:
+    """Return the register of what peers stage in one process of a node."""
+    return StagedUploads(-(-STAGED_UPLOADS_MAX // config.node.workers))
 
 
 def serve_artifacts(stack: AsyncExitStack, parts: Parts) -> Artifacts:
     """Make the service that everything else calls. What it leaves to be done is done before the store closes."""
     stack.push_async_callback(parts.store.close)
+    limits = parts.config.database
+    look_ups = LookUps(
+        parts.database,
+        per_round_trip_max=limits.look_ups_per_round_trip_max,
+        wait_seconds_max=limits.connect_timeout_seconds,
+    )
+    stack.push_async_callback(look_ups.close)
     artifacts = Artifacts(
         parts.database,
+        look_ups,
         parts.store,
         parts.repositories,
         parts.settings,

@@ -32,6 +32,8 @@ class Section(BaseModel):
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
+WORKERS_MAX = 64
+CONNECTIONS_OF_A_PROCESS_MIN = 2
 ADDRESS = re.compile(r"^(?P<host>\[[0-9A-Fa-f:.]+\]|[^\s:/\[\]]+):(?P<port>\d{1,5})$")
 
 
@@ -62,11 +64,12 @@ class Address(BaseModel):
 
 
 class NodeSection(Section):
-    """Who this node is."""
+    """Who this node is, and how many processes serve for it."""
 
     id: Name
     zone: Name
     cluster_key_file: Path = Field(strict=False)
+    workers: int = Field(1, ge=1, le=WORKERS_MAX)
 
 
 class DatabaseSection(Section):
@@ -74,6 +77,7 @@ class DatabaseSection(Section):
 
     dsn: str = Field(repr=False)
     pool_connections_max: int = Field(16, ge=2, le=500)
+    look_ups_per_round_trip_max: int = Field(64, ge=1, le=1000)
     connect_timeout_seconds: Seconds = 5.0
     statement_timeout_seconds: Seconds = 5.0
     start_timeout_seconds: Seconds = 60.0
@@ -166,6 +170,21 @@ class NodeConfig(Section):
             raise ValueError("at least one [[shards]] section is required")
         return value
 
+    def share_of(self, process: int) -> NodeConfig:
+        """Return the configuration of one of the node's processes: what a node may use at most is divided."""
+        workers = self.node.workers
+        pool, rest = divmod(self.database.pool_connections_max, workers)
+        database = {"pool_connections_max": pool + (process < rest)}
+        http = {"connections_max": -(-self.http.connections_max // workers)}
+        internal = {"calls_per_shard_max": -(-self.internal.calls_per_shard_max // workers)}
+        return self.model_copy(
+            update={
+                "database": self.database.model_copy(update=database),
+                "http": self.http.model_copy(update=http),
+                "internal": self.internal.model_copy(update=internal),
+            }
+        )
+
 
 def check_http_url(value: str) -> str:
     parts = urlsplit(value)
@@ -203,6 +222,12 @@ def resolve(path: Path, config: NodeConfig) -> NodeConfig:
         raise ConfigError(
             f"{path}: internal.advertise_url: is required while internal.listen is {config.internal.listen}; "
             'write the URL at which peers reach this node, for example "http://10.0.0.5:8181"'
+        )
+    connections_min = CONNECTIONS_OF_A_PROCESS_MIN * config.node.workers
+    if config.database.pool_connections_max < connections_min:
+        raise ConfigError(
+            f"{path}: database.pool_connections_max: must be at least {connections_min}, "
+            f"{CONNECTIONS_OF_A_PROCESS_MIN} for each of the node's {config.node.workers} workers"
         )
     shards = tuple(shard.model_copy(update={"path": anchor / shard.path}) for shard in config.shards)
     if len({os.path.realpath(shard.path) for shard in shards}) < len(shards):

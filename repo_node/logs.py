@@ -10,6 +10,7 @@ import logging
 import sys
 import time
 from contextvars import ContextVar
+from functools import partial
 from typing import Any
 
 from repo_node.config import LogSection
@@ -47,6 +48,12 @@ class TextFormatter(logging.Formatter):
         return "\n".join(line if line.isprintable() else "".join(map(text_escaped, line)) for line in lines)
 
 
+def mark(process: int, record: logging.LogRecord) -> bool:
+    """Add the process to the facts of ``record``."""
+    record.facts = {**getattr(record, "facts", {}), "process": process}
+    return True
+
+
 def moment(record: logging.LogRecord) -> str:
     """Return when ``record`` was made, in UTC, to the millisecond."""
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03d}"
@@ -61,9 +68,14 @@ def text_escaped(character: str) -> str:
     return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
 
 
-def configure(section: LogSection) -> None:
-    """Send every log of this process to standard error in the configured form."""
+def configure(section: LogSection, process: int | None = None) -> None:
+    """Send every log of this process to standard error in the configured form.
+
+    ``process`` tells the processes of one node apart, where there are several.
+    """
     handler = logging.StreamHandler(sys.stderr)
+    if process is not None:
+        handler.addFilter(partial(mark, process))
     handler.setFormatter(JsonFormatter() if section.format == "json" else TextFormatter())
     # What these formats do not show need not be found out for each line.
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False

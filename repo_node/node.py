@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Protocol
 
 from repo_node import __version__
 from repo_node.cluster.membership import Membership
@@ -12,12 +13,43 @@ from repo_node.cluster.topology import Topology
 from repo_node.db.nodes import ClusterRows, ShardRow
 from repo_node.db.pool import Database
 from repo_node.metrics import Metrics
+from repo_node.metrics.figures import render
 from repo_node.settings import LiveSettings
 from sharding.model import ShardState
 from sharding.tasks import wait
 from sharding.view import StoreView
 
 DRAIN_POLL_SECONDS = 0.05
+
+
+class Others(Protocol):
+    """The other processes of this node."""
+
+    @property
+    def has_started(self) -> bool:
+        """Whether they have had their time to start."""
+        ...
+
+    def in_flight(self) -> int:
+        """Return how many requests they are answering."""
+        ...
+
+    def served(self) -> int:
+        """Return how many uploads and readers they have begun."""
+        ...
+
+
+class NoOthers:
+    """Of a process that speaks for itself alone, or has not begun to start others."""
+
+    def __init__(self, *, has_started: bool = True) -> None:
+        self.has_started = has_started
+
+    def in_flight(self) -> int:
+        return 0
+
+    def served(self) -> int:
+        return 0
 
 
 class Node:
@@ -36,16 +68,24 @@ class Node:
         self.database = database
         self._membership = membership
         self._topology = topology
-        self._outlook = outlook
+        self.outlook = outlook
         self._settings = settings
         self._leaving = False
         self.in_flight = 0
         self.on_leave: list[Callable[[], Awaitable[None]]] = []
         self.on_hand_over: list[Callable[[], Awaitable[None]]] = []
+        self.others: Others = NoOthers()
+        self.render: Callable[[], Awaitable[bytes]] = lambda: render(metrics.registry)
+        """Renders the metrics of all processes of this node."""
         metrics.build.info({"version": __version__})
 
     def is_ready(self) -> bool:
-        return not self._leaving and self._membership.is_fresh and bool(self._topology.view.ring.members)
+        return (
+            not self._leaving
+            and self.others.has_started
+            and self._membership.is_fresh
+            and bool(self._topology.view.ring.members)
+        )
 
     @property
     def is_fresh(self) -> bool:
@@ -78,7 +118,7 @@ class Node:
         if await wait(hurried, notice_seconds):
             return
         deadline = asyncio.get_running_loop().time() + wait_seconds
-        while self.in_flight and asyncio.get_running_loop().time() < deadline:
+        while self.in_flight + self.others.in_flight() and asyncio.get_running_loop().time() < deadline:
             if await wait(hurried, DRAIN_POLL_SECONDS):
                 return
 
@@ -89,17 +129,21 @@ class Node:
         return self._topology.view
 
     def primary(self) -> Primary | None:
-        return self._outlook().primary
+        return self.outlook().primary
 
     def suspicions(self) -> tuple[tuple[str, str], ...]:
-        return self._outlook().suspicions
+        return self.outlook().suspicions
 
     def deletion_holds(self) -> tuple[str, ...]:
-        return self._outlook().holds
+        return self.outlook().holds
+
+    async def exposition(self) -> bytes:
+        self.refresh_gauges()
+        return await self.render()
 
     def refresh_gauges(self) -> None:
         metrics, view, rows = self.metrics, self._topology.view, self._membership.rows
-        outlook = self._outlook()
+        outlook = self.outlook()
         size, idle = self.database.connections
         metrics.pool_connections.labels("idle").set(idle)
         metrics.pool_connections.labels("used").set(size - idle)

@@ -69,6 +69,12 @@ class Settings(BaseModel):
     commit_wait_seconds: float = Field(20, gt=0, le=600, description="how long an upload waits for slow shards")
     outcome_wait_seconds: float = Field(10, gt=0, le=600, description="how long a commit of unknown outcome is asked")
     read_hedge_seconds: float = Field(1, gt=0, le=60, description="a read this slow also asks another replica")
+    hot_blob_bytes_max: int = Field(
+        64 << 10, ge=0, le=1 << 20, description="largest blob of other nodes' shards that a process keeps in memory"
+    )
+    hot_blobs_bytes_max: int = Field(
+        16 << 20, ge=0, le=1 << 36, description="bytes of such blobs that a process keeps in all; 0: none"
+    )
     retry_after_seconds: int = Field(2, ge=1, le=3600, description="Retry-After of every 429 and 503")
     heartbeat_seconds: float = Field(2, ge=0.1, le=60, description="between two heartbeats of a node")
     node_down_seconds: float = Field(10, ge=0.5, le=600, description="silence after which a node counts as down")

@@ -12,10 +12,16 @@ import errno
 import os
 import stat
 
+from sharding.room import room_for
+
 OPENAT2 = 437
 """The number of the system call, the same on every processor; the C library has no function for it."""
 
 RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH, RESOLVE_CACHED = 0x04, 0x08, 0x20
+LOCAL_FILE_SYSTEMS = frozenset({0xEF53, 0x58465342, 0x9123683E, 0x2FC12FC1, 0xF2F52010, 0x01021994})
+"""ext4, XFS, Btrfs, ZFS, F2FS, tmpfs (statfs(2)): others, such as NFS, may ask somebody before they open a file."""
+STATFS_BYTES = 256
+
 NOT_POSSIBLE = frozenset({errno.ENOSYS, errno.EPERM, errno.EINVAL, errno.EOPNOTSUPP})
 """What says that this kernel, its sandbox or the file system will never do it."""
 
@@ -27,19 +33,21 @@ class OpenHow(ctypes.Structure):
 
 
 class CachedReads:
-    """Opens and reads files below a directory without ever waiting for its disk, so the event loop may do it."""
+    """Opens and reads files below ``directory`` without ever waiting for its disk, so the event loop may do it."""
 
-    def __init__(self) -> None:
+    def __init__(self, directory: int) -> None:
+        self._directory = directory
         # Not the usual CDLL: what never waits need not release the interpreter's lock, and take it again.
-        self._syscall = ctypes.PyDLL(None, use_errno=True).syscall
+        libc = ctypes.PyDLL(None, use_errno=True)
+        self._syscall = libc.syscall
         self._syscall.restype = ctypes.c_long
         self._syscall.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t)
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         self._how = OpenHow(flags, 0, RESOLVE_NO_SYMLINKS | RESOLVE_BENEATH | RESOLVE_CACHED)
         self._how_at = ctypes.addressof(self._how)
-        self._possible = True
+        self._possible = is_local(libc, directory)
 
-    def read(self, directory: int, path: str, size: int, offset: int, length: int) -> bytearray | None:
+    def read(self, path: str, size: int, offset: int, length: int) -> memoryview | None:
         """Return ``length`` bytes from ``offset`` of a file of exactly ``size`` bytes if all of that is in memory.
 
         None says nothing about the file: whoever wants to know more must be ready to wait.
@@ -47,12 +55,12 @@ class CachedReads:
         if not self._possible:
             return None
         try:
-            file = self._open(directory, path)
+            file = self._open(path)
             try:
                 found = os.fstat(file)
                 if not stat.S_ISREG(found.st_mode) or found.st_size != size:
                     return None
-                data = bytearray(length)
+                data = room_for(length)
                 return data if os.preadv(file, (data,), offset, os.RWF_NOWAIT) == length else None
             finally:
                 os.close(file)
@@ -60,8 +68,16 @@ class CachedReads:
             self._possible = error.errno not in NOT_POSSIBLE
             return None
 
-    def _open(self, directory: int, path: str) -> int:
-        file: int = self._syscall(OPENAT2, directory, path.encode(), self._how_at, ctypes.sizeof(OpenHow))
+    def _open(self, path: str) -> int:
+        file: int = self._syscall(OPENAT2, self._directory, path.encode(), self._how_at, ctypes.sizeof(OpenHow))
         if file < 0:
             raise OSError(ctypes.get_errno(), "openat2")
         return file
+
+
+def is_local(libc: ctypes.PyDLL, directory: int) -> bool:
+    """Say whether what an open directory lies on keeps names and pages itself."""
+    found = ctypes.create_string_buffer(STATFS_BYTES)
+    if libc.fstatfs(directory, found) != 0:
+        return False
+    return (ctypes.c_long.from_buffer(found).value & 0xFFFFFFFF) in LOCAL_FILE_SYSTEMS

@@ -6,10 +6,12 @@ import asyncio
 import socket
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
+from functools import partial
 from itertools import count
 from typing import Any
 
 from sharding.calls import (
+    GATHERED_BYTES,
     HEAD,
     SMALL_MESSAGE_BYTES,
     Call,
@@ -36,6 +38,9 @@ KEEP_ALIVE = (
 
 NUMBERS = 1 << 32
 
+GATHERED_OF_LARGE_BYTES = 4 << 10
+"""On the connection of long answers, which are received where they stay."""
+
 
 class CallRefused(Exception):
     """The owner refused a call; ``body`` says why, in the words of ``wire.Refusal``."""
@@ -49,15 +54,16 @@ class CallLink(asyncio.BufferedProtocol):
     """One connection, shared by any number of calls at once.
 
     ``is_open`` says whether new calls may go over it. One on which the peer has long been silent is retired: it takes
-    no more calls, and ends with those that are under way.
+    no more calls, and ends with those that are under way. Of a long answer at most ``gathered_bytes`` are copied once
+    they have come.
     """
 
-    def __init__(self, upgraded: Upgraded) -> None:
+    def __init__(self, upgraded: Upgraded, gathered_bytes: int = GATHERED_BYTES) -> None:
         self.is_open = True
         self._upgraded = upgraded
         self._transport = upgraded.transport
         self._loop = asyncio.get_running_loop()
-        self._receiver = MessageReceiver()
+        self._receiver = MessageReceiver(gathered_bytes)
         self._numbers = count()
         self._answers: dict[int, asyncio.Future[Message]] = {}
         self._unheard_since: float | None = None
@@ -166,9 +172,10 @@ class CallLinks:
     Small calls then never wait behind a megabyte.
     """
 
-    def __init__(self, open_link: Callable[[], Coroutine[Any, Any, CallLink]]) -> None:
-        self._small = LazyLink(open_link)
-        self._large = LazyLink(open_link)
+    def __init__(self, open_link: Callable[[int], Coroutine[Any, Any, CallLink]]) -> None:
+        """``open_link`` opens a connection that gathers so many bytes."""
+        self._small = LazyLink(partial(open_link, GATHERED_BYTES))
+        self._large = LazyLink(partial(open_link, GATHERED_OF_LARGE_BYTES))
 
     def link_for(self, call: Call) -> LazyLink:
         """Return the connection that ``call`` belongs on."""

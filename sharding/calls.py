@@ -17,6 +17,7 @@ from uuid import UUID
 from xxhash import xxh3_64_digest
 
 from sharding.model import BLOCK_BYTES, BlobName, Buffer, Generation
+from sharding.room import room_for
 
 UPGRADE = "holdfast-calls-1"
 """What a connection is upgraded to before calls may flow."""
@@ -27,7 +28,10 @@ READ_BYTES_MAX = 8 << 20
 SIZES_NAMES_MAX = 1000
 MESSAGE_BYTES_MAX = READ_BYTES_MAX + 4096
 SMALL_MESSAGE_BYTES = 64 << 10
-"""Up to here a message is received in one buffer with others."""
+"""Up to here a call's bytes are small: they travel with others."""
+
+GATHERED_BYTES = 4 * SMALL_MESSAGE_BYTES
+"""How much of small messages is received at a time."""
 
 HEAD = Struct("!IBI")
 NAME = Struct("!32s16s")
@@ -227,24 +231,24 @@ def parse_sizes(body: Buffer, count: int) -> list[int | None]:
 class MessageReceiver:
     """One end of a connection: says where the next bytes belong, and which messages they completed.
 
-    Small messages are gathered in one buffer and copied out; the body of a large one goes straight to
-    memory of its own.
+    Messages that fit in a buffer of ``gathered_bytes`` are gathered there and copied out; the body of a longer one
+    goes straight to memory of its own.
     """
 
-    __slots__ = ("_buffer", "_end", "_filled", "_large", "_view")
+    __slots__ = ("_buffer", "_end", "_filled", "_large", "_large_body")
 
-    def __init__(self) -> None:
-        self._buffer = bytearray(SMALL_MESSAGE_BYTES)
-        self._view = memoryview(self._buffer)
+    def __init__(self, gathered_bytes: int = GATHERED_BYTES) -> None:
+        self._buffer = memoryview(bytearray(gathered_bytes))
         self._end = 0
         self._large: Message | None = None
+        self._large_body = memoryview(b"")
         self._filled = 0
 
     def room(self) -> memoryview:
         """Return where the next bytes of the stream go; never empty."""
         if self._large is not None:
-            return memoryview(self._large.body)[self._filled :]
-        return self._view[self._end :]
+            return self._large_body[self._filled :]
+        return self._buffer[self._end :]
 
     def advance(self, length: int) -> list[Message]:
         """Note that ``length`` bytes were put where ``room`` said. Raises ``CallError``."""
@@ -252,9 +256,9 @@ class MessageReceiver:
             self._end += length
             return self._take_gathered()
         self._filled += length
-        if self._filled < len(self._large.body):
+        if self._filled < len(self._large_body):
             return []
-        done, self._large = self._large, None
+        done, self._large, self._large_body = self._large, None, memoryview(b"")
         return [done]
 
     def _take_gathered(self) -> list[Message]:
@@ -266,24 +270,25 @@ class MessageReceiver:
                 raise CallError(f"a message of kind {kind} has {length} bytes")
             body = start + HEAD.size
             if self._end - body >= length:
-                messages.append(Message(number, kind, bytes(self._view[body : body + length])))
+                messages.append(Message(number, kind, bytes(self._buffer[body : body + length])))
                 start = body + length
             elif HEAD.size + length > len(self._buffer):
-                self._begin_large(Message(number, kind, bytearray(length)), body)
+                self._begin_large(number, kind, length, body)
                 return messages
             else:
                 break
         self._keep_from(start)
         return messages
 
-    def _begin_large(self, message: Message, start: int) -> None:
-        self._large, self._filled = message, self._end - start
-        memoryview(message.body)[: self._filled] = self._view[start : self._end]
+    def _begin_large(self, number: int, kind: int, length: int, start: int) -> None:
+        self._large_body, self._filled = room_for(length), self._end - start
+        self._large = Message(number, kind, self._large_body)
+        self._large_body[: self._filled] = self._buffer[start : self._end]
         self._end = 0
 
     def _keep_from(self, start: int) -> None:
         """Move what is not complete yet to the front."""
         if start:
             left = self._end - start
-            self._view[:left] = self._view[start : self._end]
+            self._buffer[:left] = self._buffer[start : self._end]
             self._end = left

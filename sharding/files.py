@@ -65,7 +65,6 @@ class ShardFiles:
         self.claim = claim
         self.epochs = EpochFile(shard, claim)
         self._reserve_bytes = reserve_bytes
-        self._cached_reads = CachedReads()
         self._lock = threading.Lock()
         self._undurable: dict[str, object] = {}
         self._durable: set[str] = set()
@@ -80,6 +79,7 @@ class ShardFiles:
         except OSError:
             os.close(self.tmp)
             raise
+        self._cached_reads = CachedReads(self.blobs)
 
     def close(self) -> None:
         """Close the directories and give up the claim; no call may be under way. May be called twice."""
@@ -130,12 +130,12 @@ class ShardFiles:
             except OSError as error:
                 raise self.reading_failed(name, error) from error
 
-    def read_cached(self, blob: BlobName, size: int, offset: int, length: int) -> bytearray | None:
+    def read_cached(self, blob: BlobName, size: int, offset: int, length: int) -> memoryview | None:
         """Return what ``read`` would if memory has all of it; None says nothing about the file. Does not block."""
         if offset < 0 or not 0 < length <= BLOCK_BYTES or offset + length > size:
             return None
         name = self.name(blob)
-        return self._cached_reads.read(self.blobs, f"{fan_out_of(name)}/{name}", size, offset, length)
+        return self._cached_reads.read(f"{fan_out_of(name)}/{name}", size, offset, length)
 
     def sizes(self, blobs: Sequence[BlobName]) -> list[int | None]:
         """See ``Shard.sizes``. Each file is opened: a dead file system still answers ``stat`` from memory."""
@@ -154,23 +154,25 @@ class ShardFiles:
                 os.unlink(name, dir_fd=directory)
         return (fan_out_of(name),)
 
-    def place(self, staged: str, name: str) -> tuple[str, ...]:
-        """Rename ``tmp/<staged>`` to its final ``name`` and return the directories to sync."""
+    def open_destination(self, name: str) -> int:
+        """Return the directory of the file ``name``, open, and made when it is not there; the caller closes it."""
+        return self._open_or_make(fan_out_of(name))
+
+    def place(self, staged: str, name: str, directory: int) -> None:
+        """Rename ``tmp/<staged>`` to its final ``name`` in ``directory``, its open destination."""
+        with suppress(FileNotFoundError):
+            os.lstat(name, dir_fd=directory)
+            raise ShardRefused(self.shard, f"{name} is there already, and no name is used twice")
+        os.rename(staged, name, src_dir_fd=self.tmp, dst_dir_fd=directory)
+
+    def above(self, name: str) -> tuple[str, ...]:
+        """Return what is to be synced above the directory of ``name``: nothing, once that is known to be durable."""
         fan_out = fan_out_of(name)
-        with translated(self.shard, WRITING, f"renaming tmp/{staged} to {name}"):
-            directory = self._open_or_make(fan_out)
-            try:
-                with suppress(FileNotFoundError):
-                    os.lstat(name, dir_fd=directory)
-                    raise ShardRefused(self.shard, f"{name} is there already, and no name is used twice")
-                os.rename(staged, name, src_dir_fd=self.tmp, dst_dir_fd=directory)
-            finally:
-                os.close(directory)
         with self._lock:
             if fan_out in self._durable:
-                return (fan_out,)
+                return ()
             self._undurable.setdefault(fan_out, object())
-            return (fan_out, BLOBS)
+            return (BLOBS,)
 
     def sync_all(self, directories: Sequence[str]) -> Mapping[str, OSError]:
         """Fsync each of ``directories`` and return the errors of those that failed."""

@@ -58,8 +58,12 @@ class LocalShard:
         if memoryview(data).nbytes > BLOCK_BYTES:
             raise ShardRefused(self.id, f"a blob of more than {BLOCK_BYTES} bytes must be staged")
         file = StagedFile(self.files, name.generation)
-        with self.discarded_on_failure(file):
-            await self.sync(await self.run(file.store, name.sha256, data))
+        try:  # not ``discarded_on_failure``, whose steps count on the way of a small blob
+            if directories := await self.run(file.store, name.sha256, data):
+                await self.sync(directories)
+        except BaseException:
+            self.discard(file)
+            raise
 
     async def stage(self, generation: Generation) -> StagedBlob:
         file = StagedFile(self.files, generation)

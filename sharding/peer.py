@@ -78,8 +78,8 @@ class Peer:
         url = URL(f"{self.url}{wire.PREFIX}{path}", encoded=True)
         return await upgrade(self.session, url, self.all_headers(), protocol)
 
-    async def _open_link(self) -> CallLink:
-        return CallLink(await self.upgrade("/calls", calls.UPGRADE))
+    async def _open_link(self, gathered_bytes: int) -> CallLink:
+        return CallLink(await self.upgrade("/calls", calls.UPGRADE), gathered_bytes)
 
     async def identify(self) -> PeerIdentity:
         """Return who is there. Raises ``PeerError``."""
@@ -99,15 +99,21 @@ class Peer:
 
 
 def open_peer_session(
-    *, call_seconds: float = 10.0, connect_seconds: float = 5.0, connections_per_peer_max: int = 1024
+    *,
+    call_seconds: float = 10.0,
+    connect_seconds: float = 5.0,
+    connections_per_peer_max: int = 1024,
+    connector: aiohttp.BaseConnector | None = None,
 ) -> aiohttp.ClientSession:
     """Return the session for all calls to all peers; close it, or use it as a context manager.
 
     A staged upload holds one connection for as long as its client takes, so the limit on connections
-    is only a last bound; what a shard may cost is bounded by its guard.
+    is only a last bound; what a shard may cost is bounded by its guard. ``connector`` reaches peers otherwise
+    than by their address.
     """
     return aiohttp.ClientSession(
-        connector=aiohttp.TCPConnector(
+        connector=connector
+        or aiohttp.TCPConnector(
             limit=0, limit_per_host=connections_per_peer_max, keepalive_timeout=IDLE_CONNECTION_SECONDS
         ),
         timeout=aiohttp.ClientTimeout(

@@ -7,14 +7,14 @@ HTTP, no SQL and no repository.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from sharding.commit import Commit, Placement
 from sharding.digests import block_digests
 from sharding.errors import ShardError
+from sharding.hot_blobs import HotBlobs
 from sharding.identifiers import mint_generation, mint_uid
 from sharding.janitor import Janitor
 from sharding.model import (
@@ -50,9 +50,12 @@ class StoreLimits:
 class ShardingProvider:
     """The binary store of one node. ``view`` and ``limits`` are asked anew for every blob."""
 
-    def __init__(self, view: Callable[[], StoreView], limits: Callable[[], StoreLimits]) -> None:
+    def __init__(
+        self, view: Callable[[], StoreView], limits: Callable[[], StoreLimits], hot: HotBlobs | None = None
+    ) -> None:
         self._view = view
         self._limits = limits
+        self._hot = hot
         self._hashing = ThreadPoolExecutor(HASHING_THREADS, thread_name_prefix="hash")
         self._janitor = Janitor(lambda shard: view().shards.get(shard))
         self.served = 0
@@ -67,17 +70,14 @@ class ShardingProvider:
         """Who removes, in the background, files that nothing will ever refer to."""
         return self._janitor
 
-    @asynccontextmanager
-    async def open_upload(
-        self, policy: WritePolicy, extra_digests: Collection[str] = EXTRA_DIGESTS
-    ) -> AsyncIterator[Upload]:
-        """Begin an upload; leaving the block stops it and removes whatever is still only staged.
+    def open_upload(self, policy: WritePolicy, extra_digests: Collection[str] = EXTRA_DIGESTS) -> Upload:
+        """Begin an upload; leaving its block stops it and removes whatever is still only staged.
 
         ``extra_digests`` are computed beside the sha256. Raises ``WriteQuorumNotMet`` at once when too few shards
         take writes.
         """
         self.served += 1
-        upload = Upload(
+        return Upload(
             mint_uid(),
             self._view(),
             policy,
@@ -86,10 +86,6 @@ class ShardingProvider:
             cleaner=self._janitor,
             extra_digests=extra_digests,
         )
-        try:
-            yield upload
-        finally:
-            await upload.close()
 
     async def commit(self, upload: Upload) -> Placement:
         """Make a finished upload durable. Raises ``WriteQuorumNotMet``, after which nothing of it stays."""
@@ -148,7 +144,7 @@ class ShardingProvider:
     def read(self, blob: BlobToRead, catalogue: BlobCatalogue) -> BlobReader:
         """Return a reader of ``blob``; nothing is read yet."""
         self.served += 1
-        return BlobReader(self._view, blob, catalogue, hedge_seconds=self._limits().read_hedge_seconds)
+        return BlobReader(self._view, blob, catalogue, hedge_seconds=self._limits().read_hedge_seconds, hot=self._hot)
 
     async def close(self) -> None:
         """Finish tidying, within bounds, and stop."""

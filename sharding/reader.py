@@ -13,6 +13,7 @@ from typing import Protocol
 
 from sharding.digests import block_digests
 from sharding.errors import BlobUnavailable, ReplicaCorrupt, ReplicaMissing, ShardError, ShardUnavailable
+from sharding.hot_blobs import HotBlobs
 from sharding.model import BLOCK_BYTES, BLOCK_DIGEST_BYTES, BlobName, Buffer, Replica
 from sharding.tasks import hedged, stop
 from sharding.view import StoreView
@@ -50,15 +51,25 @@ class BlobToRead:
 
 
 class BlobReader:
-    """Reads one blob for one client. ``view`` is asked anew whenever the rows are."""
+    """Reads one blob for one client. ``view`` is asked anew whenever the rows are.
+
+    A small blob that no disk of this node has is taken from ``hot``, if it is there, and kept there.
+    """
 
     def __init__(
-        self, view: Callable[[], StoreView], blob: BlobToRead, catalogue: BlobCatalogue, *, hedge_seconds: float
+        self,
+        view: Callable[[], StoreView],
+        blob: BlobToRead,
+        catalogue: BlobCatalogue,
+        *,
+        hedge_seconds: float,
+        hot: HotBlobs | None = None,
     ) -> None:
         self._latest_view = view
         self._blob = blob
         self._catalogue = catalogue
         self._hedge_seconds = hedge_seconds
+        self._hot = hot
         self._reported: set[Replica] = set()
         self._failures: list[ShardError] = []
         self._view = view()
@@ -85,7 +96,20 @@ class BlobReader:
 
     async def read_small(self) -> Buffer:
         """Return the whole of a blob of one block. Raises ``BlobUnavailable``."""
-        return await self._block(0) if self._blob.size else b""
+        if not self._blob.size:
+            return b""
+        if self._hot is None or self._is_at_hand():
+            return await self._block(0)
+        digest = await self._catalogue.block_digests(0, 1)
+        data = self._hot.find(self._blob.sha256, digest)
+        if data is None:
+            data = await self._block(0)
+            self._hot.keep(self._blob.sha256, data)
+        return data
+
+    def _is_at_hand(self) -> bool:
+        """Say whether a disk of this node would be read first."""
+        return bool(self._replicas) and self._view.owns(self._replicas[0].shard)
 
     async def _block(self, block: int) -> Buffer:
         """Return one block. Before giving up, look again for replicas that came, or became reachable, meanwhile."""

@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from sharding.crash_points import crash_point
 from sharding.disk_errors import READING, WRITING, translated
 from sharding.errors import ReplicaCorrupt, ShardRefused, ShardUnavailable
-from sharding.files import OPEN_NEW, ShardFiles, read_up_to
+from sharding.files import OPEN_NEW, ShardFiles, fan_out_of, read_up_to
 from sharding.model import BlobName, Buffer, Generation
 
 FLUSH_BYTES = 64 << 20
@@ -46,19 +46,14 @@ class StagedFile:
         """Open the file. Raises ``ShardFull`` under the reserve, and as ``disk_errors`` says."""
         self._files.check_space()
         with self._in_use(), translated(self._files.shard, WRITING, f"creating tmp/{self._name}"):
-            self._file = os.open(self._name, OPEN_NEW, 0o600, dir_fd=self._files.tmp)
+            self._create()
 
     def append(self, data: Buffer) -> None:
         """Write all of ``data`` at the end. After an error the file can only be discarded."""
-        view = memoryview(data).cast("B")
         with self._in_use(), translated(self._files.shard, WRITING, f"writing tmp/{self._name}"):
             if self._unflushed >= FLUSH_BYTES:
                 self._flush()
-            while view:
-                taken = os.write(self._file, view)
-                view = view[taken:]
-                self.written += taken
-                self._unflushed += taken
+            self._write(data)
             if self.written >= self._leave_cache_at:
                 self._leave_cache()
 
@@ -74,24 +69,25 @@ class StagedFile:
 
     def publish(self, sha256: bytes) -> tuple[str, ...]:
         """Make the bytes durable, rename and close the file, and return the directories still to be synced."""
-        blob = BlobName(sha256, self._generation)
-        name = self._files.name(blob)
-        with self._in_use():
-            with translated(self._files.shard, WRITING, f"syncing tmp/{self._name}"):
-                self._flush()
-            crash_point("upload.synced")
-            self._check_wanted()
-            directories = self._files.place(self._name, name)
-            self._blob = blob
-        crash_point("upload.renamed")
+        with self._in_use(), translated(self._files.shard, WRITING, f"syncing tmp/{self._name}"):
+            directories = (fan_out_of(self._final_name(sha256)), *self._publish(sha256, sync=False))
         self.close()
         return directories
 
     def store(self, sha256: bytes, data: Buffer) -> tuple[str, ...]:
-        """Create, write and publish in one call."""
-        self.create()
-        self.append(data)
-        return self.publish(sha256)
+        """Create, write and publish a small file in one call, and sync its directory too.
+
+        Where many come at once each thus syncs it again, which the file system does together; a sync
+        shared with others would be one more way to a thread and back. Returns as ``publish``.
+        """
+        self._files.check_space()
+        with self._in_use(), translated(self._files.shard, WRITING, f"storing tmp/{self._name}"):
+            self._create()
+            self._write(data)
+            self._check_wanted()
+            directories = self._publish(sha256, sync=True)
+        self.close()
+        return directories
 
     def close(self) -> None:
         """Close the descriptor, unless a call still uses it."""
@@ -127,6 +123,38 @@ class StagedFile:
                 last = self._abandoned and not self._users
             if last:
                 self._remove()
+
+    def _create(self) -> None:
+        self._file = os.open(self._name, OPEN_NEW, 0o600, dir_fd=self._files.tmp)
+
+    def _write(self, data: Buffer) -> None:
+        view = memoryview(data).cast("B")
+        while view:
+            taken = os.write(self._file, view)
+            view = view[taken:]
+            self.written += taken
+            self._unflushed += taken
+
+    def _final_name(self, sha256: bytes) -> str:
+        return self._files.name(BlobName(sha256, self._generation))
+
+    def _publish(self, sha256: bytes, *, sync: bool) -> tuple[str, ...]:
+        """Take the final name, for good if ``sync``; return what is to be synced above its directory."""
+        name = self._final_name(sha256)
+        self._flush()
+        crash_point("upload.synced")
+        self._check_wanted()
+        # Opened before the rename: a failed write-back is told, once, to each who had the directory open by then.
+        directory = self._files.open_destination(name)
+        try:
+            self._files.place(self._name, name, directory)
+            self._blob = BlobName(sha256, self._generation)
+            crash_point("upload.renamed")
+            if sync:
+                os.fsync(directory)
+        finally:
+            os.close(directory)
+        return self._files.above(name)
 
     def _flush(self) -> None:
         """Make what was written durable. Of a long file nothing stays in the page cache: that is for what is read."""

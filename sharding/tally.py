@@ -77,8 +77,9 @@ class Tally:
 
     @property
     def verdict(self) -> Verdict:
-        if self.copies < self.policy.quorum or self.zones < self.policy.zones_min:
+        copies, zones = self.copies, self.zones
+        if copies < self.policy.quorum or zones < self.policy.zones_min:
             return Verdict.REFUSED
-        if self.missing or self.zones < self.zones_wanted:
+        if copies < self.policy.redundancy or zones < self.zones_wanted:
             return Verdict.SHORT
         return Verdict.COMPLETE

@@ -45,6 +45,11 @@ class StoreView:
         """Say whether a new replica may go to this shard."""
         return member.shard in self.writable
 
+    def owns(self, shard: ShardId) -> bool:
+        """Say whether a member of the ring is a disk of this node."""
+        member = self.members.get(shard)
+        return member is not None and member.node == self.node
+
     def in_reading_order(self, replicas: Iterable[Replica]) -> list[Replica]:
         """Return ``replicas`` best first: own disks, own zone, elsewhere; then the doubtful ones.
 

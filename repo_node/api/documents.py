@@ -49,11 +49,16 @@ def timestamp(at: datetime) -> str:
 
 
 def storage_uri(base: str, at: ArtifactPath) -> str:
-    return f"{base}/api/storage/{quote(at.repository)}" + (f"/{quote(at.path)}" if at.path else "")
+    return f"{base}/api/storage/{quoted(at)}"
+
+
+def quoted(at: ArtifactPath) -> str:
+    """Return a repository and the path in it as they stand in a URL."""
+    return quote(f"{at.repository}/{at.path}" if at.path else at.repository)
 
 
 def download_uri(base: str, at: ArtifactPath) -> str:
-    return f"{base}/{quote(at.repository)}/{quote(at.path)}"
+    return f"{base}/{quoted(at)}"
 
 
 def file_document(
@@ -68,17 +73,18 @@ def file_document(
     original: Mapping[str, str],
 ) -> dict[str, Any]:
     """Return what a deploy answers; ``size`` is a string on the wire."""
+    place = quoted(at)
     return {
         "repo": at.repository,
         "path": f"/{at.path}",
         "created": timestamp(created_at),
         "createdBy": created_by,
-        "downloadUri": download_uri(base, at),
+        "downloadUri": f"{base}/{place}",
         "mimeType": media_type,
         "size": str(size),
         "checksums": dict(checksums),
         "originalChecksums": dict(original),
-        "uri": storage_uri(base, at),
+        "uri": f"{base}/api/storage/{place}",
     }
 
 

@@ -14,8 +14,8 @@ from uuid import UUID
 from aiohttp import web
 
 from repo_node import keys
-from repo_node.api.shards import ShardHandlers, internal_route
-from repo_node.api.staged import LINGER_SECONDS
+from repo_node.api.shards import ReadElsewhere, ShardHandlers, internal_route
+from repo_node.api.staged import LINGER_SECONDS, StagedUploads
 from repo_node.logs import request_id
 from sharding import wire
 from sharding.model import NodeId
@@ -43,11 +43,13 @@ def internal_app(
     key: bytes,
     more_routes: Iterable[web.RouteDef] = (),
     idle_seconds: float = IDLE_SECONDS,
-    staged_uploads_max: int = STAGED_UPLOADS_MAX,
+    uploads: StagedUploads | None = None,
+    elsewhere: ReadElsewhere | None = None,
 ) -> web.Application:
     """Return the application of the internal listener over the shards that this node owns.
 
-    ``cluster_id`` gives None until the node has joined. It carries its own options for the server.
+    ``cluster_id`` gives None until the node has joined. ``uploads`` are those staged by this process, ``elsewhere``
+    reads from those that its siblings stage. It carries its own options for the server.
     """
     gate = Gate(cluster_id, keys.derive(key, wire.TOKEN_PURPOSE))
     identity = json.dumps({"node": node_id, "incarnation": str(incarnation)}).encode()
@@ -65,7 +67,8 @@ def internal_app(
             "access_log": None,
         },
     )
-    handlers = ShardHandlers(shards, idle_seconds=idle_seconds, staged_uploads_max=staged_uploads_max)
+    uploads = uploads or StagedUploads(STAGED_UPLOADS_MAX)
+    handlers = ShardHandlers(shards, uploads, idle_seconds=idle_seconds, elsewhere=elsewhere)
     app.add_routes([internal_route("GET", "/node", tell_identity), *handlers.routes(), *more_routes])
     app.on_response_prepare.append(echo_request_id)
     app.on_shutdown.append(handlers.leave)

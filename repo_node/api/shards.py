@@ -21,15 +21,25 @@ from sharding.model import Buffer, Generation
 from sharding.shard import Shard
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+ReadElsewhere = Callable[[Call], Awaitable[Buffer]]
+"""Reads what another process of this node is staging. Raises ``wire.Refusal`` when none is."""
 
 
 class ShardHandlers:
     """The handlers, over whatever shards this node owns at the moment of a call."""
 
-    def __init__(self, shards: Callable[[UUID], Shard | None], *, idle_seconds: float, staged_uploads_max: int) -> None:
+    def __init__(
+        self,
+        shards: Callable[[UUID], Shard | None],
+        uploads: StagedUploads,
+        *,
+        idle_seconds: float,
+        elsewhere: ReadElsewhere | None = None,
+    ) -> None:
         self._shards = shards
+        self._uploads = uploads
         self._idle_seconds = idle_seconds
-        self._uploads = StagedUploads(staged_uploads_max)
+        self._elsewhere = elsewhere
         self._connections: set[CallConnection] = set()
 
     def routes(self) -> list[web.RouteDef]:
@@ -82,11 +92,13 @@ class ShardHandlers:
             case Sizes(names):
                 return calls.pack_sizes(await shard.sizes(names))
             case ReadStaged(generation, offset, length):
-                return await self._read_staged(call.shard, generation, offset, length)
+                upload = self._uploads.find(call.shard, generation)
+                if upload is None and self._elsewhere is not None:
+                    return await self._elsewhere(call)
+                return await self._read_staged(upload, offset, length)
         return b""
 
-    async def _read_staged(self, uid: UUID, generation: Generation, offset: int, length: int) -> Buffer:
-        upload = self._uploads.find(uid, generation)
+    async def _read_staged(self, upload: StagedUpload | None, offset: int, length: int) -> Buffer:
         if upload is None:
             raise wire.Refusal(wire.UNAVAILABLE, wire.NOT_STAGED)
         async with asyncio.timeout(self._idle_seconds):

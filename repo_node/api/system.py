@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from aiohttp import web
-from prometheus_client import generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from repo_node import __version__
@@ -51,8 +48,5 @@ async def readiness(request: web.Request) -> web.StreamResponse:
 
 
 async def metrics(request: web.Request) -> web.StreamResponse:
-    """Render every metric, in a thread: hundreds of histograms take a while."""
-    node = request.app[NODE]
-    node.refresh_gauges()
-    text = await asyncio.to_thread(generate_latest, node.metrics.registry)
-    return web.Response(body=text, headers={"Content-Type": CONTENT_TYPE_LATEST})
+    """Render every metric of the node, whichever of its processes is asked."""
+    return web.Response(body=await request.app[NODE].exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})

@@ -52,6 +52,9 @@ def report_errors() -> Iterator[ConsoleReporter]:
 @click.option(
     "--port", type=int, help="Front port, shared by all nodes; theirs follow it.  [default: as before, else 8080]"
 )
+@click.option(
+    "--workers", type=int, help="Processes of each node, which share its shards.  [default: as before, else 1]"
+)
 @data_option
 @click.option("--detach", is_flag=True, help="Return when the cluster is ready, and leave it running.")
 def up(
@@ -60,6 +63,7 @@ def up(
     shards: int | None,
     redundancy: int | None,
     port: int | None,
+    workers: int | None,
     data: Path,
     detach: bool,
 ) -> None:
@@ -69,7 +73,7 @@ def up(
     you are told how to do it.
     """
     layout = Layout(data.resolve())
-    options = Options(nodes, zones, shards, redundancy, port)
+    options = Options(nodes, zones, shards, redundancy, port, workers)
 
     down_line = shlex.join(["holdfast", "down", "--data", str(layout.directory)])
     hint = f"Stop it with: {down_line}" if detach else f"Stop it with Ctrl-C, or with: {down_line}"

@@ -227,7 +227,7 @@ def summary_of(path: Path, config: node_config.NodeConfig) -> str:
     http = config.http
     lines = [
         f"{path} is right.",
-        f"  node      {config.node.id} in zone {config.node.zone}",
+        f"  node      {config.node.id} in zone {config.node.zone}" + say_processes(config.node.workers),
         f"  database  {servers}, database {database.path.lstrip('/') or '(by default)'}",
         f"  clients   {http.listen}" + (f", shared {http.shared_listen}" if http.shared_listen else ""),
         f"  metrics   {http.metrics_listen or 'on the listener for clients, with a token'}",
@@ -239,6 +239,10 @@ def summary_of(path: Path, config: node_config.NodeConfig) -> str:
         weight = "by capacity" if shard.weight is None else f"{shard.weight:g}"
         lines.append(f"  shard     {shard.path}, weight {weight}, keeps {reserve} free")
     return "\n".join(lines)
+
+
+def say_processes(workers: int) -> str:
+    return f", {workers} processes" if workers > 1 else ""
 
 
 def printable_lines(text: str) -> str:

@@ -21,8 +21,8 @@ from sharding import identity
 from sharding.disk import DiskExecutor
 from sharding.errors import ShardError
 from sharding.identifiers import uuid7
-from sharding.identity import ShardIdentity, ShardIdentityError
-from sharding.local import LocalShard, open_local_shard
+from sharding.identity import ShardClaim, ShardIdentity, ShardIdentityError
+from sharding.local import LocalShard, join_local_shard, open_local_shard
 from sharding.model import ShardId
 from sharding.shard import ShardSpace
 from sharding.tasks import stop
@@ -53,9 +53,12 @@ class FileSystem:
 class OwnShard:
     """A shard this node owns and has open."""
 
-    def __init__(self, uid: UUID, shard: LocalShard, opened: AsyncExitStack | None = None) -> None:
+    def __init__(
+        self, uid: UUID, shard: LocalShard, section: ShardSection, opened: AsyncExitStack | None = None
+    ) -> None:
         self.uid = uid
         self.shard = shard
+        self.section = section
         self._opened = opened
         self._space = NO_SPACE
         self._answered_at = asyncio.get_running_loop().time()
@@ -123,7 +126,23 @@ async def open_own_shard(shard: ShardId, section: ShardSection, expected: ShardI
             threads=section.threads,
         )
     )
-    return OwnShard(expected.shard_uid, local, opened)
+    return OwnShard(expected.shard_uid, local, section, opened)
+
+
+async def join_own_shard(shard: ShardId, section: ShardSection, claim: ShardClaim, stage: str) -> OwnShard:
+    """Open a shard with the claim that the node's main process lent. Raises ``ShardUnavailable``."""
+    opened = AsyncExitStack()
+    local = await opened.enter_async_context(
+        join_local_shard(
+            shard,
+            claim,
+            stage=stage,
+            reserve_bytes=section.reserve_bytes,
+            cached_bytes_max=section.cached_bytes_max,
+            threads=section.threads,
+        )
+    )
+    return OwnShard(claim.identity.shard_uid, local, section, opened)
 
 
 def file_system_of(path: Path) -> FileSystem:

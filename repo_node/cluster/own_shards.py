@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 from uuid import UUID
 
 import asyncpg
@@ -52,6 +53,33 @@ Reread = Callable[[], Sequence[ShardSection]]
 
 class ShardTwice(ShardIdentityError):
     """Two directories of one node are the same shard: one is a copy, and nobody can tell which."""
+
+
+class Borrowers(Protocol):
+    """The other processes of this node, which have its shards open too."""
+
+    def lend(self, own: OwnShard) -> None:
+        """Let every one of them open a shard that has just been opened."""
+        ...
+
+    def call_back(self, uid: UUID) -> None:
+        """Have every one of them give a shard up."""
+        ...
+
+    def have(self, uid: UUID) -> bool:
+        """Say whether one of them may still have a shard open."""
+        ...
+
+
+class NoBorrowers:
+    """Of a node that is one process."""
+
+    def lend(self, own: OwnShard) -> None: ...
+
+    def call_back(self, uid: UUID) -> None: ...
+
+    def have(self, uid: UUID) -> bool:
+        return False
 
 
 TOLERATED = (ShardIdentityError, ShardError, NameTaken, OSError)
@@ -124,6 +152,7 @@ class OwnShards:
         """Held while they are reported: whoever is reported to own a shard must own it until that is over."""
         self.on_change: Callable[[], None] = lambda: None
         """Called when a shard has been opened or given up."""
+        self.borrowers: Borrowers = NoBorrowers()
 
     def find(self, uid: UUID) -> LocalShard | None:
         """Return the open shard of this uid."""
@@ -327,6 +356,7 @@ class OwnShards:
         slot.removed = None
         self.opened[shard] = slot.own
         self.shards[shard] = self._by_uid[uid] = slot.own.shard
+        self.borrowers.lend(slot.own)
         self.on_change()
 
     async def _claim(self, slot: Slot, uid: UUID) -> ShardId:
@@ -354,13 +384,14 @@ class OwnShards:
         del self.opened[own.shard.id], self.shards[own.shard.id], self._by_uid[own.uid]
         self._tell(slot)
         self.on_change()
+        self.borrowers.call_back(own.uid)
         await own.close()
         await self._release_left()
 
     async def _release_left(self) -> None:
-        """Be the owner no more of what was given up and no thread hangs in."""
+        """Be the owner no more of what was given up, no thread hangs in, and no other process has open."""
         for uid, own in list(self._left.items()):
-            if own.shard.is_given_up and await self._release(own.shard.id):
+            if own.shard.is_given_up and not self.borrowers.have(uid) and await self._release(own.shard.id):
                 del self._left[uid]
 
     async def _release(self, shard: ShardId) -> bool:

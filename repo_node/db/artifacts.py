@@ -78,7 +78,8 @@ RESOLVE = Statement(
            a.updated_at, a.properties, b.id AS blob_id, b.uid, b.size, b.sha256, b.sha1, b.md5,
            substring(b.block_digests FROM 1 FOR {FIRST_BLOCKS * BLOCK_DIGEST_BYTES}) AS first_digests,
            c.shards, c.generations, c.suspects
-      FROM repositories r
+      FROM (SELECT) AS one_row_always
+      LEFT JOIN repositories r ON r.key = $1
       LEFT JOIN artifacts a ON a.repo_id = r.id AND a.folder = $2 AND a.name = $3
       LEFT JOIN blobs b ON b.id = a.blob_id
       LEFT JOIN LATERAL (
@@ -86,7 +87,6 @@ RESOLVE = Statement(
                    array_agg(p.state = 'suspect') AS suspects
               FROM replicas p WHERE p.blob_id = b.id
            ) c ON true
-     WHERE r.key = $1
     """,
 )
 CHILDREN = Statement(
@@ -123,9 +123,16 @@ DELETE_PAGE = 5_000
 
 async def resolve(database: Database, repository: str, folder: str, name: str) -> LookUp:
     """Return what is at a path, with the blob and its replicas, in one query."""
-    row = await database.fetchrow(RESOLVE, repository, folder, name)
-    if row is None:
-        return LookUp(None, None)
+    row: Any = await database.fetchrow(RESOLVE, repository, folder, name)
+    return look_up_from(row)
+
+
+async def resolve_each(database: Database, paths: Sequence[tuple[str, str, str]]) -> list[LookUp]:
+    """Return what is at each of ``paths`` (repository, folder, name), in one round trip."""
+    return [look_up_from(row) for row in await database.fetch_each(RESOLVE, paths)]
+
+
+def look_up_from(row: asyncpg.Record) -> LookUp:
     return LookUp(row["repo_id"], None if row["name"] is None else item_from(row))
 
 

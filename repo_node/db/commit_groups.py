@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from datetime import timedelta
@@ -28,6 +28,8 @@ log = logging.getLogger("holdfast.database")
 GROUP_UPLOADS_MAX = 64
 LEAD_SECONDS = 0.1
 """How long a statement keeps those who come from beginning the next one."""
+
+GIVEN_UP = "this node gave its commits up"
 
 COMMIT_GROUP = Statement(
     "upload_commit_group",
@@ -65,7 +67,8 @@ class CommitGroups:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._waiting: deque[Waiting] = deque()
-        self._lead: asyncio.Task[None] | None = None
+        self._lead: asyncio.TimerHandle | None = None
+        """Held by the statement that others wait for; nobody waits when there is none."""
         self._statements: set[asyncio.Task[None]] = set()
 
     async def commit(self, upload: UploadToCommit, confirmed: Sequence[Generation] | None = None) -> CommitResult:
@@ -75,12 +78,33 @@ class CommitGroups:
         """
         if upload.short or confirmed is not None:
             return await self._commit_alone(upload, confirmed)
+        if self._lead is None:
+            lead = self._take_lead()
+            try:
+                return await self._commit_alone(upload)
+            finally:
+                self._pass_on(lead)
         waiting = Waiting(upload, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
-        if self._lead is None:
-            self._lead = asyncio.create_task(self._lead_groups())
         result = await waiting.result
         return await self._commit_alone(upload) if result is None else result
+
+    def _take_lead(self) -> asyncio.TimerHandle:
+        """Have those who come wait until ``_pass_on``, or for ``LEAD_SECONDS``."""
+        lead: asyncio.TimerHandle = asyncio.get_running_loop().call_later(LEAD_SECONDS, lambda: self._pass_on(lead))
+        self._lead = lead
+        return lead
+
+    def _pass_on(self, lead: asyncio.TimerHandle) -> None:
+        """Commit those who wait, unless another statement has the lead by now."""
+        lead.cancel()
+        if self._lead is not lead:
+            return
+        self._lead = None
+        if group := self._take():
+            statement = asyncio.create_task(self._settle(group, self._take_lead()))
+            self._statements.add(statement)
+            statement.add_done_callback(self._statements.discard)
 
     async def _commit_alone(
         self, upload: UploadToCommit, confirmed: Sequence[Generation] | None = None
@@ -94,17 +118,6 @@ class CommitGroups:
             short=upload.short,
             confirmed=confirmed,
         )
-
-    async def _lead_groups(self) -> None:
-        """Commit group after group until nobody waits."""
-        try:
-            while group := self._take():
-                statement = asyncio.create_task(self._settle(group))
-                self._statements.add(statement)
-                statement.add_done_callback(self._statements.discard)
-                await asyncio.wait((statement,), timeout=LEAD_SECONDS)
-        finally:
-            self._lead = None
 
     def _take(self) -> list[Waiting]:
         """Return those who wait, up to one whose content or path another one of the group has too."""
@@ -125,7 +138,7 @@ class CommitGroups:
             group.append(first)
         return group
 
-    async def _settle(self, group: Sequence[Waiting]) -> None:
+    async def _settle(self, group: Sequence[Waiting], lead: asyncio.TimerHandle) -> None:
         """Commit a group and tell everybody in it; raises nothing."""
         try:
             if len(group) == 1:
@@ -133,7 +146,7 @@ class CommitGroups:
             else:
                 results = await self._commit_together([waiting.upload for waiting in group])
         except asyncio.CancelledError:
-            self._fail(group, OutcomeUnknown("this node gave its commits up"))
+            self._fail(group, OutcomeUnknown(GIVEN_UP))
             raise
         except Exception as error:
             self._fail(group, error)
@@ -141,8 +154,10 @@ class CommitGroups:
             for waiting, result in zip(group, results, strict=True):
                 if not waiting.result.done():
                     waiting.result.set_result(result)
+        finally:
+            self._pass_on(lead)
 
-    def _fail(self, group: Sequence[Waiting], error: Exception) -> None:
+    def _fail(self, group: Iterable[Waiting], error: Exception) -> None:
         for waiting in group:
             if not waiting.result.done():
                 waiting.result.set_exception(copy(error))  # each raises its own
@@ -162,10 +177,9 @@ class CommitGroups:
 
     async def close(self) -> None:
         """Give up what is under way: the outcome of its uploads is unknown."""
-        await stop(tuple(self._statements) if self._lead is None else (self._lead, *self._statements))
-        for waiting in self._waiting:
-            if not waiting.result.done():
-                waiting.result.set_exception(OutcomeUnknown("this node gave its commits up"))
+        self._fail(self._waiting, OutcomeUnknown(GIVEN_UP))
+        self._waiting.clear()
+        await stop(tuple(self._statements))
 
 
 def columns(uploads: Sequence[UploadToCommit]) -> tuple[Any, ...]:

@@ -109,6 +109,7 @@ RELEASE_SHARD = "UPDATE shards SET owner = NULL WHERE id = $1 AND owner = $2"
 HEARTBEAT = """
     UPDATE nodes SET heartbeat_at = clock_timestamp() WHERE id = $1 AND incarnation = $2 RETURNING id
 """
+IS_UP = "SELECT node_is_up(n) FROM nodes n WHERE id = $1 AND incarnation = $2"
 # A shard that this node just now gave up has no owner: that is nobody's claim.
 TAKEN = "SELECT EXISTS (SELECT 1 FROM shards WHERE id = ANY ($1::smallint[]) AND owner <> $2)"
 # One that was removed meanwhile keeps no other from being reported.
@@ -246,6 +247,14 @@ async def heartbeat(
             [one.reason for one in told],
         )
         await connection.execute(REPORT_ABSENT, node, shards, list(reasons), list(reasons.values()))
+
+
+async def is_up(connection: asyncpg.Connection, node: NodeId, incarnation: UUID) -> bool:
+    """Say whether this start of a node beats. Raises ``Fenced`` when another process has taken the node's name."""
+    found: bool | None = await connection.fetchval(IS_UP, node, incarnation)
+    if found is None:
+        raise Fenced(f"another process registered as node {node}")
+    return found
 
 
 async def announce(connection: asyncpg.Connection) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
@@ -83,6 +83,13 @@ class Database:
     async def fetchrow(self, statement: Statement, *args: Any) -> asyncpg.Record | None:
         """Return the first row or None. Raises ``CatalogueUnavailable``."""
         return await self._run(statement, lambda connection: connection.fetchrow(statement.sql, *args))
+
+    async def fetch_each(self, statement: Statement, arguments: Sequence[Sequence[Any]]) -> list[asyncpg.Record]:
+        """Run a query that always gives one row for each of ``arguments``, in one round trip; return their rows.
+
+        It costs less than half of as many queries. Raises ``CatalogueUnavailable``.
+        """
+        return await self._run(statement, lambda connection: connection.fetchmany(statement.sql, arguments))
 
     async def write(self, statement: Statement, *args: Any, attempts: int = ATTEMPTS_MAX) -> asyncpg.Record | None:
         """Run a write of one statement, retried when it lost a race, and return its first row or None.
@@ -186,7 +193,9 @@ class Database:
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[asyncpg.Connection]:
         try:
-            connection = await self._pool.acquire(timeout=self._config.connect_timeout_seconds)
+            # Not the pool's own timeout, which makes a task of each wait.
+            async with asyncio.timeout(self._config.connect_timeout_seconds):
+                connection = await self._pool.acquire()
         except (*BROKEN, asyncpg.PostgresError) as error:
             raise CatalogueUnavailable(f"no connection to Postgres: {describe(error)}") from error
         try:

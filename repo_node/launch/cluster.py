@@ -105,7 +105,7 @@ class Supervisor:
     def _start_postgres(self, plan: ClusterPlan) -> None:
         self._reporter.step("Starting Postgres")
         pool = DatabaseSection.model_fields["pool_connections_max"].default
-        connections = max(CONNECTIONS_MIN, len(plan.nodes) * pool + SPARE_CONNECTIONS)
+        connections = max(CONNECTIONS_MIN, len(plan.nodes) * (pool + plan.workers) + SPARE_CONNECTIONS)
         self._postgres = EmbeddedPostgres(self._layout.postgres, settings={"max_connections": str(connections)})
         self._postgres.start()
         self._dsn = self._postgres.dsn(DATABASE)

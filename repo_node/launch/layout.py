@@ -22,7 +22,7 @@ from repo_node import keys
 from repo_node.config import HttpSection
 from repo_node.launch import private
 from repo_node.launch.errors import PlanError
-from repo_node.launch.plan import ClusterPlan, ExistingNode, NodePlan
+from repo_node.launch.plan import DEFAULT_WORKERS, ClusterPlan, ExistingNode, NodePlan
 
 # A cluster for trying things out shares its disk with everything else on the machine.
 SHARD_RESERVE_BYTES = 256 << 20
@@ -172,7 +172,12 @@ class Layout:
 def managed_keys(node: NodePlan, plan: ClusterPlan, dsn: str) -> dict[str, Any]:
     """Return the keys of a node's TOML that follow from the plan."""
     return {
-        "node": {"id": node.id, "zone": node.zone, "cluster_key_file": "../../cluster.key"},
+        "node": {
+            "id": node.id,
+            "zone": node.zone,
+            "cluster_key_file": "../../cluster.key",
+            "workers": plan.workers,
+        },
         "database": {"dsn": dsn},
         "http": {"listen": node.address, "shared_listen": plan.front_address},
         "internal": {"listen": node.internal_address},
@@ -191,7 +196,9 @@ def read_node(path: Path) -> ExistingNode:
     try:
         # Shards that the user added elsewhere are his; only those that up names are counted and grown.
         shards = sum(1 for shard in document["shards"] if re.fullmatch(r"shard-\d+", shard["path"]))
-        return ExistingNode(document["node"]["id"], document["node"]["zone"], shards)
+        return ExistingNode(
+            document["node"]["id"], document["node"]["zone"], shards, document["node"].get("workers", DEFAULT_WORKERS)
+        )
     except (KeyError, TypeError) as error:
         raise PlanError(f"{path} lacks {error}; repair it, or move its directory away to start without it") from None
 

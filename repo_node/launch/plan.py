@@ -18,6 +18,9 @@ DEFAULT_ZONES = 3
 DEFAULT_SHARDS = 2
 DEFAULT_REDUNDANCY = 2
 DEFAULT_PORT = 8080
+DEFAULT_WORKERS = 1
+WORKERS_MAX = 8
+"""Half of the connections that a node has by default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +32,7 @@ class Options:
     shards: int | None = None
     redundancy: int | None = None
     port: int | None = None
+    workers: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,7 @@ class ExistingNode:
     id: str
     zone: str
     shards: int
+    workers: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +73,16 @@ class NodePlan:
 
 @dataclass(frozen=True, slots=True)
 class ClusterPlan:
-    """A cluster that should run. Every node has ``shards`` shards; ``redundancy`` is for its first start alone."""
+    """A cluster that should run. Every node has ``shards`` shards; ``redundancy`` is for its first start alone.
+
+    Every node is ``workers`` processes.
+    """
 
     port: int
     shards: int
     redundancy: int
     nodes: tuple[NodePlan, ...]
+    workers: int = 1
 
     @property
     def front_address(self) -> str:
@@ -94,13 +103,15 @@ def make_plan(options: Options, existing: Sequence[ExistingNode] = (), last_port
     zones = pick(options.zones, choose_zones(nodes, existing))
     port = pick(options.port, pick(last_port, DEFAULT_PORT))
     redundancy = pick(options.redundancy, min(DEFAULT_REDUNDANCY, nodes * shards))
+    workers = pick(options.workers, max((node.workers for node in existing), default=DEFAULT_WORKERS))
     check_range("--nodes", nodes, NODES_MAX)
     check_range("--shards", shards, SHARDS_MAX)
     check_range("--zones", zones, nodes, f" with {nodes} nodes")
     check_range("--port", port, PORT_MAX - INTERNAL_PORT_OFFSET - nodes, ": the ports of the nodes follow it")
     check_range("--redundancy", redundancy, min(REDUNDANCY_MAX, nodes * shards), f" with {nodes * shards} shards")
+    check_range("--workers", workers, WORKERS_MAX, ": they share their node's connections to Postgres")
     planned = tuple(plan_node(number, zones, port) for number in range(1, nodes + 1))
-    plan = ClusterPlan(port, shards, redundancy, planned)
+    plan = ClusterPlan(port, shards, redundancy, planned, workers)
     check_growth(plan, existing)
     return plan
 

@@ -56,6 +56,7 @@ class Parts:
     own: Mapping[ShardId, LocalShard]
     copies: Copies
     runner: Runner
+    served: Callable[[], int]
 
 
 @asynccontextmanager
@@ -68,11 +69,15 @@ async def maintenance(
     metrics: Metrics,
     leadership: Leadership,
     own: Mapping[ShardId, LocalShard],
+    served: Callable[[], int],
 ) -> AsyncIterator[Runner]:
-    """Run this node's jobs until the block ends; what is half done then, a later step takes up."""
+    """Run this node's jobs until the block ends; what is half done then, a later step takes up.
+
+    ``served`` counts the uploads and readers that the node has begun.
+    """
     book = NodeJobs(database, node)
     runner, copies, looks = Runner(book, metrics.healing), Copies(database, metrics), Background(LOOKS_MAX)
-    add_jobs(Parts(node, database, store, membership, settings, metrics, leadership, own, copies, runner))
+    add_jobs(Parts(node, database, store, membership, settings, metrics, leadership, own, copies, runner, served))
 
     async def look() -> None:
         try:
@@ -131,7 +136,7 @@ def add_repair(parts: Parts) -> None:
         limits,
         parts.metrics.healing,
         mint_generation,
-        lambda: store.served,
+        parts.served,
     )
     # The job keeps its rate itself, within a step too: a blob may be large.
     parts.runner.add(repair, lambda: Pace(None, settings.now.repair_idle_seconds))

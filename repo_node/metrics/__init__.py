@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import Generic, TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -21,22 +20,20 @@ from repo_node.metrics.audits import AuditMetrics
 from repo_node.metrics.cluster import ClusterMetrics
 from repo_node.metrics.deletion import DeletionMetrics
 from repo_node.metrics.healing import HealingMetrics
+from repo_node.metrics.timings import Timings
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 FAST_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
 
 
-M = TypeVar("M", Counter, Histogram)
+class Labelled:
+    """A counter whose children are found by one look-up: its own ``labels`` makes text of each and takes a lock."""
 
+    def __init__(self, metric: Counter) -> None:
+        self._metric = metric
+        self._children: dict[tuple[object, ...], Counter] = {}
 
-class Labelled(Generic[M]):
-    """A metric whose children are found by one look-up: its own ``labels`` makes text of each and takes a lock."""
-
-    def __init__(self, metric: M) -> None:
-        self._metric: M = metric
-        self._children: dict[tuple[object, ...], M] = {}
-
-    def labels(self, *values: object) -> M:
+    def labels(self, *values: object) -> Counter:
         """Return the child with these label values."""
         child = self._children.get(values)
         if child is None:
@@ -45,7 +42,7 @@ class Labelled(Generic[M]):
 
 
 class Metrics:
-    """The node's instruments. Satisfies ``QueryObserver`` and ``ShardObserver``."""
+    """The node's instruments. Satisfies ``QueryObserver``, ``ShardObserver`` and ``HotObserver``."""
 
     def __init__(self) -> None:
         # A second series for each counter and histogram, which nobody asks for.
@@ -70,14 +67,12 @@ class Metrics:
                 "holdfast_http_requests_total", "Requests answered", ["method", "route", "status"], registry=registry
             )
         )
-        self.request_seconds = Labelled(
-            Histogram(
-                "holdfast_http_request_duration_seconds",
-                "Time from a request's head to the end of its answer",
-                ["method", "route"],
-                buckets=SECONDS,
-                registry=registry,
-            )
+        self.request_seconds = Timings(
+            "holdfast_http_request_duration_seconds",
+            "Time from a request's head to the end of its answer",
+            ["method", "route"],
+            bounds=SECONDS,
+            registry=registry,
         )
         self.in_flight = Gauge("holdfast_http_requests_in_flight", "Requests being answered", registry=registry)
         self.downloads_uncounted = Counter(
@@ -100,17 +95,15 @@ class Metrics:
         )
 
     def _store(self, registry: CollectorRegistry) -> None:
-        self.upload_seconds = Labelled(
-            Histogram(
-                "holdfast_upload_stage_duration_seconds",
-                "Time of each stage of an upload: receive, store, commit",
-                ["stage"],
-                buckets=SECONDS,
-                registry=registry,
-            )
+        self.upload_seconds = Timings(
+            "holdfast_upload_stage_duration_seconds",
+            "Time of each stage of an upload: receive, store, commit",
+            ["stage"],
+            bounds=SECONDS,
+            registry=registry,
         )
-        self.uploads = Counter(
-            "holdfast_uploads_total", "Uploads by how their commit ended", ["outcome"], registry=registry
+        self.uploads = Labelled(
+            Counter("holdfast_uploads_total", "Uploads by how their commit ended", ["outcome"], registry=registry)
         )
         self.uploads_in_flight = Gauge("holdfast_uploads_in_flight", "Uploads under way", registry=registry)
         self.short_writes = Counter(
@@ -118,20 +111,29 @@ class Metrics:
             "Uploads acknowledged with fewer copies, or in fewer zones, than wanted",
             registry=registry,
         )
-        self.shard_seconds = Labelled(
-            Histogram(
-                "holdfast_shard_operation_duration_seconds",
-                "Time of each operation on a shard, own or of a peer",
-                ["shard", "operation"],
-                buckets=FAST_SECONDS,
-                registry=registry,
-            )
+        self.shard_seconds = Timings(
+            "holdfast_shard_operation_duration_seconds",
+            "Time of each operation on a shard, own or of a peer",
+            ["shard", "operation"],
+            bounds=FAST_SECONDS,
+            registry=registry,
         )
         self.shard_errors = Counter(
             "holdfast_shard_errors_total",
             "Shard operations that failed",
             ["shard", "operation", "outcome"],
             registry=registry,
+        )
+        self.hot_blob_looks = Labelled(
+            Counter(
+                "holdfast_hot_blob_looks_total",
+                "Looks for small blobs of other nodes' shards in memory, by whether they were there",
+                ["found"],
+                registry=registry,
+            )
+        )
+        self.hot_blobs_bytes = Gauge(
+            "holdfast_hot_blobs_bytes", "Small blobs of other nodes' shards in memory", registry=registry
         )
         self.bad_replicas = Counter(
             "holdfast_replicas_found_bad_total",
@@ -173,14 +175,12 @@ class Metrics:
             self.shard_refused.remove(path)
 
     def _database(self, registry: CollectorRegistry) -> None:
-        self.query_seconds = Labelled(
-            Histogram(
-                "holdfast_database_query_duration_seconds",
-                "Time of each statement, with its wait for a connection",
-                ["query"],
-                buckets=FAST_SECONDS,
-                registry=registry,
-            )
+        self.query_seconds = Timings(
+            "holdfast_database_query_duration_seconds",
+            "Time of each statement, with its wait for a connection",
+            ["query"],
+            bounds=FAST_SECONDS,
+            registry=registry,
         )
         self.query_errors = Counter(
             "holdfast_database_query_errors_total", "Statements that failed", ["query", "outcome"], registry=registry
@@ -204,6 +204,10 @@ class Metrics:
         self.heartbeat_failures = Counter(
             "holdfast_heartbeat_failures_total", "Heartbeats that did not reach Postgres", registry=registry
         )
+        self.workers_up = Gauge("holdfast_workers_up", "Workers that serve beside the main process", registry=registry)
+        self.worker_ends = Counter(
+            "holdfast_worker_ends_total", "Workers that ended before their node did", registry=registry
+        )
         self.ring_members = Gauge("holdfast_ring_members", "Shards on the ring", registry=registry)
         self.ring_zones = Gauge("holdfast_ring_zones", "Zones on the ring", registry=registry)
         self.ring_builds = Counter("holdfast_ring_builds_total", "Rings built", registry=registry)
@@ -212,6 +216,10 @@ class Metrics:
         self.query_seconds.labels(name).observe(seconds)
         if outcome != "ok":
             self.query_errors.labels(name, outcome).inc()
+
+    def observe_hot_blobs(self, *, hit: bool, held_bytes: int) -> None:
+        self.hot_blob_looks.labels("yes" if hit else "no").inc()
+        self.hot_blobs_bytes.set(held_bytes)
 
     def observe(self, shard: int, operation: str, seconds: float, outcome: str) -> None:
         self.shard_seconds.labels(shard, operation).observe(seconds)

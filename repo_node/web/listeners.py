@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
+from dataclasses import dataclass
 
 from aiohttp import web
 
@@ -17,32 +18,101 @@ PEERS_SHARE = 1 / 3
 """Of the time that the node's end may take: it may be spent twice, on their uploads and on the ends of these."""
 
 
+@dataclass(frozen=True, slots=True)
+class Listeners:
+    """The sockets of one process of a node: bound, and listening as soon as somebody serves them.
+
+    The kernel spreads clients over the processes of a node, and on ``front`` over its neighbours on this machine.
+    """
+
+    internal: socket.socket
+    public: socket.socket
+    front: socket.socket | None
+    guard: socket.socket | None = None
+    """Keeps another node off the addresses, which several processes may bind, as long as one of these is there."""
+
+    @property
+    def all(self) -> tuple[socket.socket, ...]:
+        """Each of them, the front's last."""
+        return (self.internal, self.public) if self.front is None else (self.internal, self.public, self.front)
+
+    def close(self) -> None:
+        for listener in self.all:
+            listener.close()
+
+
+@contextmanager
+def bound_listeners(config: NodeConfig) -> Iterator[list[Listeners]]:
+    """Bind the sockets of every process of a node. Raises ``OSError`` when another node has one of the addresses."""
+    count, http = config.node.workers, config.http
+    with ExitStack() as stack:
+
+        def bind(address: Address, *, shared: bool = False) -> socket.socket:
+            return stack.enter_context(listen_on(address, shared=shared or count > 1))
+
+        guard = stack.enter_context(guarded(config.internal.listen)) if count > 1 else None
+        yield [
+            Listeners(
+                bind(config.internal.listen),
+                bind(http.listen),
+                None if http.shared_listen is None else bind(http.shared_listen, shared=True),
+                guard,
+            )
+            for _ in range(count)
+        ]
+
+
+@contextmanager
+def guarded(address: Address) -> Iterator[socket.socket]:
+    """Be the only node of several processes at ``address``. The name is the kernel's: it goes with the last of them."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as bound:
+        try:
+            bound.bind(f"\0holdfast at {address}")
+        except OSError as error:
+            raise OSError(f"cannot listen on {address}: {error.strerror}") from error
+        yield bound
+
+
 @asynccontextmanager
-async def serving_public(app: web.Application, config: NodeConfig, node: Node) -> AsyncIterator[None]:
+async def serving_public(
+    app: web.Application, config: NodeConfig, node: Node, listeners: Listeners
+) -> AsyncIterator[web.AppRunner]:
     """Serve on the node's own address, and on the one its neighbours on this machine share.
 
     The shared one closes as soon as the node leaves: its clients then reach the neighbours.
     """
     runner = LimitedRunner(app, config.http, node.metrics)
-    async with AsyncExitStack() as stack:
-        own = stack.enter_context(listen_on(config.http.listen))
-        await stack.enter_async_context(running(runner))
-        await web.SockSite(runner, own, backlog=BACKLOG).start()
-        if config.http.shared_listen is not None:
-            front = stack.enter_context(listen_on(config.http.shared_listen, shared=True))
-            site = web.SockSite(runner, front, backlog=BACKLOG)
+    async with running(runner):
+        await web.SockSite(runner, listeners.public, backlog=BACKLOG).start()
+        if listeners.front is not None:
+            site = web.SockSite(runner, listeners.front, backlog=BACKLOG)
             await site.start()
             node.on_leave.append(site.stop)
-        yield
+        yield runner
 
 
 @asynccontextmanager
-async def serving_internal(app: web.Application, config: NodeConfig, listener: socket.socket) -> AsyncIterator[None]:
+async def serving_internal(
+    app: web.Application, config: NodeConfig, listener: socket.socket
+) -> AsyncIterator[web.AppRunner]:
     """Serve peers on ``listener``, which was bound before. At the end, what they stage may end within bounds."""
     wait_seconds = min(config.internal.call_timeout_seconds, config.http.stop_timeout_seconds * PEERS_SHARE)
     runner = web.AppRunner(app, shutdown_timeout=wait_seconds)
     async with running(runner):
         await web.SockSite(runner, listener, backlog=BACKLOG).start()
+        yield runner
+
+
+@asynccontextmanager
+async def standing_in(internal: web.AppRunner, public: web.AppRunner, listeners: Listeners) -> AsyncIterator[None]:
+    """Serve what waits on the sockets of another process of this node, and keep them open."""
+    async with AsyncExitStack() as stack:
+        for listener in listeners.all:
+            if listener.fileno() >= 0:
+                runner = internal if listener is listeners.internal else public
+                site = web.SockSite(runner, listener.dup(), backlog=BACKLOG)
+                await site.start()
+                stack.push_async_callback(site.stop)
         yield
 
 

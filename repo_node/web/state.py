@@ -35,8 +35,8 @@ class NodeState(Protocol):
         """Say whether this node finishes what it has and takes nothing new."""
         ...
 
-    def refresh_gauges(self) -> None:
-        """Bring the gauges that mirror state up to date."""
+    async def exposition(self) -> bytes:
+        """Return every metric of the node as Prometheus reads it, up to date."""
         ...
 
     def cluster(self) -> ClusterRows:

@@ -26,9 +26,11 @@ class Store:
     def __init__(self) -> None:
         self.bodies: dict[str, bytes] = {}
         self.asked: Counter[str] = Counter()
+        self.declared: list[str] = []
 
     async def put(self, request: web.Request) -> web.Response:
         self.bodies[request.path] = await request.read()
+        self.declared += request.headers.getall("X-Checksum-Sha256", [])
         return web.Response(status=201)
 
     async def get(self, request: web.Request) -> web.Response:
@@ -120,6 +122,16 @@ async def test_each_object_is_asked_for_once_before_any_comes_again() -> None:
         generator.adopt([Stored(path, SMALL, digest) for path in store.bodies])
         await generator.run(Cell(Operation.GET, SMALL, 20), 0)
         assert set(store.asked.values()) == {1}
+
+
+async def test_known_content_is_deployed_by_its_digest_to_a_path_of_its_own() -> None:
+    store = Store()
+    async with serving(store) as target:
+        generator = Generator(0, 1, target)
+        generator.adopt([Stored("/store/a", SMALL, b"", sha256="ab" * 32)])
+        outcome = await generator.run(Cell(Operation.CHECKSUM, SMALL, 3), 0)
+        assert (len(outcome.latencies), outcome.errors) == (3, Counter())
+        assert store.declared == ["ab" * 32] * 3 and len(store.bodies) == 3
 
 
 async def test_everything_is_deleted_once() -> None:

@@ -16,7 +16,7 @@ from benchmarks.load import merge
 from benchmarks.report import Figures, Spent, best_of, document_of, floor_of, judge, percentile
 
 PUT_SMALL, PUT_LARGE = Cell(Operation.PUT, 4 << 10, 16), Cell(Operation.PUT, 64 << 20, 16)
-FLOOR = Floor({"sha256": 0.7}, 0.2, 0.4, 0.01, {4 << 10: 100.0, 64 << 20: 4.0}, {4 << 10: 2.0})
+FLOOR = Floor({"sha256": 0.7, "sha1": 0.6, "md5": 1.6}, 0.2, 0.4, 0.01, {4 << 10: 100.0, 64 << 20: 4.0}, {4 << 10: 2.0})
 
 
 def figures(cell: Cell, cpu_seconds: float, **changes: object) -> Figures:
@@ -73,12 +73,15 @@ def test_floor_has_the_unit_of_the_cell() -> None:
     assert floor_of(PUT_LARGE, FLOOR) == 4.0
     assert floor_of(Cell(Operation.HEAD, 4 << 10, 16), FLOOR) == 0.01
     assert floor_of(Cell(Operation.GET, 64 << 20, 16), FLOOR) is None
+    assert floor_of(Cell(Operation.PUT_SHA256, 64 << 20, 16), FLOOR) == pytest.approx(4.0 - 0.6 - 1.6)
 
 
 def test_least_floor_takes_the_least_of_each_part() -> None:
-    other = replace(FLOOR, parts={"sha256": 0.6}, answer=0.02, put={4 << 10: 90.0, 64 << 20: 5.0})
+    other = replace(
+        FLOOR, parts={"sha256": 0.6, "sha1": 0.7, "md5": 1.5}, answer=0.02, put={4 << 10: 90.0, 64 << 20: 5.0}
+    )
     merged = least([FLOOR, other])
-    assert (merged.parts, merged.answer) == ({"sha256": 0.6}, 0.01)
+    assert (merged.parts, merged.answer) == ({"sha256": 0.6, "sha1": 0.6, "md5": 1.5}, 0.01)
     assert merged.put == {4 << 10: 90.0, 64 << 20: 4.0}
 
 

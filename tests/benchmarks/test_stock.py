@@ -14,10 +14,11 @@ from hypothesis import strategies as st
 
 from benchmarks.cluster import BenchCluster
 from benchmarks.content import Content
-from benchmarks.stock import Stock, batches, uuid7_at
+from benchmarks.stock import Stock, batches, fill, uuid7_at
 from sharding.digests import block_digests
 from sharding.files import fan_out_of
 from sharding.model import BlobName
+from tests.repo_node.nodes import RunningCluster
 
 NODES = ("node-1", "node-2", "node-3")
 
@@ -69,3 +70,12 @@ def test_batches_are_the_whole_in_order(start: int, length: int, most: int) -> N
     found = list(batches(range(start, start + length), most))
     assert [number for batch in found for number in batch] == list(range(start, start + length))
     assert all(1 <= len(batch) <= most for batch in found)
+
+
+def test_what_is_stocked_is_served(one: RunningCluster) -> None:
+    cluster: Any = SimpleNamespace(node_ids=[one.first.config.node.id], dsn=one.dsn)
+    stored = fill(cluster, 5000, 12, "bench/served")
+    for each in stored:
+        answer = one.admin.get(each.path)
+        assert (answer.status, xxhash.xxh3_128_digest(answer.body)) == (200, each.digest)
+        assert answer.headers["X-Checksum-Sha256"] == each.sha256

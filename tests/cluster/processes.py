@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,18 @@ class NodeProcess:
             yield from sorted((shard / "blobs").glob("*/*"))
 
     def staged_files(self) -> list[Path]:
-        return [path for shard in self.shards for path in (shard / "tmp").iterdir()]
+        return [path for shard in self.shards for path in (shard / "tmp").rglob("*") if path.is_file()]
+
+    def worker_pids(self) -> list[int]:
+        """Return the processes that serve beside the main one, in the order in which they were started."""
+        assert self.process is not None
+        found = []
+        for entry in Path("/proc").iterdir():
+            with suppress(OSError, ValueError):
+                state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
+                if int(parent) == self.process.pid and state != "Z":
+                    found.append(int(entry.name))
+        return sorted(found)
 
 
 class Cluster:
@@ -155,6 +166,7 @@ class Cluster:
         reserve_bytes: int = 0,
         host: str = "127.0.0.1",
         wrapper: Sequence[str] = (),
+        workers: int = 1,
     ) -> NodeProcess:
         """Write the configuration of one more node; it is not started."""
         number = len(self.nodes) + 1
@@ -179,6 +191,7 @@ class Cluster:
 id = "{node.id}"
 zone = "{node.zone}"
 cluster_key_file = "{self.key_file}"
+workers = {workers}
 [database]
 dsn = "{dsn or self.dsn}"
 statement_timeout_seconds = 3

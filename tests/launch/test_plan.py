@@ -56,6 +56,19 @@ def test_plan_keeps_the_zone_of_every_node_when_nodes_are_added(before: int, add
     assert grown.nodes[:before] == first.nodes
 
 
+def test_plan_keeps_the_number_of_processes_unless_another_is_given() -> None:
+    assert make_plan(Options()).workers == 1
+    before = [ExistingNode("node-1", "zone-1", 2, 3)]
+    assert make_plan(Options(), before).workers == 3
+    assert make_plan(Options(workers=2), before).workers == 2
+
+
+@pytest.mark.parametrize("workers", [0, 9])
+def test_plan_refuses_more_processes_than_have_connections_to_postgres(workers: int) -> None:
+    with pytest.raises(PlanError, match="--workers .* out of range"):
+        make_plan(Options(workers=workers))
+
+
 def test_plan_gives_new_nodes_zones_of_their_own_when_a_single_node_grows() -> None:
     grown = make_plan(Options(nodes=3), left_by(make_plan(Options(nodes=1))))
     assert [node.zone for node in grown.nodes] == ["zone-1", "zone-2", "zone-3"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import tomllib
 from pathlib import Path
 
@@ -348,3 +349,26 @@ def test_file_that_cannot_be_read_is_named(node: Node, tmp_path: Path) -> None:
     node.file.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigError, match=r"node.toml: cannot be read"):
         load(node.file)
+
+
+# ---------------------------------------------------------------- a node of several processes
+
+
+@given(workers=st.integers(1, 64), pool=st.integers(128, 500), connections=st.integers(1, 20_000))
+def test_processes_share_what_their_node_may_use(workers: int, pool: int, connections: int) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        text = changed("[node]", f"workers = {workers}")
+        text = changed("[database]", f"pool_connections_max = {pool}", text)
+        config = Node(Path(directory)).load(changed("[http]", f"connections_max = {connections}", text))
+    shares = [config.share_of(process) for process in range(workers)]
+    assert sum(one.database.pool_connections_max for one in shares) == pool
+    assert min(one.database.pool_connections_max for one in shares) >= 2
+    assert connections <= sum(one.http.connections_max for one in shares) < connections + workers
+    if workers == 1:
+        assert shares == [config]
+
+
+def test_more_processes_than_the_pool_has_connections_for_are_refused(node: Node) -> None:
+    text = changed("[database]", "pool_connections_max = 7", changed("[node]", "workers = 4"))
+    (line,) = node.complaints(text)
+    assert line == "database.pool_connections_max: must be at least 8, 2 for each of the node's 4 workers"

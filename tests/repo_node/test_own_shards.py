@@ -12,12 +12,15 @@ from contextlib import contextmanager
 from functools import partialmethod
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 import pytest
 
 from repo_node.cluster import own_shards
 from repo_node.cluster.membership import connect
+from repo_node.cluster.own_shard import OwnShard
+from repo_node.cluster.own_shards import OwnShards
 from repo_node.config import ConfigError, NodeConfig, ShardSection
 from repo_node.db.errors import CatalogueUnavailable
 from sharding.identity import ShardIdentity, ShardIdentityError
@@ -433,3 +436,51 @@ def test_connections_of_a_node_keep_no_locks_while_it_is_frozen(one: RunningClus
         "idle_in_transaction_session_timeout": "15s",
         "client_connection_check_interval": "1s",
     }
+
+
+class Lender:
+    """The other processes of a node, which give a shard back when they are told to by the test."""
+
+    def __init__(self) -> None:
+        self.lent: list[UUID] = []
+        self.called_back: list[UUID] = []
+        self.held: set[UUID] = set()
+
+    def lend(self, own: OwnShard) -> None:
+        self.lent.append(own.uid)
+        self.held.add(own.uid)
+
+    def call_back(self, uid: UUID) -> None:
+        self.called_back.append(uid)
+
+    def have(self, uid: UUID) -> bool:
+        return uid in self.held
+
+
+def test_shard_that_another_process_of_the_node_has_open_stays_claimed(config: NodeConfig) -> None:
+    with run_nodes([config]) as cluster:
+        quicken(cluster)
+        own = cluster.first.node._membership._own
+        assert isinstance(own, OwnShards)
+        own.borrowers = lender = Lender()
+        gone, kept = config.shards[2], config.shards[:2]
+        (uid,) = (one.uid for one in own.opened.values() if one.section.path == gone.path)
+        lender.held.add(uid)
+        owner = f"SELECT owner FROM shards WHERE uid = '{uid}'"
+        cluster.first.sections = kept
+        order(cluster)
+        wait_until(lambda: lender.called_back == [uid])
+        wait_until(lambda: uid not in [one.uid for one in own.opened.values()])
+        for _ in range(3):
+            await_beat(cluster)
+        assert cluster.sql(owner)[0]["owner"] is not None, "another process may be writing to it"
+        # Nor is it opened again meanwhile: its stage would be emptied under that process.
+        cluster.first.sections = config.shards
+        order(cluster)
+        for _ in range(3):
+            await_beat(cluster)
+        assert lender.lent == []
+        lender.held.clear()
+        cluster.loop.call_soon_threadsafe(own.look)
+        wait_until(lambda: lender.lent == [uid])
+        wait_until(lambda: len(cluster.first.node.view().writable) == 3)

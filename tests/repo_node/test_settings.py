@@ -253,3 +253,12 @@ def test_quarantine_is_kept_for_ever_or_for_an_hour_at_least(seconds: float) -> 
 def test_lease_outlives_two_renewals_that_failed() -> None:
     with pytest.raises(SettingError, match="lease_seconds must be at least three times"):
         combine({"lease_seconds": 5, "lease_renew_seconds": 2})
+
+
+def test_processes_share_what_their_node_may_do_at_most() -> None:
+    live = LiveSettings(processes=3)
+    live.take(Settings(requests_per_user_max=10, stale_entries_max=0, redundancy=3))
+    assert (live.now.requests_per_user_max, live.now.stale_entries_max, live.now.redundancy) == (4, 0, 3)
+    alone = LiveSettings()
+    alone.take(Settings(requests_per_user_max=10))
+    assert alone.now == Settings(requests_per_user_max=10)

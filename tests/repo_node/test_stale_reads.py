@@ -13,6 +13,7 @@ from repo_node.db import artifacts as rows
 from repo_node.db import repositories as repository_rows
 from repo_node.db.artifacts import Blob, Item, LookUp
 from repo_node.db.errors import AbsenceInDoubt, CatalogueUnavailable
+from repo_node.db.lookups import LookUps
 from repo_node.db.repositories import Repository
 from repo_node.errors import NotFound
 from repo_node.metrics import Metrics
@@ -69,7 +70,8 @@ def artifacts(beats: Beats, catalogue: Catalogue) -> Artifacts:
     nothing, settings = None, LiveSettings()
     recent = RecentItems(settings)
     repositories = Repositories(nothing, lambda: beats.is_fresh, recent, settings)  # type: ignore[arg-type]
-    return Artifacts(nothing, nothing, repositories, settings, Metrics(), recent, beats)  # type: ignore[arg-type]
+    look_ups = LookUps(nothing, per_round_trip_max=9, wait_seconds_max=9)  # type: ignore[arg-type]
+    return Artifacts(nothing, look_ups, nothing, repositories, settings, Metrics(), recent, beats)  # type: ignore[arg-type]
 
 
 def unreachable() -> LookUp:

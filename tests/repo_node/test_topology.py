@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 from uuid import UUID, uuid4
@@ -12,7 +13,7 @@ import pytest
 
 from repo_node.cluster.own_shard import ANSWER_HOLDS_SECONDS, OwnShard
 from repo_node.cluster.topology import Topology
-from repo_node.config import InternalSection
+from repo_node.config import InternalSection, ShardSection
 from repo_node.db.nodes import ClusterRows, NodeRow, ShardRow, SpaceReport
 from repo_node.metrics import Metrics
 from sharding.errors import ShardUnavailable
@@ -109,7 +110,7 @@ class Disk:
 
 async def test_a_busy_disk_keeps_its_last_answer_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     disk = Disk()
-    own = OwnShard(uuid4(), disk)  # type: ignore[arg-type]
+    own = OwnShard(uuid4(), disk, ShardSection(path=Path("shard")))  # type: ignore[arg-type]
     assert await own.report(1.0) == SpaceReport(ShardSpace(100, 50), True)
     disk.answer = ShardUnavailable(ShardId(1), "busy")
     assert await own.report(1.0) == SpaceReport(ShardSpace(100, 50), True)
@@ -123,7 +124,7 @@ async def test_a_busy_disk_keeps_its_last_answer_for_a_while(monkeypatch: pytest
 
 async def test_a_slow_disk_is_asked_once_and_holds_nobody_up_while_it_thinks() -> None:
     disk = Disk()
-    own = OwnShard(uuid4(), disk)  # type: ignore[arg-type]
+    own = OwnShard(uuid4(), disk, ShardSection(path=Path("shard")))  # type: ignore[arg-type]
     assert await own.report(0) == SpaceReport(ShardSpace(100, 50), True)
     disk.free_to_answer.clear()
     disk.answer = ShardSpace(100, 40)
@@ -137,7 +138,7 @@ async def test_a_slow_disk_is_asked_once_and_holds_nobody_up_while_it_thinks() -
 
 async def test_a_disk_mounted_read_only_takes_no_writes_until_it_is_writable_again() -> None:
     disk = Disk()
-    own = OwnShard(uuid4(), disk)  # type: ignore[arg-type]
+    own = OwnShard(uuid4(), disk, ShardSection(path=Path("shard")))  # type: ignore[arg-type]
     disk.answer = ShardSpace(100, 50, read_only=True)
     report = await own.report(1.0)
     assert not report.writable and "read-only" in report.reason

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sharding.cached_reads import CachedReads
+from sharding.cached_reads import CachedReads, is_local
 from sharding.errors import ShardUnavailable
 from sharding.model import BLOCK_BYTES
 from tests.sharding.local_shards import forget_cached, open_at
@@ -28,7 +29,7 @@ def directory(tmp_path: Path) -> Iterator[int]:
     (tmp_path / "in" / "file").write_bytes(DATA)
     opened = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        if CachedReads().read(opened, "in/file", len(DATA), 0, 1) is None:
+        if CachedReads(opened).read("in/file", len(DATA), 0, 1) is None:
             skip("the kernel or the file system cannot read from memory alone")
         yield opened
     finally:
@@ -39,7 +40,7 @@ def directory(tmp_path: Path) -> Iterator[int]:
 @given(st.integers(0, len(DATA)), st.integers(0, len(DATA)))
 def test_any_part_of_a_cached_file_is_read_as_it_is(directory: int, one: int, other: int) -> None:
     start, end = sorted((one, other))
-    assert CachedReads().read(directory, "in/file", len(DATA), start, end - start) == DATA[start:end]
+    assert CachedReads(directory).read("in/file", len(DATA), start, end - start) == DATA[start:end]
 
 
 @pytest.mark.parametrize(
@@ -63,9 +64,9 @@ def test_what_is_not_such_a_file_is_left_to_who_may_wait(
     (tmp_path / "in" / "link").symlink_to("file")
     (tmp_path / "link").symlink_to("in")
     os.mkfifo(tmp_path / "in" / "fifo")
-    reads, opened = CachedReads(), len(os.listdir("/proc/self/fd"))
-    assert reads.read(directory, path, size, offset, length) is None
-    assert reads.read(directory, "in/file", len(DATA), 0, 4) == DATA[:4], "and later reads are not given up for it"
+    reads, opened = CachedReads(directory), len(os.listdir("/proc/self/fd"))
+    assert reads.read(path, size, offset, length) is None
+    assert reads.read("in/file", len(DATA), 0, 4) == DATA[:4], "and later reads are not given up for it"
     assert len(os.listdir("/proc/self/fd")) == opened
 
 
@@ -73,16 +74,16 @@ def test_what_has_left_the_page_cache_is_left_to_who_may_wait(directory: int, tm
     with (tmp_path / "in" / "file").open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-    reads = CachedReads()
-    if reads.read(directory, "in/file", len(DATA), 0, BLOCK_BYTES) is not None:
+    reads = CachedReads(directory)
+    if reads.read("in/file", len(DATA), 0, BLOCK_BYTES) is not None:
         skip(f"{tmp_path} lies in memory: nothing ever leaves it")
     (tmp_path / "in" / "file").read_bytes()
-    assert reads.read(directory, "in/file", len(DATA), 0, BLOCK_BYTES) == DATA[:BLOCK_BYTES]
+    assert reads.read("in/file", len(DATA), 0, BLOCK_BYTES) == DATA[:BLOCK_BYTES]
 
 
 @pytest.mark.parametrize("number", [errno.EOPNOTSUPP, errno.EAGAIN], ids=errno.errorcode.get)
 def test_who_cannot_do_it_is_not_asked_again(directory: int, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
-    reads, asked = CachedReads(), 0
+    reads, asked = CachedReads(directory), 0
 
     def refuse(*_: Any) -> int:
         nonlocal asked
@@ -91,8 +92,17 @@ def test_who_cannot_do_it_is_not_asked_again(directory: int, monkeypatch: pytest
 
     monkeypatch.setattr(os, "preadv", refuse)
     for _ in range(3):
-        assert reads.read(directory, "in/file", len(DATA), 0, 4) is None
+        assert reads.read("in/file", len(DATA), 0, 4) is None
     assert asked == (1 if number == errno.EOPNOTSUPP else 3)
+
+
+def test_file_system_that_may_ask_somebody_else_is_never_asked() -> None:
+    directory = os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        assert CachedReads(directory).read("stat", 0, 0, 0) is None
+        assert not is_local(ctypes.PyDLL(None), directory) and not is_local(ctypes.PyDLL(None), -1)
+    finally:
+        os.close(directory)
 
 
 async def test_shard_answers_from_memory_without_its_threads_until_it_is_closed(

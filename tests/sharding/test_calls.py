@@ -10,11 +10,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sharding.calls import (
+    GATHERED_BYTES,
     HEAD,
     MESSAGE_BYTES_MAX,
     READ_BYTES_MAX,
     SIZES_NAMES_MAX,
-    SMALL_MESSAGE_BYTES,
     Call,
     CallError,
     Delete,
@@ -54,9 +54,9 @@ def travel(number: int, call: Call) -> bytes:
     return start + bytes(data)
 
 
-def feed(stream: bytes, cuts: list[int]) -> list[Message]:
+def feed(stream: bytes, cuts: list[int], gathered_bytes: int = GATHERED_BYTES) -> list[Message]:
     """Give ``stream`` to a receiver in pieces of at most the sizes in ``cuts``, in turns."""
-    receiver, messages, turn = MessageReceiver(), [], 0
+    receiver, messages, turn = MessageReceiver(gathered_bytes), [], 0
     while stream:
         room = receiver.room()
         assert len(room) > 0
@@ -76,20 +76,21 @@ def test_calls_arrive_as_they_were_sent_however_the_stream_is_cut(
     assert arrived == sent
 
 
+@pytest.mark.parametrize("gathered_bytes", [GATHERED_BYTES, 64])
 @pytest.mark.parametrize("seed", range(5))
-def test_large_messages_arrive_among_small_ones(seed: int) -> None:
+def test_large_messages_arrive_among_small_ones(seed: int, gathered_bytes: int) -> None:
     chance = random.Random(seed)
     sizes = [
         0,
         1,
-        SMALL_MESSAGE_BYTES - HEAD.size,
-        SMALL_MESSAGE_BYTES - HEAD.size + 1,
-        SMALL_MESSAGE_BYTES,
+        GATHERED_BYTES - HEAD.size,
+        GATHERED_BYTES - HEAD.size + 1,
+        GATHERED_BYTES,
         BLOCK_BYTES,
     ]
     bodies = [chance.randbytes(chance.choice(sizes)) for _ in range(12)]
     stream = b"".join(HEAD.pack(n, Kind.DONE, len(body)) + body for n, body in enumerate(bodies))
-    messages = feed(stream, [chance.randint(1, 300_000) for _ in range(7)])
+    messages = feed(stream, [chance.randint(1, 300_000) for _ in range(7)], gathered_bytes)
     assert [(message.number, bytes(message.body)) for message in messages] == list(enumerate(bodies))
 
 

@@ -196,7 +196,31 @@ async def test_parent_is_synced_by_the_next_put_when_its_first_sync_failed(
     assert ("sync", "blobs") in steps
 
 
-async def test_concurrent_puts_share_the_sync_of_their_directory(
+async def test_directory_is_opened_for_its_sync_before_a_put_changes_it(
+    shard: LocalShard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A failed write-back is told once to each who has the directory open: who opens it later hears nothing."""
+    name = make_name(b"data")
+    await shard.put(BlobName(name.sha256, make_generation()), b"data")
+    taken: list[int] = []
+    rename, fsync = os.rename, os.fsync
+
+    def noting_rename(*args: Any, dst_dir_fd: int, **kwargs: Any) -> None:
+        taken.append(dst_dir_fd)
+        rename(*args, dst_dir_fd=dst_dir_fd, **kwargs)
+
+    def noting_fsync(file: int) -> None:
+        taken.append(file)
+        fsync(file)
+
+    monkeypatch.setattr(os, "rename", noting_rename)
+    monkeypatch.setattr(os, "fsync", noting_fsync)
+    await shard.put(name, b"data")
+    renamed_in, synced = taken
+    assert renamed_in == synced
+
+
+async def test_concurrent_commits_share_the_sync_of_their_directory(
     shard: LocalShard, shard_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = make_name(b"data")
@@ -212,7 +236,9 @@ async def test_concurrent_puts_share_the_sync_of_their_directory(
         real(file)
 
     monkeypatch.setattr(os, "fsync", slow_sync)
-    putting = [asyncio.create_task(shard.put(BlobName(first.sha256, make_generation()), b"data")) for _ in range(12)]
+    staged = [await stage_all(shard, b"data") for _ in range(12)]
+    blocks = block_digests(b"data")
+    putting = [asyncio.create_task(one.commit(name.sha256, blocks)) for name, one in staged]
     assert await asyncio.to_thread(begun.wait, 10)
     async with asyncio.timeout(10):
         while os.listdir(shard_root / "tmp"):  # until all are renamed

@@ -71,9 +71,16 @@ def order(deployment: Deployment, replicas: Sequence[Replica], **more: Any) -> U
     return UploadToCommit(deployment, replicas, **(values | more))
 
 
+def begin_all(groups: CommitGroups, uploads: Sequence[Upload]) -> list[asyncio.Task[CommitResult]]:
+    """Begin uploads that came while a statement was under way, which has ended now."""
+    lead = groups._take_lead()
+    committing = [asyncio.create_task(groups.commit(order(*upload))) for upload in uploads]
+    asyncio.get_running_loop().call_soon(groups._pass_on, lead)
+    return committing
+
+
 async def commit_all(groups: CommitGroups, uploads: Sequence[Upload]) -> list[CommitResult | BaseException]:
-    """Commit uploads that come at the same moment."""
-    return await asyncio.gather(*(groups.commit(order(*upload)) for upload in uploads), return_exceptions=True)
+    return await asyncio.gather(*begin_all(groups, uploads), return_exceptions=True)
 
 
 def outcome_of(result: CommitResult | BaseException) -> Any:
@@ -242,7 +249,7 @@ async def test_repository_whose_folders_are_being_removed_holds_up_its_own_uploa
     await scene.upload("f/there", b"there")
     await scene.upload("f/there", b"there too", repository_id=other)
     await connection.execute("SELECT pg_advisory_lock(1, $1)", scene.repository)
-    held = [asyncio.create_task(groups.commit(order(*upload))) for upload in plain(scene, 3)]
+    held = begin_all(groups, plain(scene, 3))
     free = [(scene.deployment(f"f/{n}", f"o{n}".encode(), repository_id=other), copies(1, 3)) for n in range(3)]
     results = await commit_all(groups, free)
     assert {outcome_of(result) for result in results} == {CommitOutcome.ADOPTED}
@@ -263,7 +270,7 @@ async def test_group_that_has_to_wait_is_committed_one_by_one(
         "INSERT INTO artifacts (repo_id, folder, name, created_by, modified_by) VALUES ($1, 'f', '2', 'x', 'x')",
         scene.repository,
     )
-    committing = [asyncio.create_task(groups.commit(order(*upload))) for upload in uploads]
+    committing = begin_all(groups, uploads)
     done, _ = await asyncio.wait((committing[0], committing[1], committing[3]), timeout=10)
     assert {task.result().outcome for task in done} == {CommitOutcome.ADOPTED}
     assert len(done) == 3
@@ -313,7 +320,7 @@ async def test_group_whose_answer_is_lost_has_one_effect_for_each(
 
 async def test_upload_given_up_changes_nothing_for_the_others(scene: Scene, groups: CommitGroups) -> None:
     await scene.upload("f/there", b"there")
-    committing = [asyncio.create_task(groups.commit(order(*upload))) for upload in plain(scene, 5)]
+    committing = begin_all(groups, plain(scene, 5))
     await asyncio.sleep(0)
     committing[1].cancel()
     results = await asyncio.gather(*committing, return_exceptions=True)
@@ -327,7 +334,7 @@ async def test_closed_groups_say_that_the_outcome_is_unknown(
     monkeypatch.setattr(commit_groups, "GROUP_UPLOADS_MAX", 2)
     groups = CommitGroups(scene.database)
     await connection.execute("SELECT pg_advisory_lock(1, $1)", scene.repository)
-    committing = [asyncio.create_task(groups.commit(order(*upload))) for upload in plain(scene, 6)]
+    committing = begin_all(groups, plain(scene, 6))
     await until_blocked(connection, 2)
     await groups.close()
     results = await asyncio.gather(*committing[2:], return_exceptions=True)

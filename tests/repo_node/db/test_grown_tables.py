@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+from uuid import uuid4
 
 import pytest
 
-from repo_node.db import artifacts, blobs, principals, totals
+from repo_node.db import artifacts, blobs, known, principals, totals
+from repo_node.db.commit_groups import COMMIT_GROUP, UploadToCommit, columns
 from repo_node.db.pool import Statement
 from tests.postgres import TestServer
-from tests.repo_node.db.scene import REPOSITORY, Queries, Scene, open_scene
+from tests.repo_node.db.scene import DAY_SECONDS, REPOSITORY, Queries, Scene, copies, open_scene
 from tests.repo_node.db.test_plans import FILL_SQL, LARGE
 
 KEPT_AFTER = 8
 """Postgres makes a plan for all arguments at the sixth use, and asyncpg keeps the statement from the first."""
 
+GROW_SQL = f"DELETE FROM repair_queue; DELETE FROM gc_candidates; {FILL_SQL}"
 TABLES_SQL = "SELECT relname, seq_scan FROM pg_stat_user_tables WHERE relname = ANY ($1)"
 
 
@@ -52,11 +56,35 @@ async def requests(scene: Scene, path: str) -> None:
     await blobs.replicas_of(database, found.item.blob.id)
     await blobs.mark_suspect(database, copy.shard, copy.generation)
     await principals.find_token(database, bytes(32))
+    await deploy_without_bytes(scene, path)
+    await upload_together(scene, path)
     assert [page async for page in artifacts.children(database, scene.repository, folder)]
     by = {"principal": "x", "request_id": "r"}
     await artifacts.make_folder(database, scene.repository, f"{path}-folder", **by)
     for deleted in (f"{name}-known", f"{name}-folder"):
         assert await artifacts.delete(database, scene.repository, folder, deleted, **by) == 1
+
+
+async def deploy_without_bytes(scene: Scene, path: str) -> None:
+    """Deploy the content of ``path`` once more by each of its digests."""
+    folder, name = path.split("/")
+    blob = await artifacts.resolve(scene.database, REPOSITORY, folder, name)
+    assert blob.item is not None and blob.item.blob is not None
+    for digest in known.FIND_BY:
+        found = await known.find_known(scene.database, digest, getattr(blob.item.blob, digest))
+        assert found is not None
+        at = (scene.repository, folder, f"{name}-{digest}")
+        link = known.Link(uuid4(), datetime.now(UTC), *at, "{}", "x", "r", found.id, 2, 1, 1)
+        outcome, _ = await known.link(scene.database, link, [replica.generation for replica in found.replicas])
+        assert outcome is known.LinkOutcome.LINKED
+
+
+async def upload_together(scene: Scene, path: str) -> None:
+    """Commit a few uploads in one transaction."""
+    uploads = [scene.deployment(f"{path}-together-{n}", f"{path} {n}".encode()) for n in range(3)]
+    orders = [UploadToCommit(upload, copies(1, 3), "{}", DAY_SECONDS, short=False) for upload in uploads]
+    row = await scene.database.write(COMMIT_GROUP, *columns(orders))
+    assert row is not None and sorted(row["committed"]) == [1, 2, 3]
 
 
 async def whole_scans(scene: Scene) -> dict[str, int]:
@@ -67,14 +95,14 @@ async def whole_scans(scene: Scene) -> dict[str, int]:
 
 
 async def test_kept_plans_use_indexes_when_tables_have_grown(young: Scene) -> None:
-    await execute(young, FILL_SQL)
+    await execute(young, GROW_SQL)
     before = await whole_scans(young)
     await requests(young, "grown/0")
     assert await whole_scans(young) == before
 
 
 async def test_what_is_meant_to_read_whole_tables_does(young: Scene) -> None:
-    await execute(young, FILL_SQL)
+    await execute(young, GROW_SQL)
     before = await whole_scans(young)
     counted = await totals.read(young.database)
     assert counted.blobs > 4_000

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from sharding import remote_staging
-from sharding.calls import ReadStaged
+from repo_node.api.staged import StagedUploads
+from sharding import remote_staging, wire
+from sharding.calls import Call, ReadStaged
 from sharding.errors import ReplicaCorrupt, ShardError, ShardFull, ShardRefused, ShardUnavailable
 from sharding.frames import ABORT_FRAME, ALIVE_FRAME, UPGRADE, commit_frame, data_head
 from sharding.guarded import Operation
@@ -354,7 +355,7 @@ async def test_writer_is_told_unavailable_when_the_owner_speaks_otherwise(listen
 
 
 async def test_no_more_uploads_are_staged_than_the_limit_says(owned: FaultyShard, shard_root: Path) -> None:
-    async with run_listener(owned, staged_uploads_max=2) as listener:
+    async with run_listener(owned, uploads=StagedUploads(2)) as listener:
         first, second = [await listener.remote().stage(make_generation()) for _ in range(2)]
         with pytest.raises(ShardUnavailable, match="2 uploads"):
             await listener.remote().stage(make_generation())
@@ -390,3 +391,27 @@ async def test_connections_are_given_back_after_every_end(listener: Listener) ->
     connector = listener.session.connector
     assert connector is not None
     assert not connector._acquired
+
+
+async def test_bytes_that_a_sibling_is_staging_are_read_whichever_process_is_asked(
+    listener: Listener, owned: FaultyShard
+) -> None:
+    """The calls of a peer may come to another process of the owner than the one that stages."""
+    data, generation = os.urandom(1000), make_generation()
+
+    async def ask_sibling(call: Call) -> Buffer:
+        try:
+            return await listener.shard_calls().call(call.request)
+        except ShardError as error:
+            raise wire.Refusal(wire.UNAVAILABLE, str(error)) from None
+
+    staged = await listener.remote().stage(generation)
+    await staged.write(data)
+    async with run_listener(owned, elsewhere=ask_sibling) as other:
+        # Its last, unfinished block is in that process' memory alone.
+        assert await ask_staged(other, generation, 200, 800) == data[200:]
+        with pytest.raises(ShardUnavailable):
+            await ask_staged(other, make_generation(), 0, 1)
+        await staged.abort()
+        with pytest.raises(ShardUnavailable):
+            await ask_staged(other, generation, 0, 1)

@@ -1,0 +1,41 @@
+"""What a process of a node offers its siblings: the calls of peers, its figures, and the main one all metrics."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from aiohttp import web
+
+from repo_node.api.shards import internal_route
+from repo_node.api.staged import StagedUploads
+from repo_node.assembly import Parts, internal_app_of
+from repo_node.metrics.figures import figures_of
+from repo_node.web.listeners import BACKLOG, running
+from repo_node.workers.siblings import listening_to_siblings
+
+FIGURES_PATH = "/figures"
+METRICS_PATH = "/metrics"
+
+
+@asynccontextmanager
+async def serving_siblings(
+    parts: Parts, process: int, uploads: StagedUploads, render: Callable[[], Awaitable[bytes]] | None = None
+) -> AsyncIterator[None]:
+    """Answer the other processes of the node; ``render`` gives the node's metrics, where this process can."""
+
+    async def figures(request: web.Request) -> web.StreamResponse:
+        return web.Response(body=figures_of(parts.metrics.registry.collect()).pack())
+
+    async def metrics(request: web.Request) -> web.StreamResponse:
+        if render is None:
+            raise web.HTTPNotFound
+        return web.Response(body=await render())
+
+    routes = [internal_route("GET", FIGURES_PATH, figures), internal_route("GET", METRICS_PATH, metrics)]
+    app = internal_app_of(parts, uploads, more_routes=routes)
+    with listening_to_siblings(parts.owner, process) as listener:
+        runner = web.AppRunner(app)
+        async with running(runner):
+            await web.SockSite(runner, listener, backlog=BACKLOG).start()
+            yield
