@@ -16,6 +16,7 @@ from repo_node import keys
 from repo_node.api import artifacts as artifacts_api
 from repo_node.api import checks as checks_api
 from repo_node.api import events as events_api
+from repo_node.api import folder_download as folder_download_api
 from repo_node.api import gc as gc_api
 from repo_node.api import holdfast as holdfast_api
 from repo_node.api import jobs as jobs_api
@@ -44,6 +45,7 @@ from repo_node.config import NodeConfig
 from repo_node.db.lookups import LookUps
 from repo_node.db.pool import Database
 from repo_node.downloads import DownloadCounts
+from repo_node.folder_download import FolderDownload
 from repo_node.logs import request_id
 from repo_node.metrics import Metrics
 from repo_node.node import Node
@@ -239,6 +241,7 @@ def public_app_of(stack: AsyncExitStack, parts: Parts, artifacts: Artifacts, nod
     transfers = Transfers(parts.database, artifacts, parts.repositories, parts.recent, parts.settings)
     downloads = DownloadCounts(parts.database, parts.settings, parts.metrics, parts.membership.database_time)
     stack.push_async_callback(downloads.close)
+    trees = Trees(parts.database, parts.repositories)
     trash = Trash(parts.database, parts.recent, parts.settings)
     known = ChecksumDeploy(
         parts.database,
@@ -256,8 +259,9 @@ def public_app_of(stack: AsyncExitStack, parts: Parts, artifacts: Artifacts, nod
         properties,
         transfers,
         downloads,
-        Trees(parts.database, parts.repositories),
+        trees,
         Searches(parts.database, parts.repositories, parts.settings),
+        FolderDownload(artifacts, trees, parts.settings),
         trash,
         parts.authenticator,
         parts.settings,
@@ -274,17 +278,9 @@ def public_app(services: Services, node: Node) -> web.Application:
     app[SERVICES], app[NODE] = services, node
     app.on_response_prepare.append(complete_head)
     routes = Routes(app)
+    trees_apis = (storage_api, properties_api, transfers_api, searches_api, folder_download_api)
     own_apis = (holdfast_api, events_api, jobs_api, members_api, checks_api, gc_api, trash_api)
-    for api in (
-        system_api,
-        repositories_api,
-        storage_api,
-        properties_api,
-        transfers_api,
-        searches_api,
-        *own_apis,
-        artifacts_api,
-    ):
+    for api in (system_api, repositories_api, *trees_apis, *own_apis, artifacts_api):
         api.add_routes(routes)
     return app
 

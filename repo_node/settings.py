@@ -100,6 +100,15 @@ class Settings(BaseModel):
     )
     search_results_max: int = Field(500, ge=1, le=100_000, description="most results of one search")
     search_seconds_max: float = Field(4, gt=0, le=600, description="after which Postgres ends a search")
+    folder_download_items_max: int = Field(
+        10_000, ge=1, le=1_000_000, description="most files of a folder that is sent as an archive"
+    )
+    folder_download_bytes_max: int = Field(
+        10 << 30, ge=0, le=1 << 50, description="most bytes of a folder that is sent as an archive"
+    )
+    folder_downloads_in_flight_max: int = Field(
+        10, ge=1, le=1000, description="folders that one process of a node sends as archives at once"
+    )
     repair_bytes_per_second_max: int = Field(
         64 << 20, ge=1 << 16, le=1 << 40, description="a node writes for repairs; 4 x for each further copy missing"
     )

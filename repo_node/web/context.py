@@ -14,6 +14,7 @@ from repo_node.checksum_deploy import ChecksumDeploy
 from repo_node.config import HttpSection
 from repo_node.downloads import DownloadCounts
 from repo_node.errors import Forbidden
+from repo_node.folder_download import FolderDownload
 from repo_node.metrics import Metrics
 from repo_node.paths import ArtifactPath, Target, artifact_path, check_segment
 from repo_node.properties import Properties
@@ -38,6 +39,7 @@ class Services:
     downloads: DownloadCounts
     trees: Trees
     searches: Searches
+    folder_download: FolderDownload
     trash: Trash
     authenticator: Authenticator
     settings: LiveSettings
