@@ -34,13 +34,13 @@ chaos-long:
 # Shortened where the whole takes minutes that tell nothing more: all together they take less than twenty.
 bench: install $(INSTALLED_BENCH)
 	@$(BIN)/python -m benchmarks.bench_transfer
-	@$(BIN)/python -m benchmarks.bench_scale
-	@$(BIN)/python -m benchmarks.bench_workers
-	@$(BIN)/python -m benchmarks.bench_calls
+	@$(BIN)/python -m benchmarks.bench_scale --best-of 1
+	@$(BIN)/python -m benchmarks.bench_workers --best-of 1
+	@$(BIN)/python -m benchmarks.bench_calls --seconds 1 --rounds 2
 	@$(BIN)/python -m benchmarks.bench_ring
 	@$(BIN)/python -m benchmarks.bench_repair --quick
 	@$(BIN)/python -m benchmarks.bench_scrub
-	@$(BIN)/python -m benchmarks.bench_gc --rows 200000
+	@$(BIN)/python -m benchmarks.bench_gc --rows 150000
 	@$(BIN)/python -m benchmarks.bench_failover
 
 bench-long: install $(INSTALLED_BENCH)

@@ -183,9 +183,8 @@ async def own(pipe: Pipe, directory: Path, concurrency: int, seconds: float) -> 
     made = identity.create(directory / "shard", uuid4(), SHARD_UID)
     with listening() as listener:
         async with open_local_shard(SHARD, directory / "shard", made, reserve_bytes=0) as opened:
-            shard = Guarded(opened, limits=GuardLimits(), observer=Metrics())
             app = internal_app(
-                shards=lambda uid: shard if uid == SHARD_UID else None,
+                shards=lambda uid: opened if uid == SHARD_UID else None,
                 node_id=NodeId("owner"),
                 incarnation=uuid4(),
                 cluster_id=lambda: CLUSTER,
@@ -195,7 +194,7 @@ async def own(pipe: Pipe, directory: Path, concurrency: int, seconds: float) -> 
             await runner.setup()
             await web.SockSite(runner, listener).start()
             pipe.send(listener.getsockname()[1])
-            local = Work(shard)
+            local = Work(Guarded(opened, limits=GuardLimits(), observer=Metrics()))
             while asked := await loop.run_in_executor(None, pipe.recv):
                 match asked:
                     case ("prepare", sizes):

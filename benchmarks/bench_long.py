@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 SECONDS = 600.0
 SLICE_SECONDS, SAMPLE_SECONDS = 3.0, 1.0
-STOCK = {4 * KIB: 20_000, MIB: 500, 32 * MIB: 16}
+STOCK = {4 * KIB: 5_000, MIB: 200, 32 * MIB: 8}
 
 EXPLANATION = """\
 figures
@@ -70,7 +70,7 @@ STREAMS = (
 
 @dataclass(frozen=True, slots=True)
 class Slice:
-    """A few seconds of one stream; ``at`` is their end, in seconds from the start."""
+    """A few seconds of one stream in which anything ended; ``at`` is their end, in seconds from the start."""
 
     at: float
     operations: int
@@ -109,7 +109,9 @@ def hold(load: Load, stream: Stream, course: Course, stop: threading.Event) -> N
             latencies = outcome.latencies
             course.errors.update(outcome.errors)
             at = time.monotonic() - course.began
-            slices.append(Slice(at, len(latencies), percentile(latencies, 50) * 1e3, percentile(latencies, 99) * 1e3))
+            if latencies:
+                figures = (percentile(latencies, 50) * 1e3, percentile(latencies, 99) * 1e3)
+                slices.append(Slice(at, len(latencies), *figures))
     except LoadFailed as error:
         course.errors[str(error)] += 1
         stop.set()
@@ -173,7 +175,7 @@ def print_course(console: Console, course: Course) -> None:
     for name in ("requests", "operations", "p50 ms", "p99 ms, median", "p99 ms, worst"):
         table.add_column(name, justify="left" if name == "requests" else "right")
     for title, slices in course.slices.items():
-        p99s = [one.p99_ms for one in slices if one.operations]
+        p99s = [one.p99_ms for one in slices]
         figures = (statistics.median(one.p50_ms for one in slices), statistics.median(p99s), max(p99s)) if p99s else ()
         table.add_row(title, f"{sum(one.operations for one in slices):,}", *map(short, figures))
     console.print(table)

@@ -50,6 +50,7 @@ REAL_BYTES, ROW_BYTES = 4 << 10, 4_000
 REAL_OBJECTS = 500
 SAMPLE_MAX, DELETIONS = 20_000, 2_000
 ENTRIES, LISTINGS = 10_000, 15
+IDLE_SECONDS = 3.0
 RATIO_MAX, FIRST_BYTE_MS_MAX = 1.2, 50.0
 QUIET_JOBS = {
     "presence_interval_seconds": 3600,
@@ -69,6 +70,7 @@ figures
                cheapest of --best-of times, by 16 clients; x what it is over the smallest database's, aim <= 1.2
   no ANALYZE   measured right after the rows were loaded, before Postgres has any statistics of them
   first byte   from the request for a folder of 10,000 entries to the first byte of its body, median; aim <= 50 ms
+  idle         how much of one processor the cluster uses with nothing to do: heartbeats and jobs that look for work
   scans        how often a large table was read whole during the measurements, which should be never
 
 examples
@@ -96,6 +98,7 @@ class Point:
     p50_ms: dict[str, float]
     errors: dict[str, int]
     listing: Listing | None
+    idle_percent: float
     scans: int
 
     @property
@@ -175,8 +178,16 @@ def measure(run: Round, cluster: BenchCluster, data: Database, folder: str, roun
         p50_ms={one.cell.operation.value: one.p50_ms for one in best},
         errors={message: count for one in best for message, count in one.errors.items()},
         listing=listing,
+        idle_percent=measure_idle(cluster),
         scans=data.scans() - before,
     )
+
+
+def measure_idle(cluster: BenchCluster) -> float:
+    """Return which part of one processor the cluster uses with nothing to do, in percent."""
+    before = sum(cpu_seconds(cluster.pids).values())
+    time.sleep(IDLE_SECONDS)
+    return (sum(cpu_seconds(cluster.pids).values()) - before) / IDLE_SECONDS * 100
 
 
 def measure_listing(cluster: BenchCluster, path: str) -> Listing:
@@ -238,7 +249,14 @@ def print_table(console: Console, points: Sequence[Point]) -> None:
         padding=(0, 1, 0, 0),
     )
     table.add_column("artifacts", justify="right", no_wrap=True)
-    for name in (*(operation.words for operation in OPERATIONS), "listing", "first byte\nms", "whole\nms", "scans"):
+    for name in (
+        *(operation.words for operation in OPERATIONS),
+        "listing",
+        "first byte\nms",
+        "whole\nms",
+        "idle\n%",
+        "scans",
+    ):
         table.add_column(name, justify="right", no_wrap=True)
     smallest = points[0]
     for point in points:
@@ -254,7 +272,7 @@ def print_table(console: Console, points: Sequence[Point]) -> None:
             cells += [f"{listing.cpu_seconds_per_1000:.0f}"]
             cells += [coloured(f"{listing.first_byte_ms:.0f}", listing.first_byte_ms <= FIRST_BYTE_MS_MAX)]
             cells += [f"{listing.whole_ms:.0f}"]
-        table.add_row(point.name, *cells, str(point.scans))
+        table.add_row(point.name, *cells, f"{point.idle_percent:.1f}", str(point.scans))
     console.print(table)
     for point in points:
         for message, count in point.errors.items():

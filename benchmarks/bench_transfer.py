@@ -34,7 +34,7 @@ from benchmarks.pace import Pace, open_pace
 from benchmarks.report import Figures, Spent, best_of, figures_of
 from benchmarks.stock import COPIES, fill
 
-CELL_SECONDS, QUICK_SECONDS = 6.0, 2.0
+CELL_SECONDS, QUICK_SECONDS = 4.0, 2.0
 ROUNDS, QUICK_ROUNDS = 3, 1
 ARTIFACTS, QUICK_ARTIFACTS = 100_000, 2_000
 FLOOR_BYTES, QUICK_FLOOR_BYTES = 512 << 20, 128 << 20

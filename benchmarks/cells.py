@@ -173,7 +173,7 @@ JUDGED_READS: dict[Cell, tuple[Aim, ...]] = {
     Cell(GET, 4 * KIB, 64, Way.OPEN): (Aim("p99_ms", 25, "ms p99"),),
 }
 JUDGED_MEMORY: dict[Cell, tuple[Aim, ...]] = {
-    memory(size, operation): (RSS,) for operation in (GET, PUT) for size in (64 * KIB, MIB, 64 * MIB)
+    memory(size, operation): (RSS,) for operation in (GET, PUT) for size in (MIB, 64 * MIB)
 }
 AIMS = JUDGED_UPLOADS | JUDGED_READS | JUDGED_MEMORY
 """The table of a full run, in the order in which it is measured, with what is aimed at."""

@@ -294,4 +294,6 @@ def draw(figure: Figure, figures: Sequence[Figures], floor: Floor | None) -> Non
                 if value:
                     axes.plot([value, value], [row - 0.38, row + 0.38], color=colour, lw=2)
         axes.set(xlabel=f"CPU-s per {unit} (black: floor, green: aim)", xscale="log")
+        axes.margins(x=0.15)
+        axes.minorticks_off()
         axes.tick_params(axis="y", labelsize=8)

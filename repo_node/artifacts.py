@@ -117,8 +117,10 @@ class Artifacts:
 
     # ------------------------------------------------------------------ uploads
 
-    async def deploy(self, request: DeployRequest, body: AsyncIterator[Buffer]) -> Deployed:
-        """Store ``body`` and make it visible at ``request.at``, or change nothing.
+    async def deploy(
+        self, request: DeployRequest, body: AsyncIterator[Buffer], *, length: int | None = None
+    ) -> Deployed:
+        """Store ``body``, of ``length`` where it is known, and make it visible at ``request.at``, or change nothing.
 
         Raises ``NotFound``, ``ChecksumMismatch``, ``BodyTooLarge``, ``PathConflict``,
         ``WriteQuorumNotMet``, ``OutcomeUnknown``, ``CatalogueUnavailable``, ``Overloaded``, ``ReadOnly``.
@@ -128,16 +130,16 @@ class Artifacts:
         self._uploads += 1
         self._metrics.uploads_in_flight.inc()
         try:
-            return await self._deploy(request, body)
+            return await self._deploy(request, body, length)
         finally:
             self._uploads -= 1
             self._metrics.uploads_in_flight.dec()
 
-    async def _deploy(self, request: DeployRequest, body: AsyncIterator[Buffer]) -> Deployed:
+    async def _deploy(self, request: DeployRequest, body: AsyncIterator[Buffer], length: int | None) -> Deployed:
         repository, started_at = await self._repositories.recall(request.at.repository), self._pulse.database_time()
         policy = self._settings.now.write_policy(repository.redundancy)
         extra = EXTRA_DIGESTS.intersection((*repository.digests, *request.declared.names))
-        async with self._store.open_upload(policy, extra) as upload:
+        async with self._store.open_upload(policy, extra, length) as upload:
             began = time.perf_counter()
             await self._receive(upload, body)
             digests = await upload.finish()
@@ -185,6 +187,8 @@ class Artifacts:
             if upload.size + len(piece) > limit:
                 raise BodyTooLarge(f"The body is larger than {limit} bytes (setting body_bytes_max).")
             await upload.write(piece)
+            # The next one is waited for without it.
+            del piece
 
     async def _commit(self, deployment: Deployment, placement: Placement) -> datetime:
         """Write the rows. Our files stay when they are referred to, or might be; else they go."""

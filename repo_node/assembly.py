@@ -68,6 +68,7 @@ from sharding.local import LocalShard
 from sharding.model import NodeId, ShardId, ZoneId
 from sharding.peer import Peer, open_peer_session
 from sharding.provider import ShardingProvider, StoreLimits
+from sharding.transfer_memory import TransferMemory
 
 T = TypeVar("T")
 
@@ -119,6 +120,7 @@ async def assemble(
         lambda: topology.view,
         lambda: StoreLimits(settings.now.commit_wait_seconds, settings.now.read_hedge_seconds),
         HotBlobs(lambda: HotLimits(settings.now.hot_blob_bytes_max, settings.now.hot_blobs_bytes_max), metrics),
+        TransferMemory(lambda: settings.now.transfer_blocks_max, lambda: settings.now.transfer_wait_seconds),
     )
     authenticator = Authenticator(database, lambda: membership.is_fresh, settings)
     stack.push_async_callback(authenticator.close)
@@ -268,6 +270,7 @@ def public_app_of(stack: AsyncExitStack, parts: Parts, artifacts: Artifacts, nod
         admission,
         parts.metrics,
         parts.config.http,
+        parts.store.memory,
     )
     return public_app(services, node)
 

@@ -75,6 +75,12 @@ class Settings(BaseModel):
     hot_blobs_bytes_max: int = Field(
         16 << 20, ge=0, le=1 << 36, description="bytes of such blobs that a process keeps in all; 0: none"
     )
+    transfer_blocks_max: int = Field(
+        16, ge=1, le=100_000, description="blocks of 1 MiB a node's transfers hold in memory before they take turns"
+    )
+    transfer_wait_seconds: float = Field(
+        1, gt=0, le=600, description="after which a transfer goes on although others hold that many blocks"
+    )
     retry_after_seconds: int = Field(2, ge=1, le=3600, description="Retry-After of every 429 and 503")
     heartbeat_seconds: float = Field(2, ge=0.1, le=60, description="between two heartbeats of a node")
     node_down_seconds: float = Field(10, ge=0.5, le=600, description="silence after which a node counts as down")

@@ -42,7 +42,8 @@ class CachedReads:
         self._syscall = libc.syscall
         self._syscall.restype = ctypes.c_long
         self._syscall.argtypes = (ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p, ctypes.c_size_t)
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        # The time of access stays as it is: to note it may wait for the file system's journal.
+        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | getattr(os, "O_NOATIME", 0)
         self._how = OpenHow(flags, 0, RESOLVE_NO_SYMLINKS | RESOLVE_BENEATH | RESOLVE_CACHED)
         self._how_at = ctypes.addressof(self._how)
         self._possible = is_local(libc, directory)

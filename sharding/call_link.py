@@ -177,9 +177,13 @@ class CallLinks:
         self._small = LazyLink(partial(open_link, GATHERED_BYTES))
         self._large = LazyLink(partial(open_link, GATHERED_OF_LARGE_BYTES))
 
-    def link_for(self, call: Call) -> LazyLink:
-        """Return the connection that ``call`` belongs on."""
-        return self._large if call.bytes_held > SMALL_MESSAGE_BYTES else self._small
+    async def call(self, call: Call) -> Buffer:
+        """Make one call. Raises as ``CallLink.call``, and what opening a connection raises."""
+        lazy = self._large if call.bytes_held > SMALL_MESSAGE_BYTES else self._small
+        link = lazy.link
+        if link is None or not link.is_open:
+            link = await lazy.open()
+        return await link.call(call)
 
 
 class LazyLink:
@@ -189,13 +193,6 @@ class LazyLink:
         self.link: CallLink | None = None
         self._open_link = open_link
         self._opening: asyncio.Task[CallLink] | None = None
-
-    async def call(self, call: Call) -> Buffer:
-        """Make one call. Raises as ``CallLink.call``, and what opening a connection raises."""
-        link = self.link
-        if link is None or not link.is_open:
-            link = await self.open()
-        return await link.call(call)
 
     async def open(self) -> CallLink:
         """Return an open connection, or raise what the one attempt to open it raised for all who waited."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from enum import IntEnum
+from functools import lru_cache
 from struct import Struct
 from struct import error as StructError
 from typing import NamedTuple
@@ -33,6 +34,7 @@ SMALL_MESSAGE_BYTES = 64 << 10
 GATHERED_BYTES = 4 * SMALL_MESSAGE_BYTES
 """How much of small messages is received at a time."""
 
+SHARDS_KNOWN_MAX = 1024
 HEAD = Struct("!IBI")
 NAME = Struct("!32s16s")
 PUT = Struct("!32s16s8s")
@@ -157,13 +159,19 @@ def parse_request(message: Message) -> Call:
     """Return the call in a message. Raises ``CallError``."""
     body = memoryview(message.body)
     try:
-        shard, start = UUID(bytes=bytes(body[:16])), 17 + body[16]
+        shard, start = shard_uid(bytes(body[:16])), 17 + body[16]
         if start > len(body):
             raise ValueError("its request id is cut short")
         identity = bytes(body[17:start]).decode("ascii")
         return Call(shard, identity, unpack(message.kind, body[start:]))
     except (ValueError, IndexError, StructError) as error:
         raise CallError(f"a request of kind {message.kind} and {len(body)} bytes cannot be read: {error}") from None
+
+
+@lru_cache(SHARDS_KNOWN_MAX)
+def shard_uid(packed: bytes) -> UUID:
+    """Return a shard's uid: they are few, and a ``UUID`` costs as much to make as the rest of a request to read."""
+    return UUID(bytes=packed)
 
 
 def unpack(kind: int, fields: memoryview) -> Request:

@@ -100,6 +100,7 @@ class Guarded:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._shard = shard
+        self.id = shard.id
         self.limits = limits
         self._observer = observer
         self._clock = clock
@@ -108,10 +109,6 @@ class Guarded:
         self.for_blob = Deadlines(limits.call_seconds)
         self.for_staged = Deadlines(limits.stall_seconds)
         self.for_commit = Deadlines(limits.commit_seconds)
-
-    @property
-    def id(self) -> ShardId:
-        return self._shard.id
 
     @property
     def available(self) -> bool:

@@ -1,8 +1,8 @@
 """A shard on a disk of this node.
 
 The work is done by ``files`` and ``staging`` on the disk's own threads, one hop per call and none for
-what memory answers; the fsyncs of directories are shared by concurrent calls. Cancelling a call gives
-its file up at once, though a thread may still hang in it.
+what memory answers. The fsyncs of directories are shared by concurrent commits and deletions; a small
+blob brings its own. Cancelling a call gives its file up at once, though a thread may still hang in it.
 """
 
 from __future__ import annotations
@@ -72,12 +72,16 @@ class LocalShard:
         return LocalStaged(self, file)
 
     async def read(self, name: BlobName, *, size: int, offset: int, length: int) -> Buffer:
-        data = None if self._executor.is_closed else self.files.read_cached(name, size, offset, length)
+        data = self.recall(name, size=size, offset=offset, length=length)
         if data is None:
             return await self.run(self.files.read, name, size, offset, length)
         if length > LONG_READ_BYTES:
             await asyncio.sleep(0)
         return data
+
+    def recall(self, name: BlobName, *, size: int, offset: int, length: int) -> Buffer | None:
+        """Return what ``read`` would if memory has all of it; None says nothing about the file."""
+        return None if self._executor.is_closed else self.files.read_cached(name, size, offset, length)
 
     async def sizes(self, names: Sequence[BlobName]) -> list[int | None]:
         found: list[int | None] = []

@@ -145,8 +145,7 @@ class ShardCalls:
         peer = self.peer
         try:
             with peer.deadlines.begin():
-                call = calls.Call(self.uid, peer.request_id, request)
-                return await peer.links.link_for(call).call(call)
+                return await peer.links.call(calls.Call(self.uid, peer.request_id, request))
         except CallRefused as error:
             raise wire.parse_error(self.id, error.body) from None
         except UpgradeRefused as error:

@@ -30,6 +30,7 @@ from sharding.model import (
 from sharding.reader import BlobCatalogue, BlobReader, BlobToRead
 from sharding.tally import WritePolicy
 from sharding.tasks import run_all
+from sharding.transfer_memory import TransferMemory
 from sharding.upload import Upload
 from sharding.view import StoreView
 
@@ -51,12 +52,17 @@ class ShardingProvider:
     """The binary store of one node. ``view`` and ``limits`` are asked anew for every blob."""
 
     def __init__(
-        self, view: Callable[[], StoreView], limits: Callable[[], StoreLimits], hot: HotBlobs | None = None
+        self,
+        view: Callable[[], StoreView],
+        limits: Callable[[], StoreLimits],
+        hot: HotBlobs | None = None,
+        memory: TransferMemory | None = None,
     ) -> None:
         self._view = view
         self._limits = limits
         self._hot = hot
         self._hashing = ThreadPoolExecutor(HASHING_THREADS, thread_name_prefix="hash")
+        self.memory = memory or TransferMemory()
         self._janitor = Janitor(lambda shard: view().shards.get(shard))
         self.served = 0
         """Uploads and readers begun, for those who give way to them."""
@@ -70,11 +76,13 @@ class ShardingProvider:
         """Who removes, in the background, files that nothing will ever refer to."""
         return self._janitor
 
-    def open_upload(self, policy: WritePolicy, extra_digests: Collection[str] = EXTRA_DIGESTS) -> Upload:
+    def open_upload(
+        self, policy: WritePolicy, extra_digests: Collection[str] = EXTRA_DIGESTS, length: int | None = None
+    ) -> Upload:
         """Begin an upload; leaving its block stops it and removes whatever is still only staged.
 
-        ``extra_digests`` are computed beside the sha256. Raises ``WriteQuorumNotMet`` at once when too few shards
-        take writes.
+        ``extra_digests`` are computed beside the sha256; ``length`` is the body's, where it is known. Raises
+        ``WriteQuorumNotMet`` at once when too few shards take writes.
         """
         self.served += 1
         return Upload(
@@ -85,6 +93,7 @@ class ShardingProvider:
             hashing=self._hashing,
             cleaner=self._janitor,
             extra_digests=extra_digests,
+            length=length,
         )
 
     async def commit(self, upload: Upload) -> Placement:
@@ -144,7 +153,14 @@ class ShardingProvider:
     def read(self, blob: BlobToRead, catalogue: BlobCatalogue) -> BlobReader:
         """Return a reader of ``blob``; nothing is read yet."""
         self.served += 1
-        return BlobReader(self._view, blob, catalogue, hedge_seconds=self._limits().read_hedge_seconds, hot=self._hot)
+        return BlobReader(
+            self._view,
+            blob,
+            catalogue,
+            hedge_seconds=self._limits().read_hedge_seconds,
+            hot=self._hot,
+            memory=self.memory,
+        )
 
     async def close(self) -> None:
         """Finish tidying, within bounds, and stop."""

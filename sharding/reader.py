@@ -16,6 +16,7 @@ from sharding.errors import BlobUnavailable, ReplicaCorrupt, ReplicaMissing, Sha
 from sharding.hot_blobs import HotBlobs
 from sharding.model import BLOCK_BYTES, BLOCK_DIGEST_BYTES, BlobName, Buffer, Replica
 from sharding.tasks import hedged, stop
+from sharding.transfer_memory import TransferMemory
 from sharding.view import StoreView
 
 LOOKS_AGAIN_AFTER_SECONDS = (0.0, 0.5, 1.0, 1.0)
@@ -64,35 +65,46 @@ class BlobReader:
         *,
         hedge_seconds: float,
         hot: HotBlobs | None = None,
+        memory: TransferMemory | None = None,
     ) -> None:
         self._latest_view = view
         self._blob = blob
         self._catalogue = catalogue
         self._hedge_seconds = hedge_seconds
         self._hot = hot
+        self._memory = memory or TransferMemory()
         self._reported: set[Replica] = set()
         self._failures: list[ShardError] = []
         self._view = view()
         self._replicas: list[Replica] = self._view.in_reading_order(blob.replicas)
 
     async def stream(self, first: int, last: int) -> AsyncGenerator[memoryview, None]:
-        """Yield the bytes from offset ``first`` to ``last`` inclusive, a block at a time, one read ahead.
+        """Yield the bytes from offset ``first`` to ``last`` inclusive, a block at a time.
 
+        One is read ahead while there is memory for it. None may be kept when the next is asked for: it counts no more.
         Raises ``BlobUnavailable`` when no replica can give the next block.
         """
         if last < first:
             return
         blocks = range(first // BLOCK_BYTES, last // BLOCK_BYTES + 1)
-        ahead = asyncio.create_task(self._block(blocks[0]))
-        try:
-            for block in blocks:
-                data = await ahead
-                if block + 1 in blocks:
-                    ahead = asyncio.create_task(self._block(block + 1))
-                start = block * BLOCK_BYTES
-                yield memoryview(data)[max(first - start, 0) : last - start + 1]
-        finally:
-            await stop((ahead,))
+        ahead: asyncio.Task[Buffer] | None = None
+        with self._memory.lease() as lease:
+            try:
+                for block in blocks:
+                    if ahead is None:
+                        await lease.take()
+                        data = await self._block(block)
+                    else:
+                        data, ahead = await ahead, None
+                    if block + 1 in blocks and lease.take_now():
+                        ahead = asyncio.create_task(self._block(block + 1))
+                    start = block * BLOCK_BYTES
+                    yield memoryview(data)[max(first - start, 0) : last - start + 1]
+                    del data
+                    lease.give_back()
+            finally:
+                if ahead is not None:
+                    await stop((ahead,))
 
     async def read_small(self) -> Buffer:
         """Return the whole of a blob of one block. Raises ``BlobUnavailable``."""

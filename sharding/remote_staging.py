@@ -110,9 +110,8 @@ class FrameLink(asyncio.Protocol):
     def send(self, head: bytes, piece: Buffer = b"") -> None:
         """Send one frame. Raises ``ShardError`` when the owner has answered, or is gone."""
         self._raise_answer()
-        self._transport.write(head)
-        if piece:
-            self._transport.write(piece)
+        # In one go: a head by itself would wake the owner for a few bytes.
+        self._transport.writelines((head, piece))
         self._silent = False
 
     async def drain(self, seconds: float) -> None:

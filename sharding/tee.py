@@ -85,18 +85,24 @@ class Tee:
         self._check()
 
     async def send(self, block: Buffer) -> None:
-        """Take the next block, which must not change afterwards, once the one before it is stored.
+        """Take the next block, which must not change until it is settled, once the one before it is stored.
 
         Every block but the last has ``BLOCK_BYTES``. Raises ``WriteQuorumNotMet`` when the upload has become hopeless.
         """
-        await self._settle()
+        await self.settle()
         if self._exhausted and all(handoff.done() for handoff in self._handoffs):
             self._check()
         self._storing = asyncio.create_task(self._store(block))
 
+    async def settle(self) -> None:
+        """Return when the block that was sent last is stored, and may change."""
+        if self._storing is not None:
+            await self._storing
+            self._storing = None
+
     async def finish(self) -> BlobDigests:
         """Return the digests once every copy has the last block. Handoffs may still be catching up."""
-        await self._settle()
+        await self.settle()
         return self._hasher.finish()
 
     async def settle_handoffs(self, wait_seconds: float) -> None:
@@ -147,11 +153,6 @@ class Tee:
             self._placer.fail(member, error)
             return
         self.copies.append(copy)
-
-    async def _settle(self) -> None:
-        if self._storing is not None:
-            await self._storing
-            self._storing = None
 
     async def _store(self, block: Buffer) -> None:
         async with self._turn:

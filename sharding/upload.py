@@ -26,9 +26,9 @@ INLINE_HASH_BYTES = 64 << 10
 class Upload:
     """The bytes of one upload, open for a block. Belongs to one task: ``write`` any number of times, then ``finish``.
 
-    What happens to the copies then is for ``commit.py``; ``close`` may be called at any time. Holds at
-    most two blocks in memory, and one more for each handoff that is catching up. Computes
-    ``extra_digests`` beside the sha256. Raises ``WriteQuorumNotMet`` at once when too few shards take writes.
+    What happens to the copies then is for ``commit.py``; ``close`` may be called at any time. Holds one block in
+    memory, and one more for each handoff that is catching up. Computes ``extra_digests`` beside the sha256. ``length``
+    is the body's, where it is known beforehand. Raises ``WriteQuorumNotMet`` at once when too few shards take writes.
     """
 
     def __init__(
@@ -41,6 +41,7 @@ class Upload:
         hashing: Executor,
         cleaner: Cleaner,
         extra_digests: Collection[str] = EXTRA_DIGESTS,
+        length: int | None = None,
     ) -> None:
         self.uid = uid
         self.policy = policy
@@ -55,6 +56,7 @@ class Upload:
         self._hashing = hashing
         self._extra_digests = extra_digests
         self._block = bytearray()
+        self._is_long = length is not None and length > BLOCK_BYTES
 
     async def __aenter__(self) -> Self:
         return self
@@ -69,12 +71,18 @@ class Upload:
         """
         rest = memoryview(data).cast("B")
         self.size += len(rest)
-        while len(self._block) + len(rest) > BLOCK_BYTES:
-            room = BLOCK_BYTES - len(self._block)
-            self._block += rest[:room]
-            rest = rest[room:]
-            block, self._block = self._block, bytearray()
-            await self._send(block)
+        # A body of just one block is small. Of a longer one, each block goes out as soon as it is full.
+        least = BLOCK_BYTES if self._is_long else BLOCK_BYTES + 1
+        while len(self._block) + len(rest) >= least:
+            if self._block:
+                room = BLOCK_BYTES - len(self._block)
+                self._block += rest[:room]
+                block, self._block, rest = self._block, bytearray(), rest[room:]
+                await self._send(block)
+            else:
+                await self._send(rest[:BLOCK_BYTES])
+                rest = rest[BLOCK_BYTES:]
+            self._is_long, least = True, BLOCK_BYTES
         self._block += rest
 
     async def finish(self) -> BlobDigests:
@@ -84,7 +92,8 @@ class Upload:
             self.digests = await self._digest(last)
             self.small = last
         else:
-            await self.tee.send(last)
+            if last:
+                await self.tee.send(last)
             self.digests = await self.tee.finish()
         return self.digests
 
@@ -111,3 +120,4 @@ class Upload:
             )
             await self.tee.open()
         await self.tee.send(block)
+        await self.tee.settle()

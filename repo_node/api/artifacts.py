@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import binascii
 from collections.abc import Mapping, Sequence
+from contextlib import aclosing
 
 from aiohttp import web
 
@@ -16,7 +17,7 @@ from repo_node.db.artifacts import Blob, Item
 from repo_node.db.errors import CatalogueUnavailable
 from repo_node.errors import ChecksumMismatch, NotFound, RequestError
 from repo_node.paths import ArtifactPath, Target
-from repo_node.web.body import leave_unread, read_body, refuse_large
+from repo_node.web.body import leave_unread, read_body, receive_upload, refuse_large
 from repo_node.web.context import REQUEST_ID, SERVICES, TARGET, artifact_at, base_url, principal_of
 from repo_node.web.routes import Routes, WhileReadOnly
 from repo_node.web.streaming import media_type, send_artifact
@@ -95,7 +96,9 @@ async def deploy(request: web.Request) -> web.StreamResponse:
     if request.headers.get("X-Checksum-Deploy", "false").lower() == "true":
         deployed = await deploy_known(request, asked)
     else:
-        deployed = await services.artifacts.deploy(asked, read_body(request))
+        with services.memory.lease() as lease:
+            async with aclosing(receive_upload(request, lease)) as body:
+                deployed = await services.artifacts.deploy(asked, body, length=request.content_length)
     checksums = checksums_of(deployed.content)
     document = file_document(
         base_url(request),

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 from uuid import UUID
 
 from repo_node.logs import request_id
@@ -35,6 +36,9 @@ of the caller's guard. A disk that hangs then costs its own calls, and those of 
 MESSAGES_MAX = 4096
 """Calls and refusals under way on one connection; a peer that goes beyond is none of ours."""
 
+WATCHING = -1
+"""Instead of a call's number: the task that waits until the peer takes what it was sent."""
+
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -47,21 +51,30 @@ class Load:
 
 
 Perform = Callable[[Call], Awaitable[Buffer]]
+Recall = Callable[[Call], Buffer | None]
 
 
 class CallConnection(asyncio.BufferedProtocol):
     """Performs the calls of one peer, each in a task of its own, and answers in the order in which they end.
 
+    What ``recall`` knows at once, without waiting, is answered without a task while the peer takes answers.
     It never rests from reading, so that a cancellation, a call to another shard and the peer's end are always heard.
     ``http`` is the protocol that had the connection before, and hears of its end.
     """
 
     def __init__(
-        self, transport: asyncio.Transport, http: asyncio.Protocol, perform: Perform, idle_seconds: float
+        self,
+        transport: asyncio.Transport,
+        http: asyncio.Protocol,
+        *,
+        perform: Perform,
+        recall: Recall,
+        idle_seconds: float,
     ) -> None:
         self._transport = transport
         self._http = http
         self._perform = perform
+        self._recall = recall
         self._idle_seconds = idle_seconds
         self._loop = asyncio.get_running_loop()
         self._receiver = MessageReceiver()
@@ -97,6 +110,9 @@ class CallConnection(asyncio.BufferedProtocol):
         try:
             for message in self._receiver.advance(nbytes):
                 self._take(message)
+            self._outbox.flush()
+            if not self._outbox.is_writable and not self._tasks:  # else whoever has an answer looks after it
+                self._start(WATCHING, self._until_writable())
         except CallError as error:
             log.warning("a peer was not understood", extra={"facts": {"cause": str(error)}})
             self._transport.abort()
@@ -123,8 +139,22 @@ class CallConnection(asyncio.BufferedProtocol):
             return
         if number in self._tasks or len(self._tasks) >= MESSAGES_MAX:
             raise CallError(f"call {number} is under way already, or one of too many")
-        task = self._tasks[number] = self._loop.create_task(self._answer(message))
+        if message.kind == Kind.READ and (data := self._recalled(message)) is not None:
+            self._outbox.put(HEAD.pack(number, Kind.DONE, len(data)), data)
+            return
+        self._start(number, self._answer(message))
+
+    def _start(self, number: int, work: Coroutine[Any, Any, None]) -> None:
+        task = self._tasks[number] = self._loop.create_task(work)
         task.add_done_callback(partial(self._forget, number))
+
+    def _recalled(self, message: Message) -> Buffer | None:
+        if self._leaving or not self._outbox.is_writable:
+            return None
+        try:
+            return self._recall(parse_request(message))
+        except CallError:
+            return None
 
     def _forget(self, number: int, task: asyncio.Task[None]) -> None:
         del self._tasks[number]

@@ -17,6 +17,7 @@ from repo_node.api.staged import FrameConnection, StagedUpload, StagedUploads
 from sharding import calls, frames, wire
 from sharding.calls import Call, Delete, Put, Read, ReadStaged, Sizes
 from sharding.frames import Commit, Signal
+from sharding.local import LocalShard
 from sharding.model import Buffer, Generation
 from sharding.shard import Shard
 
@@ -52,7 +53,13 @@ class ShardHandlers:
     async def calls(self, request: web.Request) -> web.StreamResponse:
         """Upgrade to calls and perform them until the peer hangs up."""
         response = upgrade_of(request, calls.UPGRADE)
-        connection = CallConnection(transport_of(request), request.protocol, self._perform, self._idle_seconds)
+        connection = CallConnection(
+            transport_of(request),
+            request.protocol,
+            perform=self._perform,
+            recall=self._recall,
+            idle_seconds=self._idle_seconds,
+        )
         self._connections.add(connection)
         try:
             await response.prepare(request)
@@ -76,6 +83,13 @@ class ShardHandlers:
             refusal = await _receive(connection, upload)
         await connection.answer(refusal)
         return response
+
+    def _recall(self, call: Call) -> Buffer | None:
+        """Return the answer to a read of what a disk's page cache holds; None leaves it to ``_perform``."""
+        shard, read = self._shards(call.shard), call.request
+        if not isinstance(shard, LocalShard) or not isinstance(read, Read):
+            return None
+        return shard.recall(read.name, size=read.size, offset=read.offset, length=read.length)
 
     async def _perform(self, call: Call) -> Buffer:
         """Do what a peer asks. Raises what ``wire.REFUSABLE`` lists."""

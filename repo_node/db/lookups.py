@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from contextvars import Context
+from copy import copy
 from itertools import islice
 from typing import NamedTuple
 
@@ -69,20 +70,24 @@ class LookUps:
             # In a context of its own: what is logged belongs to no single request.
             self._prompt = asyncio.get_running_loop().create_task(self._work(), context=Context())
             self._lanes.add(self._prompt)
-            self._prompt.add_done_callback(self._lanes.discard)
 
     async def _work(self) -> None:
         """Make round trips until nobody waits, or until another lane has taken over."""
         loop, lane = asyncio.get_running_loop(), asyncio.current_task()
-        while self._waiting and self._prompt in (None, lane):
-            self._prompt = lane
-            late = loop.call_later(LATE_SECONDS, self._give_way)
-            try:
-                await self._ask(self._take(loop.time()))
-            finally:
-                late.cancel()
-        if self._prompt is lane:
-            self._prompt = None
+        assert lane is not None
+        try:
+            while self._waiting and self._prompt in (None, lane):
+                self._prompt = lane
+                late = loop.call_later(LATE_SECONDS, self._give_way)
+                try:
+                    await self._ask(self._take(loop.time()))
+                finally:
+                    late.cancel()
+        finally:
+            # Not by a callback of the task, which comes after those who ask meanwhile.
+            self._lanes.discard(lane)
+            if self._prompt is lane:
+                self._prompt = None
 
     def _give_way(self) -> None:
         self._prompt = None
@@ -131,6 +136,6 @@ def fail(batch: Mapping[Answer, Question], error: Exception) -> None:
     """Give those in ``batch`` who have no answer yet an error each of their own."""
     for answer in batch:
         if not answer.done():
-            own = type(error)(*error.args)
+            own = copy(error)
             own.__cause__ = error
             answer.set_exception(own)

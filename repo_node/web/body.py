@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any, cast
 
 from aiohttp import web
 
 from repo_node.config import HttpSection
 from repo_node.errors import BodyTooLarge, BodyTooSlow, RequestError
 from repo_node.web.context import CONTINUE_DUE, SERVICES
+from repo_node.web.reception import Lender, Reception
+from sharding.model import BLOCK_BYTES, Buffer
+from sharding.transfer_memory import Lease
 
 DOCUMENT_BYTES_MAX = 1 << 20
+UNCOUNTED_BYTES = 128 << 10
+"""Up to this the memory of a body is not counted: as much waits for it in the connection."""
+
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -37,7 +44,7 @@ class RateFloor:
         return below
 
 
-async def read_body(request: web.Request) -> AsyncIterator[bytes]:
+async def read_body(request: web.Request) -> AsyncGenerator[bytes, None]:
     """Yield the body in pieces of whatever size the network gave.
 
     A client that waits for a 100 gets it here, so that a refusal before costs it no body. Raises
@@ -55,18 +62,101 @@ async def read_body(request: web.Request) -> AsyncIterator[bytes]:
             async with asyncio.timeout(http.idle_timeout_seconds):
                 piece = await request.content.readany()
         except TimeoutError:
-            metrics.connections_cut.labels("idle_timeout_seconds").inc()
-            raise BodyTooSlow(f"Nothing of the body came for {http.idle_timeout_seconds:g} seconds.") from None
+            raise too_idle(request) from None
         if not piece:
             return
         metrics.received_bytes.inc(len(piece))
         if floor.is_below(len(piece), clock() - asked):
-            metrics.connections_cut.labels("rate_bytes_per_second_min").inc()
-            raise BodyTooSlow(f"The body came at less than {http.rate_bytes_per_second_min} bytes per second.")
+            raise too_slow(request)
         yield piece
     if piece := request.content.read_nowait():
         metrics.received_bytes.inc(len(piece))
         yield piece
+
+
+async def receive_upload(request: web.Request, lease: Lease) -> AsyncGenerator[Buffer, None]:
+    """Yield the body as ``read_body`` does, a long one in whole blocks; a piece is of use until the next is asked for.
+
+    From ``UNCOUNTED_BYTES`` on, the block that is being filled or was yielded last is counted in ``lease``. Raises
+    ``ConnectionResetError`` too.
+    """
+    received = 0
+    async with aclosing(read_body(request)) as pieces:
+        async for piece in pieces:
+            received += len(piece)
+            if received > UNCOUNTED_BYTES and not lease.blocks:
+                await lease.take()
+            yield piece
+            del piece
+            if (left := left_of(request, received)) > UNCOUNTED_BYTES:
+                break
+        else:
+            return
+    async with aclosing(receive_blocks(request, left, lease)) as blocks:
+        async for block in blocks:
+            yield block
+            # The next one is waited for without it.
+            del block
+
+
+def left_of(request: web.Request, received: int) -> int:
+    """Return how many bytes have not come yet behind the first ``received``; 0 where aiohttp may have some of them."""
+    if request.transport is None or request.content_length is None or request.content.total_bytes != received:
+        return 0
+    return 0 if cast(Lender, request.protocol).is_held_up else request.content_length - received
+
+
+async def receive_blocks(request: web.Request, left: int, lease: Lease) -> AsyncGenerator[Buffer, None]:
+    """Yield the last ``left`` bytes of a body so that each piece ends a block, or the body."""
+    length, floor = request.content_length, RateFloor(request.app[SERVICES].http)
+    assert length is not None
+    reception = Reception(request, left)
+    try:
+        while reception.left:
+            if not lease.blocks:
+                await lease.take()
+            received = length - reception.left
+            room = memoryview(bytearray(min(reception.left, BLOCK_BYTES - received % BLOCK_BYTES)))
+            await fill(request, reception, room, floor)
+            yield room
+            del room
+            if length > BLOCK_BYTES:
+                lease.give_back()
+    finally:
+        reception.close()
+
+
+async def fill(request: web.Request, reception: Reception, room: memoryview, floor: RateFloor) -> None:
+    """Receive ``room``. Raises ``BodyTooSlow``, ``ConnectionResetError``."""
+    services, clock = request.app[SERVICES], asyncio.get_running_loop().time
+    idle_seconds_max = services.http.idle_timeout_seconds
+    look_seconds = min(idle_seconds_max, services.http.rate_window_seconds)
+    full, seen, idle_since = reception.fill(room), 0, clock()
+    while not full.done():
+        asked = clock()
+        await asyncio.wait((full,), timeout=look_seconds)
+        count, now = reception.filled - seen, clock()
+        seen += count
+        if floor.is_below(count, now - asked):
+            raise too_slow(request)
+        if count:
+            idle_since = now
+        elif now - idle_since >= idle_seconds_max:
+            raise too_idle(request)
+    full.result()
+    services.metrics.received_bytes.inc(len(room))
+
+
+def too_idle(request: web.Request) -> BodyTooSlow:
+    services = request.app[SERVICES]
+    services.metrics.connections_cut.labels("idle_timeout_seconds").inc()
+    return BodyTooSlow(f"Nothing of the body came for {services.http.idle_timeout_seconds:g} seconds.")
+
+
+def too_slow(request: web.Request) -> BodyTooSlow:
+    services = request.app[SERVICES]
+    services.metrics.connections_cut.labels("rate_bytes_per_second_min").inc()
+    return BodyTooSlow(f"The body came at less than {services.http.rate_bytes_per_second_min} bytes per second.")
 
 
 def refuse_large(request: web.Request) -> None:

@@ -9,6 +9,7 @@ import struct
 from typing import Any, cast
 
 from aiohttp import StreamReader, web
+from aiohttp.http import HttpRequestParser
 from aiohttp.web_protocol import RequestHandler, _ErrInfo
 from aiohttp.web_server import Server
 
@@ -20,7 +21,7 @@ from repo_node.web.routes import NO_ROUTE
 
 log = logging.getLogger("holdfast.http")
 
-READ_BUFFER_BYTES = 128 << 10
+READ_BUFFER_BYTES = 64 << 10
 """Body bytes aiohttp may hold for one connection before it stops reading."""
 
 CUT_SECONDS = 1.0
@@ -72,6 +73,33 @@ class LimitedHandler(RequestHandler):
         super().connection_made(transport)
         self._arm()
         self._look_later()
+
+    def take_over(self, borrower: asyncio.BaseProtocol) -> None:
+        """See ``Lender``."""
+        assert self.transport is not None
+        self.transport.set_protocol(borrower)
+
+    def take_back(self, *, body_is_read: bool) -> None:
+        """See ``Lender``. aiohttp's parser, which has not seen the body, would go on to wait for it."""
+        assert self.transport is not None
+        self.transport.set_protocol(self)
+        if body_is_read:
+            self._parser = HttpRequestParser(
+                self,
+                self._loop,
+                self._read_bufsize,
+                max_line_size=self.max_line_size,
+                max_field_size=self.max_field_size,
+                max_headers=self.max_headers,
+                payload_exception=web.RequestPayloadError,
+                auto_decompress=False,
+                max_msg_queue_size=self._max_msg_queue_size,
+            )
+
+    @property
+    def is_held_up(self) -> bool:
+        """Whether something has come that aiohttp's parser keeps for later."""
+        return self._reading_paused or self._buffer_paused
 
     def connection_lost(self, exc: BaseException | None) -> None:
         self._disarm()

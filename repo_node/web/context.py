@@ -25,6 +25,7 @@ from repo_node.transfers import Transfers
 from repo_node.trash import Trash
 from repo_node.trees import Trees
 from repo_node.web.admission import Admission
+from sharding.transfer_memory import TransferMemory
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,7 @@ class Services:
     admission: Admission
     metrics: Metrics
     http: HttpSection
+    memory: TransferMemory
 
 
 SERVICES = web.AppKey("services", Services)

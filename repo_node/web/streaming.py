@@ -23,7 +23,6 @@ from repo_node.web.ranges import (
     range_applies,
 )
 from sharding.identifiers import uuid7
-from sharding.model import BLOCK_BYTES
 
 ACTIVE_TYPES = frozenset(
     {
@@ -41,6 +40,9 @@ ACTIVE_TYPES = frozenset(
     }
 )
 """What a browser might run: served as an attachment."""
+
+WHOLE_BYTES_MAX = 256 << 10
+"""Up to this an artifact is read at once, and its memory is not counted."""
 
 ENCODED_TYPES = {"gzip": "application/gzip", "bzip2": "application/x-bzip2", "xz": "application/x-xz"}
 ARTIFACT_TYPES = {
@@ -121,7 +123,7 @@ async def send_artifact(request: web.Request, found: Found, blob: Blob) -> web.S
 async def send_whole(
     request: web.Request, artifacts: Artifacts, blob: Blob, headers: dict[str, str]
 ) -> web.StreamResponse:
-    if request.method == "HEAD" or blob.size > BLOCK_BYTES:
+    if request.method == "HEAD" or blob.size > WHOLE_BYTES_MAX:
         return await send_part(request, artifacts, blob, ByteRange(0, blob.size - 1), 200, headers)
     data = await artifacts.open(blob).read_small()
     request.app[SERVICES].metrics.sent_bytes.inc(len(data))
@@ -176,9 +178,12 @@ async def send_pieces(
     await response.prepare(request)
     await response.write(first)
     sent.inc(len(first))
+    del first
     async for piece in pieces:
         await response.write(piece)
         sent.inc(len(piece))
+        # The next one is waited for without it.
+        del piece
     await response.write_eof()
 
 

@@ -76,10 +76,13 @@ class Seat:
 
     async def run(self, first_look: Look) -> int:
         """Start a worker and return its exit status once it has ended, and nothing of it is left."""
+        self._starts += 1
+        self.stage = f"worker-{self.process}-{self._starts}"
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
+            # -P: not the directory it was started in, whose Python files would come before the library's.
             self._worker = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "repo_node.workers", str(os.getpid()), stdin=theirs.fileno()
+                sys.executable, "-P", "-m", "repo_node.workers", str(os.getpid()), stdin=theirs.fileno()
             )
         except BaseException:
             ours.close()
@@ -98,8 +101,6 @@ class Seat:
             self._forget()
 
     def _begin(self, first_look: Look) -> None:
-        self._starts += 1
-        self.stage = f"worker-{self.process}-{self._starts}"
         begin = Begin(__version__, self.process, self.stage, self._config, self._owner)
         self._tell(begin, [one.fileno() for one in (self.listeners.guard, *self.listeners.all) if one is not None])
         for own in self._shards.values():

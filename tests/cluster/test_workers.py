@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -236,3 +237,35 @@ def test_node_is_ready_only_when_all_its_processes_have_started(manned: Cluster)
         node.start()
         wait_until(lambda: is_ready(node), "the node to be ready", 30)
         assert node.log.read_text().count("a worker is ready") == 2 * starts
+
+
+def has_open(pid: int, directory: Path) -> bool:
+    """Say whether a process has a descriptor of something in ``directory``."""
+    found = []
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        with suppress(OSError):
+            found.append(Path(os.readlink(descriptor)))
+    return any(path.is_relative_to(directory) for path in found)
+
+
+def test_disk_taken_out_is_closed_by_every_process_before_another_node_may_have_it(manned: Cluster) -> None:
+    node = manned.nodes[0]
+    assert node.process is not None
+    pids = [node.process.pid, *node.worker_pids()]
+    whole, gone = node.config.read_text(), node.shards[1]
+    assert all(has_open(pid, gone) for pid in pids)
+    section = f'[[shards]]\npath = "{gone}"\nreserve_bytes = 0\n'
+    assert section in whole
+    reload = f"{node.url}/artifactory/api/holdfast/nodes/{node.id}/reload"
+    owner = f"SELECT owner IS NULL AS released FROM shards WHERE path = '{gone}'"
+    node.config.write_text(whole.replace(section, ""))
+    curl("-X", "POST", "-d", "{}", reload, fail=True)
+    wait_until(lambda: manned.query(owner)[0]["released"], "the shard to be released", 20)
+    assert not any(has_open(pid, gone) for pid in pids), "released, and open"
+    node.config.write_text(whole)
+    curl("-X", "POST", "-d", "{}", reload, fail=True)
+    wait_until(lambda: all(has_open(pid, gone) for pid in pids), "every process to have it open again", 20)
+    wait_until(manned.is_whole, "it to take writes again", 20)
+    for number in range(CONNECTIONS):
+        curl("-X", "PUT", "-d", "x", f"{node.url}/artifactory/generic-local/{number}", fail=True)
+    assert [pid for pid in pids if not is_alive(pid)] == []

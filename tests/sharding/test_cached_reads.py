@@ -43,6 +43,12 @@ def test_any_part_of_a_cached_file_is_read_as_it_is(directory: int, one: int, ot
     assert CachedReads(directory).read("in/file", len(DATA), start, end - start) == DATA[start:end]
 
 
+def test_the_time_of_access_is_left_as_it_is(directory: int, tmp_path: Path) -> None:
+    os.utime(tmp_path / "in" / "file", (1, 1))
+    assert CachedReads(directory).read("in/file", len(DATA), 0, 9) == DATA[:9]
+    assert (tmp_path / "in" / "file").stat().st_atime == 1
+
+
 @pytest.mark.parametrize(
     ("path", "size", "offset", "length"),
     [

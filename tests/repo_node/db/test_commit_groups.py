@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -20,6 +21,7 @@ from tests.repo_node.db.scene import (
     Queries,
     Scene,
     copies,
+    digests_of,
     open_scene,
     paths,
     replicas_in,
@@ -105,6 +107,7 @@ async def test_group_writes_what_its_uploads_would_by_themselves(
         (scene.deployment("root.bin", b"root", principal="bob", request_id="other"), copies(2, 5)),
         (scene.deployment("a/b/deep", b"deep"), copies(1, 3, 5)),
         (scene.deployment("f/empty", b""), []),
+        (scene.deployment("f/sha256", digests=replace(digests_of(b"alone"), sha1=None, md5=None)), copies(1, 3)),
     ]
     queries.seen.clear()
     together = await commit_all(groups, uploads)

@@ -136,6 +136,30 @@ async def test_round_trips_are_limited_in_size_and_in_number(server: Server) -> 
     await look_ups.close()
 
 
+async def test_who_asks_again_just_when_all_round_trips_end_is_asked_for(server: Server) -> None:
+    look_ups, go_on = open_look_ups(per_round_trip_max=1), asyncio.Event()
+
+    async def hold(_: int, __: list[str]) -> None:
+        await go_on.wait()
+
+    server.answer = hold
+
+    async def ask_twice() -> int | None:
+        await look_ups.resolve(path("a"))
+        return (await look_ups.resolve(path("again"))).repository_id
+
+    asked = [asyncio.create_task(ask_twice())]
+    asked += [asyncio.create_task(look_ups.resolve(path("b"))) for _ in range(ROUND_TRIPS_MAX - 1)]  # type: ignore[arg-type]
+    async with asyncio.timeout(30):
+        while len(server.trips) < ROUND_TRIPS_MAX:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.1)
+        go_on.set()
+        assert await asked[0] == ROUND_TRIPS_MAX + 1
+    await asyncio.gather(*asked)
+    await look_ups.close()
+
+
 async def test_who_has_waited_too_long_for_a_round_trip_is_told_so(server: Server) -> None:
     look_ups, go_on = open_look_ups(per_round_trip_max=1, wait_seconds_max=1.0), asyncio.Event()
 

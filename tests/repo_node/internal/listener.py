@@ -116,6 +116,10 @@ class RawStream:
         """Take no more bytes from the other end."""
         self.writer.transport.pause_reading()  # type: ignore[attr-defined]
 
+    def resume_reading(self) -> None:
+        """Take bytes again."""
+        self.writer.transport.resume_reading()  # type: ignore[attr-defined]
+
     async def answer(self) -> bytes:
         """Return the body of the answer frame."""
         _, length = frames.HEAD.unpack(await self.reader.readexactly(frames.HEAD.size))

@@ -27,13 +27,14 @@ from sharding.calls import (
     put_request,
     request_message,
 )
-from sharding.errors import ShardUnavailable
+from sharding.errors import ReplicaCorrupt, ReplicaMissing, ShardUnavailable
 from sharding.guarded import Operation
+from sharding.local import LocalShard
 from sharding.model import BLOCK_BYTES, BlobName, Buffer
 from sharding.shard import Shard
 from tests.repo_node.internal.listener import UID, Listener, eventually, run_listener
 from tests.sharding.faulty import Fault, FaultyShard
-from tests.sharding.local_shards import open_at
+from tests.sharding.local_shards import forget_cached, open_at
 from tests.sharding.shard_contract import block_digests, make_name, replica_files, stage_all
 
 OTHER_UID = uuid.UUID("01890000-0000-7000-8000-0000000000bb")
@@ -169,6 +170,61 @@ async def test_answers_that_nobody_takes_cost_the_connection(owned: FaultyShard,
             await eventually(lambda: listener.connections == before)
 
 
+@pytest.fixture
+async def unwrapped(shard_root: Path) -> AsyncIterator[LocalShard]:
+    """A shard whose reads the page cache may answer."""
+    async with open_at(shard_root) as shard:
+        yield shard
+
+
+async def test_read_that_memory_answers_is_answered_alike_until_the_file_is_gone(
+    unwrapped: LocalShard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with run_listener(unwrapped) as listener:
+        shard = listener.remote()
+        stored = await put(shard, 20, 1000) | await put(shard, 4, BLOCK_BYTES) | await put(shard, 1, 1)
+        for forgotten in (False, True):
+            if forgotten:
+                forget_cached(monkeypatch)
+            reads = (shard.read(name, size=len(data), offset=0, length=len(data)) for name, data in stored.items())
+            assert [bytes(data) for data in await asyncio.gather(*reads)] == list(stored.values())
+            name = next(iter(stored))
+            assert bytes(await shard.read(name, size=1000, offset=10, length=7)) == stored[name][10:17]
+        monkeypatch.undo()
+        await shard.delete(name)
+        with pytest.raises(ReplicaMissing):
+            await shard.read(name, size=1000, offset=0, length=1000)
+        with pytest.raises(ReplicaCorrupt):
+            await shard.read(list(stored)[1], size=999, offset=0, length=999)
+
+
+@pytest.mark.parametrize("size", [1000, BLOCK_BYTES])
+async def test_answers_from_memory_that_nobody_takes_cost_the_connection(unwrapped: LocalShard, size: int) -> None:
+    async with run_listener(unwrapped, idle_seconds=0.2) as listener:
+        [name] = await put(listener.remote(), 1, size)
+        before = listener.connections
+        async with listener.raw_calls() as stream:
+            stream.pause_reading()
+            with suppress(ConnectionError):
+                for number in range(100_000 if size < BLOCK_BYTES else 64):
+                    await stream.send(message(number, Read(name, size, 0, size)))
+            await eventually(lambda: listener.connections == before)
+
+
+async def test_answers_from_memory_wait_for_a_slow_peer(unwrapped: LocalShard) -> None:
+    async with run_listener(unwrapped) as listener:
+        [(name, data)] = (await put(listener.remote(), 1, BLOCK_BYTES)).items()
+        async with listener.raw_calls() as stream:
+            stream.pause_reading()
+            for number in range(64):
+                await stream.send(message(number, Read(name, len(data), 0, len(data))))
+            await asyncio.sleep(0.1)
+            stream.resume_reading()
+            answers = [await stream.message() for _ in range(64)]
+    assert sorted(answer.number for answer in answers) == list(range(64))
+    assert all(answer.kind == Kind.DONE and answer.body == data for answer in answers)
+
+
 async def test_refusals_that_nobody_takes_cost_the_connection(owned: FaultyShard) -> None:
     async with run_listener(owned, idle_seconds=0.2) as listener, listener.raw_calls() as stream:
         stream.pause_reading()
@@ -245,8 +301,9 @@ async def silent_owner() -> AsyncIterator[tuple[str, list[asyncio.StreamWriter]]
 
     async def speak(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
-        writers.append(writer)
         writer.write(f"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: {UPGRADE}\r\n\r\n".encode())
+        await reader.readexactly(HEAD.size)  # an answer before the first call would be lost with the upgrade
+        writers.append(writer)
         await reader.read()
         writer.close()
 
@@ -304,9 +361,8 @@ async def test_attempt_to_connect_that_fails_fails_for_all_who_wait() -> None:
 
 
 async def test_caller_who_gives_up_connecting_does_not_end_it_for_others(listener: Listener) -> None:
-    call = Call(UID, "", Sizes(()))
-    link = listener.peer.links.link_for(call)
-    first, second = (asyncio.ensure_future(link.call(call)) for _ in range(2))
+    links = listener.peer.links
+    first, second = (asyncio.ensure_future(links.call(Call(UID, "", Sizes(())))) for _ in range(2))
     await asyncio.sleep(0)
     first.cancel()
     assert await second == b""
@@ -337,7 +393,6 @@ async def test_garbage_from_the_owner_breaks_the_connection(listener: Listener) 
     async with silent_owner() as (url, connections):
         asking = asyncio.ensure_future(listener.remote(url=url).sizes([make_name(b"x")]))
         await eventually(lambda: bool(connections))
-        await asyncio.sleep(0.05)
         connections[0].write(HEAD.pack(0, Kind.DONE, MESSAGE_BYTES_MAX + 1))
         with pytest.raises(ShardUnavailable, match="not reached"):
             await asking
