@@ -173,7 +173,7 @@ async def running_node(
         )
         await stack.enter_async_context(jobs)
         await stack.enter_async_context(task(peers.run()))
-        to_clients = public_app_of(parts, artifacts, node)
+        to_clients = public_app_of(stack, parts, artifacts, node)
         public = await stack.enter_async_context(serving_public(to_clients, share, node, listeners))
         if siblings is not None:
             stand_in = partial(standing_in, internal, public)

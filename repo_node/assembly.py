@@ -16,13 +16,17 @@ from repo_node import keys
 from repo_node.api import artifacts as artifacts_api
 from repo_node.api import checks as checks_api
 from repo_node.api import events as events_api
+from repo_node.api import folder_download as folder_download_api
 from repo_node.api import gc as gc_api
 from repo_node.api import holdfast as holdfast_api
 from repo_node.api import jobs as jobs_api
 from repo_node.api import members as members_api
+from repo_node.api import properties as properties_api
 from repo_node.api import repositories as repositories_api
+from repo_node.api import searches as searches_api
 from repo_node.api import storage as storage_api
 from repo_node.api import system as system_api
+from repo_node.api import transfers as transfers_api
 from repo_node.api import trash as trash_api
 from repo_node.api.epochs import EpochHandlers
 from repo_node.api.internal import STAGED_UPLOADS_MAX, internal_app
@@ -40,13 +44,19 @@ from repo_node.cluster.topology import Topology
 from repo_node.config import NodeConfig
 from repo_node.db.lookups import LookUps
 from repo_node.db.pool import Database
+from repo_node.downloads import DownloadCounts
+from repo_node.folder_download import FolderDownload
 from repo_node.logs import request_id
 from repo_node.metrics import Metrics
 from repo_node.node import Node
+from repo_node.properties import Properties
 from repo_node.recent import RecentItems
 from repo_node.repositories import Repositories
+from repo_node.searches import Searches
 from repo_node.settings import LiveSettings
+from repo_node.transfers import Transfers
 from repo_node.trash import Trash
+from repo_node.trees import Trees
 from repo_node.web.admission import Admission
 from repo_node.web.context import SERVICES, Services
 from repo_node.web.middleware import answer, complete_head
@@ -226,9 +236,14 @@ def node_of(parts: Parts, outlook: Callable[[], Outlook]) -> Node:
     return Node(parts.metrics, parts.database, parts.membership, parts.topology, outlook, parts.settings)
 
 
-def public_app_of(parts: Parts, artifacts: Artifacts, node: Node) -> web.Application:
-    """Build the application for clients."""
+def public_app_of(stack: AsyncExitStack, parts: Parts, artifacts: Artifacts, node: Node) -> web.Application:
+    """Build the application for clients. What it counted is written when the stack is left."""
     admission = Admission(lambda: parts.settings.now.requests_per_user_max)
+    properties = Properties(parts.database, parts.repositories, parts.recent, parts.settings)
+    transfers = Transfers(parts.database, artifacts, parts.repositories, parts.recent, parts.settings)
+    downloads = DownloadCounts(parts.database, parts.settings, parts.metrics, parts.membership.database_time)
+    stack.push_async_callback(downloads.close)
+    trees = Trees(parts.database, parts.repositories)
     trash = Trash(parts.database, parts.recent, parts.settings)
     known = ChecksumDeploy(
         parts.database,
@@ -243,6 +258,12 @@ def public_app_of(parts: Parts, artifacts: Artifacts, node: Node) -> web.Applica
         artifacts,
         known,
         parts.repositories,
+        properties,
+        transfers,
+        downloads,
+        trees,
+        Searches(parts.database, parts.repositories, parts.settings),
+        FolderDownload(artifacts, trees, parts.settings),
         trash,
         parts.authenticator,
         parts.settings,
@@ -260,8 +281,9 @@ def public_app(services: Services, node: Node) -> web.Application:
     app[SERVICES], app[NODE] = services, node
     app.on_response_prepare.append(complete_head)
     routes = Routes(app)
+    trees_apis = (storage_api, properties_api, transfers_api, searches_api, folder_download_api)
     own_apis = (holdfast_api, events_api, jobs_api, members_api, checks_api, gc_api, trash_api)
-    for api in (system_api, repositories_api, storage_api, *own_apis, artifacts_api):
+    for api in (system_api, repositories_api, *trees_apis, *own_apis, artifacts_api):
         api.add_routes(routes)
     return app
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 from repo_node.db.blobs import PathConflict
 from repo_node.db.errors import AbsenceInDoubt, CatalogueError, ChangesRefused, OutcomeUnknown
+from repo_node.db.properties import TooManyProperties
 from repo_node.db.repositories import RepositoryExists
+from repo_node.db.searches import SearchTooLong
 from repo_node.paths import BadPath
 from repo_node.settings import SettingError
 from sharding.errors import BlobUnavailable, StoreError, WriteQuorumNotMet
@@ -98,6 +100,10 @@ def answer_for(error: Exception) -> Answer | None:
             return Answer(400, f"Bad setting: {error}.")
         case PathConflict():
             return Answer(409, f"Path conflict: {error}. Nothing was stored.")
+        case TooManyProperties():
+            return Answer(400, f"{error} would have more properties than properties_bytes_max allows.")
+        case SearchTooLong():
+            return Answer(400, "The search took longer than search_seconds_max allows; ask for less.")
         case RepositoryExists():
             return Answer(409, f"A repository named {error} exists already.")
         case WriteQuorumNotMet(full=True):

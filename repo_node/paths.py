@@ -13,7 +13,7 @@ from urllib.parse import quote, unquote_to_bytes
 
 SEGMENT_BYTES_MAX = 255
 PROPERTIES_MAX = 100
-FORBIDDEN_IN_KEYS = set(")(}{][*+^$/~`!@#%&<>;=,±§ ")
+FORBIDDEN_IN_KEYS = frozenset(")(}{][*+^$\\/~`!@#%&<>;=,±§ ")
 REPOSITORY_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 RESERVED_KEYS = frozenset({"api", "ui", "metrics", "access", "internal", "list", "v1", "v2", "webapp", "repo"})
 
@@ -24,11 +24,15 @@ class BadPath(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A request target in canonical form; ``properties`` are its matrix parameters."""
+    """A request target in canonical form.
+
+    ``properties`` are its matrix parameters; ``mandatory`` names those that were written with a plus (``name+=value``).
+    """
 
     segments: tuple[str, ...]
     is_folder: bool
     properties: Mapping[str, tuple[str, ...]]
+    mandatory: frozenset[str] = frozenset()
 
     @property
     def encoded(self) -> str:
@@ -63,12 +67,13 @@ def parse_target(raw: str) -> Target:
         pieces.pop()
     segments: list[str] = []
     properties: dict[str, tuple[str, ...]] = {}
+    mandatory: set[str] = set()
     for piece in pieces:
         name, *parameters = piece.split(";")
         segments.append(check_segment(decode(name)))
         for parameter in parameters:
-            add_property(properties, parameter)
-    return Target(tuple(segments), is_folder, properties)
+            add_property(properties, mandatory, parameter)
+    return Target(tuple(segments), is_folder, properties, frozenset(mandatory))
 
 
 def decode(piece: str) -> str:
@@ -98,16 +103,34 @@ def check_segment(segment: str) -> str:
     return segment
 
 
-def add_property(properties: dict[str, tuple[str, ...]], parameter: str) -> None:
+def add_property(properties: dict[str, tuple[str, ...]], mandatory: set[str], parameter: str) -> None:
     key, _, value = parameter.partition("=")
-    key, value = decode(key), decode(value)
-    if not key or FORBIDDEN_IN_KEYS & set(key):
-        raise BadPath(f"a matrix parameter has no usable name: {parameter!r}")
-    if any(unicodedata.category(character) in ("Cc", "Cs") for character in key + value):
-        raise BadPath("a matrix parameter has a control character")
-    properties[key] = (*properties.get(key, ()), *value.split(","))
+    key = decode(key)
+    if key.endswith("+"):
+        key = key[:-1]
+        mandatory.add(key)
+    values = tuple(map(check_property_value, decode(value).split(",")))
+    properties[check_property_key(key)] = (*properties.get(key, ()), *values)
     if len(properties) > PROPERTIES_MAX:
         raise BadPath(f"more than {PROPERTIES_MAX} matrix parameters")
+
+
+def check_property_key(key: str) -> str:
+    """Return ``key`` if a property may be called so. Raises ``BadPath``."""
+    if not key or FORBIDDEN_IN_KEYS & set(key) or has_control_characters(key) or len(key.encode()) > SEGMENT_BYTES_MAX:
+        raise BadPath(f"no property can be called {key[:SEGMENT_BYTES_MAX]!r}")
+    return key
+
+
+def check_property_value(value: str) -> str:
+    """Return ``value`` if a property may have it. Raises ``BadPath``."""
+    if has_control_characters(value):
+        raise BadPath("the value of a property has a control character")
+    return value
+
+
+def has_control_characters(text: str) -> bool:
+    return any(unicodedata.category(character) in ("Cc", "Cs") for character in text)
 
 
 def artifact_path(segments: tuple[str, ...], *, path_bytes_max: int) -> ArtifactPath:

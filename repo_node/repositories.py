@@ -33,6 +33,11 @@ class Repositories:
         self._remembered: dict[str, Repository] = {}
         self._forgotten = 0
 
+    @property
+    def is_fresh(self) -> bool:
+        """Whether Postgres can be believed when it says that something is absent."""
+        return self._fresh()
+
     async def list_all(self) -> list[Repository]:
         """Return every repository, by key."""
         return await rows.list_all(self._database)

@@ -95,6 +95,26 @@ class Settings(BaseModel):
         10_000, ge=0, le=1_000_000, description="artifacts a node remembers for that, with some 3 KiB each"
     )
     path_bytes_max: int = Field(1024, ge=64, le=2048, description="longest artifact path, in bytes")
+    properties_bytes_max: int = Field(
+        65_536, ge=1024, le=1 << 20, description="largest properties of one artifact or folder, in bytes of JSON"
+    )
+    downloads_flush_seconds: float = Field(
+        10, ge=0.05, le=3600, description="for how long a node counts downloads before it tells Postgres of them"
+    )
+    downloads_counted_max: int = Field(
+        20_000, ge=1, le=1_000_000, description="artifacts whose downloads a node counts at once, some 300 bytes each"
+    )
+    search_results_max: int = Field(500, ge=1, le=100_000, description="most results of one search")
+    search_seconds_max: float = Field(4, gt=0, le=600, description="after which Postgres ends a search")
+    folder_download_items_max: int = Field(
+        10_000, ge=1, le=1_000_000, description="most files of a folder that is sent as an archive"
+    )
+    folder_download_bytes_max: int = Field(
+        10 << 30, ge=0, le=1 << 50, description="most bytes of a folder that is sent as an archive"
+    )
+    folder_downloads_in_flight_max: int = Field(
+        10, ge=1, le=1000, description="folders that one process of a node sends as archives at once"
+    )
     repair_bytes_per_second_max: int = Field(
         64 << 20, ge=1 << 16, le=1 << 40, description="a node writes for repairs; 4 x for each further copy missing"
     )

@@ -23,6 +23,8 @@ NAMES = frozenset(
         "repair.settled",  # rows refer to them; what was not needed still has its files
         "move.copied",
         "move.flipped",
+        "transfer.page",  # a page of a tree is copied or moved, the rest is not
+        "transfer.walked",  # all is moved, the folders it lay in are still there
         "gc.collecting",  # in office, before the transaction
         "gc.collected",  # rows are gone, files are on the removal list
         "removal.unlinked",  # a file is gone, and still listed

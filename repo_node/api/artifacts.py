@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import binascii
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 
 from aiohttp import web
@@ -15,7 +16,7 @@ from repo_node.checksums import DeclaredDigests, checksums_of
 from repo_node.db.artifacts import Blob, Item
 from repo_node.db.errors import CatalogueUnavailable
 from repo_node.errors import ChecksumMismatch, NotFound, RequestError
-from repo_node.paths import ArtifactPath
+from repo_node.paths import ArtifactPath, Target
 from repo_node.web.body import leave_unread, read_body, receive_upload, refuse_large
 from repo_node.web.context import REQUEST_ID, SERVICES, TARGET, artifact_at, base_url, principal_of
 from repo_node.web.routes import Routes, WhileReadOnly
@@ -46,7 +47,17 @@ async def retrieve(request: web.Request) -> web.StreamResponse:
             # What is absent is told by Postgres alone.
             raise CatalogueUnavailable(str(error)) from error
         raise
-    return await send_artifact(request, found, blob)
+    response = await send_artifact(request, found, blob)
+    if is_download(request, response):
+        request.app[SERVICES].downloads.count(at, principal_of(request).name)
+    return response
+
+
+def is_download(request: web.Request, response: web.StreamResponse) -> bool:
+    """Say whether a GET counts as a download: of several that get a part each, the one with the first byte does."""
+    if request.method != "GET":
+        return False
+    return response.status == 200 or response.headers.get("Content-Range", "").startswith("bytes 0-")
 
 
 def blob_asked_for(request: web.Request, item: Item) -> Blob:
@@ -55,10 +66,20 @@ def blob_asked_for(request: web.Request, item: Item) -> Blob:
         raise NotFound("File not found: this is a folder; api/storage lists it.")
     if request[TARGET].is_folder:
         raise NotFound("File not found.")
-    asked = request[TARGET].properties
-    if any(set(values) - set(item.properties.get(key, ())) for key, values in asked.items()):
+    if not matches(request[TARGET], item.properties):
         raise NotFound("File not found: its properties are not those asked for.")
     return item.blob
+
+
+def matches(target: Target, properties: Mapping[str, Sequence[str]]) -> bool:
+    """Say whether an artifact is what the matrix parameters ask for.
+
+    A property that it has must have every value asked for; one that it lacks may be lacking, unless it is mandatory.
+    """
+    return all(
+        set(values) <= set(properties[key]) if key in properties else key not in target.mandatory
+        for key, values in target.properties.items()
+    )
 
 
 async def deploy(request: web.Request) -> web.StreamResponse:

@@ -57,6 +57,10 @@ def quoted(at: ArtifactPath) -> str:
     return quote(f"{at.repository}/{at.path}" if at.path else at.repository)
 
 
+def download_uri(base: str, at: ArtifactPath) -> str:
+    return f"{base}/{quoted(at)}"
+
+
 def file_document(
     base: str,
     at: ArtifactPath,

@@ -17,6 +17,7 @@ from repo_node.api.documents import (
     timestamp,
     to_json,
 )
+from repo_node.api.listing import last_modified, list_files, refuse_artifact, statistics
 from repo_node.auth.permissions import Permission
 from repo_node.db.artifacts import CHILDREN_FIRST_PAGE, Child, Item
 from repo_node.errors import NotFound, RequestError
@@ -30,7 +31,7 @@ FOLDER_INFO = "application/vnd.org.jfrog.artifactory.storage.FolderInfo+json"
 ITEM_PROPERTIES = "application/vnd.org.jfrog.artifactory.storage.ItemProperties+json"
 
 NO_PROPERTIES = "No properties could be found."
-UNANSWERED = frozenset({"lastModified", "list", "permissions", "stats"})
+UNANSWERED = frozenset({"permissions"})
 """Questions of Artifactory's that get a refusal rather than the answer to another one."""
 
 
@@ -44,6 +45,8 @@ async def info(request: web.Request) -> web.StreamResponse:
         raise RequestError(f"api/storage does not answer ?{min(unknown)} here.")
     if not at.name:
         return await root_info(request, at)
+    if "stats" in request.query:
+        return await statistics(request, at)
     artifacts, base = request.app[SERVICES].artifacts, base_url(request)
     try:
         item = await artifacts.get(at)
@@ -51,6 +54,11 @@ async def info(request: web.Request) -> web.StreamResponse:
         raise NotFound("Unable to find item") from None
     if "properties" in request.query:
         return json_response(properties_document(base, at, item, request.query["properties"]), kind=ITEM_PROPERTIES)
+    if "list" in request.query:
+        refuse_artifact(item)
+        return await list_files(request, at, item.modified_at)
+    if "lastModified" in request.query:
+        return await last_modified(request, at, item)
     if item.blob is not None:
         return json_response(file_info(base, at, item, media_type(at.name)), kind=FILE_INFO)
     return await send_folder(request, folder_document(base, at, item), artifacts.children(at))
@@ -62,6 +70,12 @@ async def root_info(request: web.Request, at: ArtifactPath) -> web.StreamRespons
     repository = await services.repositories.get(at.repository)
     if "properties" in request.query:
         raise NotFound(NO_PROPERTIES)
+    if "list" in request.query:
+        return await list_files(request, at, repository.created_at)
+    if "lastModified" in request.query:
+        return await last_modified(request, at, None)
+    if "stats" in request.query:
+        raise RequestError("A repository is not downloaded; ask for the stats of an artifact.")
     document = folder_document(base_url(request), at, None)
     created = timestamp(repository.created_at)
     document.update(created=created, lastModified=created, lastUpdated=created)

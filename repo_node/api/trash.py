@@ -10,8 +10,7 @@ from repo_node.api.documents import json_response, timestamp
 from repo_node.auth.permissions import Permission
 from repo_node.db.trash import Position, Trashed
 from repo_node.errors import RequestError
-from repo_node.paths import ArtifactPath, artifact_path, check_segment
-from repo_node.web.context import REQUEST_ID, SERVICES, artifact_at, principal_of
+from repo_node.web.context import REQUEST_ID, SERVICES, artifact_at, artifact_in, principal_of
 from repo_node.web.routes import Routes
 
 BASE = "/artifactory/api/trash"
@@ -28,7 +27,7 @@ def add_routes(routes: Routes) -> None:
 
 async def list_trash(request: web.Request) -> web.StreamResponse:
     """Answer with a page of the trash, at and below ``path`` if it is given; ``next`` names the next one."""
-    at = path_of(request, "path") if "path" in request.query else None
+    at = artifact_in(request, "path") if "path" in request.query else None
     page = await request.app[SERVICES].trash.page(at, position_of(request), PAGE_MAX)
     more = len(page) == PAGE_MAX
     return json_response({"items": [document_of(one) for one in page], "next": next_of(page[-1]) if more else None})
@@ -72,7 +71,7 @@ async def restore(request: web.Request) -> web.StreamResponse:
     else is in the place of everything.
     """
     at = artifact_at(request, skip=4)
-    to = path_of(request, "to") if "to" in request.query else at
+    to = artifact_in(request, "to") if "to" in request.query else at
     replace = request.query.get("replace", "0")
     if replace not in ("0", "1"):
         raise RequestError("replace must be 0 or 1.")
@@ -104,9 +103,3 @@ async def clean(request: web.Request) -> web.StreamResponse:
 
 def artifacts(count: int) -> str:
     return "1 artifact" if count == 1 else f"{count} artifacts"
-
-
-def path_of(request: web.Request, parameter: str) -> ArtifactPath:
-    """Return the path in a query parameter. Raises ``BadPath``."""
-    segments = tuple(check_segment(segment) for segment in request.query[parameter].strip("/").split("/"))
-    return artifact_path(segments, path_bytes_max=request.app[SERVICES].settings.now.path_bytes_max)

@@ -31,6 +31,7 @@ LEFT_OUT = frozenset(
         "shard_cursors",
         "census",
         "repair_queue",
+        "transfers",
     }
 )
 """Tables of the moment: progress, orders, the audit trail. The census finds again what lacks copies."""

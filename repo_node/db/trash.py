@@ -94,15 +94,15 @@ LAST_AT = Statement(
      WHERE t.repository = $1 AND t.folder = $2 AND t.name = $3 ORDER BY t.id DESC LIMIT 1
     """,
 )
-# What came back from the trash keeps its created_at; an upload sets both times to its own. A snapshot is enough:
-# whoever reads an older version as the newest, or what a restore threw away, does so after that restore was committed.
+# What came back from the trash keeps its created_at; an upload's is later. A snapshot is enough: whoever reads an
+# older version as the newest, or what a restore threw away, does so after that restore was committed.
 RESTORE = Statement(
     "trash_restore",
     """
     SELECT CASE WHEN NOT $8 AND EXISTS (
                SELECT 1 FROM artifacts a JOIN trash t ON t.id = $1
                 WHERE a.repo_id = $2 AND a.folder = $3 AND a.name = $4 AND a.blob_id IS NOT NULL
-                  AND a.created_at < a.updated_at AND t.trashed_at <= a.updated_at
+                  AND a.created_at < a.restored_at AND t.trashed_at <= a.restored_at
            ) THEN 'already' ELSE restore_trash($1, $2, $3, $4, $5, $6, $7) END AS outcome
       FROM require_writable()
     """,

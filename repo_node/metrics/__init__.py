@@ -75,6 +75,11 @@ class Metrics:
             registry=registry,
         )
         self.in_flight = Gauge("holdfast_http_requests_in_flight", "Requests being answered", registry=registry)
+        self.downloads_uncounted = Counter(
+            "holdfast_downloads_uncounted_total",
+            "Downloads missing in the statistics of artifacts: too many at once, or Postgres did not say",
+            registry=registry,
+        )
         self.stale_reads = Counter(
             "holdfast_stale_reads_total",
             "Reads answered from memory because Postgres was away",

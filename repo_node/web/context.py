@@ -9,14 +9,21 @@ from aiohttp import web
 
 from repo_node.artifacts import Artifacts
 from repo_node.auth.authenticator import Authenticator
-from repo_node.auth.permissions import Principal
+from repo_node.auth.permissions import Permission, Principal
 from repo_node.checksum_deploy import ChecksumDeploy
 from repo_node.config import HttpSection
+from repo_node.downloads import DownloadCounts
+from repo_node.errors import Forbidden
+from repo_node.folder_download import FolderDownload
 from repo_node.metrics import Metrics
-from repo_node.paths import ArtifactPath, Target, artifact_path
+from repo_node.paths import ArtifactPath, Target, artifact_path, check_segment
+from repo_node.properties import Properties
 from repo_node.repositories import Repositories
+from repo_node.searches import Searches
 from repo_node.settings import LiveSettings
+from repo_node.transfers import Transfers
 from repo_node.trash import Trash
+from repo_node.trees import Trees
 from repo_node.web.admission import Admission
 from sharding.transfer_memory import TransferMemory
 
@@ -28,6 +35,12 @@ class Services:
     artifacts: Artifacts
     checksum_deploy: ChecksumDeploy
     repositories: Repositories
+    properties: Properties
+    transfers: Transfers
+    downloads: DownloadCounts
+    trees: Trees
+    searches: Searches
+    folder_download: FolderDownload
     trash: Trash
     authenticator: Authenticator
     settings: LiveSettings
@@ -57,10 +70,23 @@ def principal_of(request: web.Request) -> Principal:
     return principal
 
 
+def require(request: web.Request, permission: Permission) -> None:
+    """Refuse who has not ``permission`` besides the one of the route. Raises ``Forbidden``."""
+    principal = principal_of(request)
+    if not principal.may(permission):
+        raise Forbidden(f"{principal.name} may not do this: it needs the permission {permission.value}.")
+
+
 def artifact_at(request: web.Request, skip: int = 1) -> ArtifactPath:
     """Return the repository and path of a request, after its first ``skip`` segments. Raises ``BadPath``."""
     services = request.app[SERVICES]
     return artifact_path(request[TARGET].segments[skip:], path_bytes_max=services.settings.now.path_bytes_max)
+
+
+def artifact_in(request: web.Request, parameter: str) -> ArtifactPath:
+    """Return the repository and path in a query parameter. Raises ``BadPath``."""
+    segments = tuple(check_segment(segment) for segment in request.query[parameter].strip("/").split("/"))
+    return artifact_path(segments, path_bytes_max=request.app[SERVICES].settings.now.path_bytes_max)
 
 
 def base_url(request: web.Request) -> str:

@@ -15,7 +15,7 @@ from repo_node.errors import Answer, Forbidden, NotFound, Unauthenticated, absen
 from repo_node.logs import request_id as current_request_id
 from repo_node.read_only import require_heard, require_writable
 from repo_node.web.body import leave_unread
-from repo_node.web.context import NOBODY, PRINCIPAL, REFUSED, REQUEST_ID, SERVICES, TARGET
+from repo_node.web.context import NOBODY, PRINCIPAL, REFUSED, REQUEST_ID, SERVICES, TARGET, require
 from repo_node.web.routes import WhileReadOnly, permission_of, template_of, while_read_only
 from repo_node.web.state import NODE
 from sharding.identifiers import uuid7
@@ -100,9 +100,11 @@ async def authorise(request: web.Request) -> None:
         services.metrics.auth_failures.labels("no_credentials").inc()
         raise Unauthenticated("Authentication is required.")
     request[PRINCIPAL] = principal
-    if not principal.may(permission):
+    try:
+        require(request, permission)
+    except Forbidden:
         services.metrics.auth_failures.labels("forbidden").inc()
-        raise Forbidden(f"{principal.name} may not do this: it needs the permission {permission.value}.")
+        raise
 
 
 def answer_error(request: web.Request, error: Exception) -> web.StreamResponse:

@@ -13,3 +13,14 @@ def number(request: web.Request, name: str, default: int) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 18):
         raise RequestError(f"{name} must be a number.")
     return int(text)
+
+
+def flag(request: web.Request, name: str, default: bool) -> bool:
+    """Return whether the query says 1 or 0 (true or false) for ``name``. Raises ``RequestError``."""
+    match request.query.get(name, str(int(default))).lower():
+        case "1" | "true":
+            return True
+        case "0" | "false":
+            return False
+        case _:
+            raise RequestError(f"{name} must be 0 or 1.")

@@ -139,7 +139,9 @@ async def running_worker(
         node = node_of(parts, lambda: link.outlook)
         node.others = link
         node.render = lambda: metrics_of(siblings)
-        await stack.enter_async_context(serving_public(public_app_of(parts, artifacts, node), config, node, listeners))
+        await stack.enter_async_context(
+            serving_public(public_app_of(stack, parts, artifacts, node), config, node, listeners)
+        )
         yield node, beating
 
 

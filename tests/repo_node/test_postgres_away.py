@@ -192,7 +192,7 @@ def test_reads_of_what_was_read_lately_go_on_and_say_how_old_it_is(behind: Behin
         assert {**fresh.head(), STALE_HEADER: whole.headers[STALE_HEADER]} == whole.head()
         # Only Postgres says that something is absent.
         assert client.get(f"{behind.path}/").status == 503
-        assert client.get(f"{behind.path};colour=red").status == 503
+        assert client.get(f"{behind.path};colour+=red").status == 503
         assert first.metric("holdfast_stale_reads_total") == before + 6
     again = client.get(behind.path)
     assert (again.status, STALE_HEADER in again.headers) == (200, False)
@@ -306,7 +306,7 @@ def test_nothing_is_said_to_be_absent_while_no_heartbeat_comes_back(
     requests = [
         ("GET", f"/artifactory/{absent}"),
         ("GET", f"/artifactory/{present}/"),
-        ("GET", f"/artifactory/{present};colour=red"),
+        ("GET", f"/artifactory/{present};colour+=red"),
         ("GET", f"/artifactory/{nowhere}/a"),
         ("PUT", f"/artifactory/{nowhere}/a"),
         ("PUT", f"/artifactory/{nowhere}/a/"),

@@ -127,7 +127,7 @@ def test_a_large_listing_that_breaks_off_is_no_whole_answer(
         one.admin.get(path)
 
 
-@pytest.mark.parametrize("question", ["list", "list&deep=1", "stats", "lastModified", "permissions"])
+@pytest.mark.parametrize("question", ["stats", "permissions"])
 def test_a_question_that_is_not_answered_is_refused(one: RunningCluster, question: str) -> None:
     assert errors_of(one.admin.get(f"/artifactory/api/storage/generic-local?{question}"))[0] == 400
 

@@ -31,6 +31,7 @@ EMPTIED = (
     "backups",
     "removals",
     "trash",
+    "transfers",
     "artifacts",
     "replicas",
     "blobs",

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from datetime import UTC, datetime
 from typing import Any, cast
 from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
 
-from repo_node.db import artifacts, blobs, known, principals
+from repo_node.db import artifacts, blobs, downloads, known, principals, properties, transfers, trees
 from repo_node.db.blobs import CommitOutcome
 from repo_node.db.commit_groups import COMMIT_GROUP, UploadToCommit, columns
 from repo_node.db.pool import Database
@@ -95,6 +96,13 @@ READS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "resolve nothing": (artifacts.RESOLVE.sql, (REPOSITORY, "d7", "no-such")),
     "children": (artifacts.CHILDREN.sql, (1, "d7", "", 50)),
     "children, next page": (artifacts.CHILDREN.sql, (1, "d7", "f2", 50)),
+    "list": (trees.CHILDREN.sql, (1, "d7", "", 50)),
+    "list of a tree": (trees.TREE.sql, (1, "", "d7", "", "", 50)),
+    "last modified": (trees.LAST_MODIFIED.sql, (1, "d7", "d7/", "d70")),
+    "downloads": (downloads.FIND.sql, (REPOSITORY, "d7", "f7")),
+    "tree": ("SELECT * FROM tree_page($1, $2, $3, $4, $5, $6)", (1, "", "d7", "", "", 50)),
+    "tree, next page": ("SELECT * FROM tree_page($1, $2, $3, $4, $5, $6)", (1, "", "d7", "d7", "f2", 50)),
+    "tree of the whole": ("SELECT * FROM tree_page($1, $2, $3, $4, $5, $6)", (1, "", "", "d1", "f2", 50)),
     "token": (principals.FIND_TOKEN.sql, (sha256(7),)),
     "block digests": (blobs.BLOCKS.sql, (7, 1, 8)),
     "replicas": (blobs.REPLICAS.sql, (7,)),
@@ -203,6 +211,38 @@ async def test_suspicion_uses_indexes_alone(large: asyncpg.Connection) -> None:
 @pytest.mark.parametrize(("folder", "name", "gone"), [("d7", "f7", 1), ("", "d7", 101), ("d7", "no-such", 0)])
 async def test_delete_uses_indexes_alone(large: asyncpg.Connection, folder: str, name: str, gone: int) -> None:
     assert await large.fetchval(artifacts.DELETE.sql, 1, folder, name, "x", "r", 1_000) == gone
+    assert await whole_scans(large) == []
+
+
+@pytest.mark.parametrize(("name", "recursive"), [("d7", True), ("d7", False), ("", True)])
+async def test_changed_properties_use_indexes_alone(large: asyncpg.Connection, name: str, recursive: bool) -> None:
+    args = (1, "", name, recursive, "", "", 50, '{"a": ["1"]}', ["b"], 1_000, "x", "r")
+    assert await large.fetchval(properties.CHANGE.sql, *args) == (50 if recursive else 1)
+    assert await whole_scans(large) == []
+
+
+@pytest.mark.parametrize("move", [True, False])
+@pytest.mark.parametrize(("folder", "name", "seen"), [("d7", "f7", 1), ("", "d7", 50)])
+async def test_transfer_uses_indexes_alone(
+    large: asyncpg.Connection, move: bool, folder: str, name: str, seen: int
+) -> None:
+    args = (move, False, 1, folder, name, 1, "new/place", "", "", 50, 1024, "x", "r")
+    assert await large.fetchval(transfers.PAGE.sql, *args) == seen
+    assert await whole_scans(large) == []
+
+
+async def test_pruned_folders_use_indexes_alone(large: asyncpg.Connection) -> None:
+    args = (1, "", chr(1), None, "", 1, "new/place", chr(1), "", 50)
+    assert await large.fetchval(transfers.PRUNE.sql, *args) == 40
+    assert await whole_scans(large) == []
+
+
+async def test_counted_downloads_use_indexes_alone(large: asyncpg.Connection) -> None:
+    count = 50
+    numbers = [7 + 40 * i for i in range(count)]
+    paths = [["generic-local"] * count, ["d7"] * count, [f"f{n}" for n in numbers]]
+    status = await large.execute(downloads.ADD.sql, *paths, [2] * count, [datetime.now(UTC)] * count, ["x"] * count)
+    assert status == f"UPDATE {count}"
     assert await whole_scans(large) == []
 
 

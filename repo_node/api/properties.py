@@ -1,0 +1,51 @@
+"""Changing properties: ``PUT`` and ``DELETE api/storage/...?properties=``, ``PATCH api/metadata/...``."""
+
+from __future__ import annotations
+
+from aiohttp import web
+
+from repo_node.auth.permissions import Permission
+from repo_node.db.properties import Changes
+from repo_node.errors import RequestError
+from repo_node.properties import parse_properties, read_patch, without
+from repo_node.web.body import read_json
+from repo_node.web.context import REQUEST_ID, SERVICES, artifact_at, principal_of
+from repo_node.web.queries import flag
+from repo_node.web.routes import Routes, WhileReadOnly
+
+
+def add_routes(routes: Routes) -> None:
+    by_postgres = WhileReadOnly.REFUSED_BY_POSTGRES
+    storage, metadata = "/artifactory/api/storage/{item:.+}", "/artifactory/api/metadata/{item:.+}"
+    routes.add("PUT", storage, set_properties, Permission.WRITE, while_read_only=by_postgres)
+    routes.add("DELETE", storage, drop_properties, Permission.WRITE, while_read_only=by_postgres)
+    routes.add("PATCH", metadata, patch_properties, Permission.WRITE, while_read_only=by_postgres)
+
+
+async def set_properties(request: web.Request) -> web.StreamResponse:
+    changes = Changes(parse_properties(asked_for(request)))
+    return await change(request, changes, recursive=flag(request, "recursive", True))
+
+
+async def drop_properties(request: web.Request) -> web.StreamResponse:
+    names = asked_for(request).split(",")
+    return await change(request, without(names), recursive=flag(request, "recursive", True))
+
+
+async def patch_properties(request: web.Request) -> web.StreamResponse:
+    """Set and drop in one go. Each step is atomic whatever ``atomicProperties`` says."""
+    name = "recursiveProperties" if "recursiveProperties" in request.query else "recursive"
+    return await change(request, read_patch(await read_json(request)), recursive=flag(request, name, True))
+
+
+def asked_for(request: web.Request) -> str:
+    if not (text := request.query.get("properties", "")):
+        raise RequestError("Say which properties: ?properties=...")
+    return text
+
+
+async def change(request: web.Request, changes: Changes, *, recursive: bool) -> web.StreamResponse:
+    at = artifact_at(request, skip=3)
+    by = {"principal": principal_of(request).name, "request_id": request[REQUEST_ID]}
+    await request.app[SERVICES].properties.change(at, changes, recursive=recursive, **by)
+    return web.Response(status=204)

@@ -1,0 +1,114 @@
+"""What lies in a folder, near and deep, a page at a time."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+import asyncpg
+
+from repo_node.db.pool import Database, Statement
+from repo_node.db.trash import BEYOND_ALL
+
+FIRST_PAGE, PAGE = 1_000, 5_000
+"""The first page is on its way soon, the others cost less per item."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One item of a list; ``sha256`` and ``size`` are None for a folder."""
+
+    folder: str
+    name: str
+    modified_at: datetime
+    updated_at: datetime
+    has_properties: bool
+    size: int | None
+    sha1: bytes | None
+    sha256: bytes | None
+
+    @property
+    def path(self) -> str:
+        return f"{self.folder}/{self.name}" if self.folder else self.name
+
+    @property
+    def is_folder(self) -> bool:
+        return self.sha256 is None
+
+
+COLUMNS = """
+    t.folder, t.name, t.modified_at, t.updated_at, t.properties <> '{}' AS has_properties, b.size, b.sha1, b.sha256
+"""
+# A look-up for each row, whatever the planner makes of the number of rows that a page has.
+BLOB = "LEFT JOIN LATERAL (SELECT s.size, s.sha1, s.sha256 FROM blobs s WHERE s.id = t.blob_id LIMIT 1) b ON true"
+CHILDREN = Statement(
+    "tree_children",
+    f"""
+    SELECT {COLUMNS} FROM artifacts t {BLOB}
+     WHERE t.repo_id = $1 AND t.folder = $2 AND t.name > $3 ORDER BY t.name LIMIT $4
+    """,
+)
+TREE = Statement(
+    "tree_page",
+    f"""
+    SELECT {COLUMNS} FROM tree_page($1, $2, $3, $4, $5, $6) t {BLOB}
+     ORDER BY t.folder, t.name
+    """,
+)
+LAST_MODIFIED = Statement(
+    "tree_last_modified",
+    """
+    SELECT found.folder, found.name, found.modified_at FROM (
+        (SELECT a.folder, a.name, a.modified_at FROM artifacts a
+          WHERE a.repo_id = $1 AND a.folder = $2 AND a.blob_id IS NOT NULL ORDER BY a.modified_at DESC LIMIT 1)
+        UNION ALL
+        (SELECT a.folder, a.name, a.modified_at FROM artifacts a
+          WHERE a.repo_id = $1 AND a.folder >= $3 AND a.folder < $4 AND a.blob_id IS NOT NULL
+          ORDER BY a.modified_at DESC LIMIT 1)
+    ) AS found ORDER BY found.modified_at DESC LIMIT 1
+    """,
+)
+
+
+async def children(database: Database, repository_id: int, path: str) -> AsyncGenerator[Sequence[Entry], None]:
+    """Yield pages of what lies directly in a folder, by name; the first may be empty."""
+    after, limit = "", FIRST_PAGE
+    while True:
+        rows = await database.fetch(CHILDREN, repository_id, path, after, limit)
+        yield [entry_from(row) for row in rows]
+        if len(rows) < limit:
+            return
+        after, limit = rows[-1]["name"], PAGE
+
+
+async def tree(database: Database, repository_id: int, path: str) -> AsyncGenerator[Sequence[Entry], None]:
+    """Yield pages of an artifact or a folder and all that lies in it, by path; the first may be empty."""
+    folder, _, name = path.rpartition("/")
+    after, limit = ("", ""), FIRST_PAGE
+    while True:
+        rows = await database.fetch(TREE, repository_id, folder, name, *after, limit)
+        yield [entry_from(row) for row in rows]
+        if len(rows) < limit:
+            return
+        after, limit = (rows[-1]["folder"], rows[-1]["name"]), PAGE
+
+
+async def last_modified(database: Database, repository_id: int, path: str) -> tuple[str, datetime] | None:
+    """Return the path and the time of what was modified last in a folder; None when it holds no artifact."""
+    low, high = (f"{path}/", f"{path}0") if path else (chr(1), BEYOND_ALL)
+    row = await database.fetchrow(LAST_MODIFIED, repository_id, path, low, high)
+    return None if row is None else ("/".join(filter(None, (row["folder"], row["name"]))), row["modified_at"])
+
+
+def entry_from(row: asyncpg.Record) -> Entry:
+    return Entry(
+        folder=row["folder"],
+        name=row["name"],
+        modified_at=row["modified_at"],
+        updated_at=row["updated_at"],
+        has_properties=row["has_properties"],
+        size=row["size"],
+        sha1=row["sha1"],
+        sha256=row["sha256"],
+    )

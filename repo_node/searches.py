@@ -1,0 +1,149 @@
+"""The service for searches: what is asked, in the form that the rows are searched by."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from repo_node import patterns
+from repo_node.db import searches as rows
+from repo_node.db.pool import Database, Statement
+from repo_node.db.searches import Hit, Times
+from repo_node.errors import RequestError
+from repo_node.patterns import folder_span, is_wild, like, literal_start, span
+from repo_node.repositories import Repositories
+from repo_node.settings import LiveSettings
+from repo_node.versions import version_key
+
+VERSION = "version"
+"""The property by whose value the latest version is told."""
+
+VERSIONS_MAX = 10_000
+EVERYTHING = span("")
+BY_DIGEST = {"sha256": rows.BY_SHA256, "sha1": rows.BY_SHA1, "md5": rows.BY_MD5}
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Properties that are asked for: values as they are, or with wildcards; no value stands for any."""
+
+    properties: Mapping[str, Sequence[str]]
+
+    @property
+    def args(self) -> tuple[Any, ...]:
+        pairs = [(key, value) for key, values in self.properties.items() for value in values]
+        exact: dict[str, list[str]] = {}
+        for key, value in pairs:
+            if value and not is_wild(value):
+                exact.setdefault(key, []).append(value)
+        wild = [(key, like(value)) for key, value in pairs if is_wild(value) and value != "*"]
+        return (
+            json.dumps(exact),
+            list(self.properties),
+            [key for key, _ in wild],
+            [pattern for _, pattern in wild],
+        )
+
+
+class Searches:
+    """Finds artifacts in the repositories of one's choice, or in all."""
+
+    def __init__(self, database: Database, repositories: Repositories, settings: LiveSettings) -> None:
+        self._database = database
+        self._repositories = repositories
+        self._settings = settings
+
+    async def by_name(self, pattern: str, keys: Collection[str]) -> list[Hit]:
+        """Return artifacts whose name is like ``pattern``; without wildcards, those whose name has it as a part."""
+        pattern = pattern if is_wild(pattern) else f"*{pattern}*"
+        names = span(literal_start(pattern))
+        return await self._search(rows.BY_NAME, keys, names.low, names.high, like(pattern))
+
+    async def by_path(self, pattern: str, keys: Collection[str]) -> list[Hit]:
+        """Return artifacts whose path matches an Ant pattern."""
+        folders = folder_span(pattern)
+        places = (folders.low, folders.high, EVERYTHING.low, EVERYTHING.high)
+        return await self._search(rows.BY_PATH, keys, *places, patterns.regex(pattern))
+
+    async def by_gavc(
+        self,
+        group: str | None,
+        artifact: str | None,
+        version: str | None,
+        classifier: str | None,
+        keys: Collection[str],
+    ) -> list[Hit]:
+        """Return artifacts in Maven's layout by their coordinates, each None or with wildcards."""
+        expression, wide = patterns.gavc(group, artifact, version, classifier)
+        folders, names = folder_span(wide), span(literal_start(f"{artifact}-") if artifact else "")
+        return await self._search(rows.BY_PATH, keys, folders.low, folders.high, names.low, names.high, expression)
+
+    async def by_digest(self, kind: str, digest: bytes, keys: Collection[str]) -> list[Hit]:
+        """Return artifacts with this content; ``kind`` is sha256, sha1 or md5."""
+        return await self._search(BY_DIGEST[kind], keys, digest)
+
+    async def by_properties(self, wanted: Wanted, keys: Collection[str]) -> list[Hit]:
+        """Return artifacts and folders that have every property asked for."""
+        return await self._search(rows.BY_PROPERTIES, keys, *wanted.args)
+
+    async def by_time(self, since: datetime, until: datetime, times: Times, keys: Collection[str]) -> list[Hit]:
+        """Return artifacts one of whose ``times`` lies between two, both included."""
+        return await self._search(rows.BY_TIME, keys, *rows.time_args(since, until, times))
+
+    async def by_usage(self, not_used_since: datetime, created_before: datetime, keys: Collection[str]) -> list[Hit]:
+        """Return artifacts made before a time and not downloaded since another."""
+        return await self._search(rows.BY_USAGE, keys, not_used_since, created_before)
+
+    async def versions(self, group: str, artifact: str, keys: Collection[str]) -> list[str]:
+        """Return the versions of a Maven module, latest first."""
+        folder = f"{group.replace('.', '/')}/{artifact}"
+        found = await self._values(rows.FOLDERS_IN, keys, folder)
+        return sorted(found, key=version_key, reverse=True)
+
+    async def latest_by_property(
+        self, path: str, wanted: Wanted, keys: Collection[str], *, with_artifacts: bool
+    ) -> tuple[str, list[Hit]] | None:
+        """Return the highest ``version`` among the properties below a path and what has it, None where none has."""
+        folder = path.strip("/")
+        any_version = Wanted({**wanted.properties, VERSION: wanted.properties.get(VERSION, [""])})
+        found = await self._values(rows.PROPERTY_VALUES, keys, *any_version.args, folder, VERSION)
+        if not found:
+            return None
+        latest = max(found, key=version_key)
+        if not with_artifacts:
+            return latest, []
+        exactly = Wanted({**wanted.properties, VERSION: [latest]})
+        return latest, await self._search(rows.BY_PROPERTIES_IN_TREE, keys, *exactly.args, folder)
+
+    async def _search(self, statement: Statement, keys: Collection[str], *args: Any) -> list[Hit]:
+        now = self._settings.now
+        found = await rows.search(
+            self._database,
+            statement,
+            await self._among(keys),
+            *args,
+            results_max=now.search_results_max,
+            seconds_max=now.search_seconds_max,
+        )
+        return sorted(found, key=lambda hit: (hit.item.repository, hit.item.folder, hit.item.name))
+
+    async def _values(self, statement: Statement, keys: Collection[str], *args: Any) -> list[str]:
+        found = await rows.values(
+            self._database,
+            statement,
+            await self._among(keys),
+            *args,
+            results_max=VERSIONS_MAX,
+            seconds_max=self._settings.now.search_seconds_max,
+        )
+        if len(found) == VERSIONS_MAX:
+            raise RequestError(f"There are more than {VERSIONS_MAX} versions; ask for less.")
+        return found
+
+    async def _among(self, keys: Collection[str]) -> dict[int, str]:
+        """Return the repositories of these keys, or all where none is named; one that is not there holds nothing."""
+        every = await self._repositories.list_all()
+        return {one.id: one.key for one in every if not keys or one.key in keys}

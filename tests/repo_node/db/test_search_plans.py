@@ -1,0 +1,109 @@
+"""Searches among a hundred thousand artifacts: each goes by the index that is meant for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+import pytest
+
+from repo_node.db import searches
+from repo_node.db.searches import Times, time_args
+from repo_node.patterns import folder_span, like, literal_start, regex, span
+from repo_node.searches import Wanted
+from tests.postgres import TestServer, run_apart
+
+ROWS = 100_000
+FILL_SQL = f"""
+    INSERT INTO repositories (key, created_by) VALUES ('other', 'x');
+    INSERT INTO blobs (uid, sha256, sha1, md5, size, redundancy, block_digests)
+    SELECT gen_random_uuid(), sha256(i::text::bytea), substring(sha256(i::text::bytea) FOR 20),
+           substring(sha256(i::text::bytea) FOR 16), 10, 2, '\\x0011223344556677'
+      FROM generate_series(1, {ROWS // 10}) AS i;
+    INSERT INTO artifacts (repo_id, folder, name, blob_id, created_by, modified_by, created_at, modified_at, properties)
+    SELECT 1 + i % 2, 'org/g' || i % 100 || '/a' || i % 1000 || '/1.' || i % 7, 'a' || i % 1000 || '-1.' || i || '.jar',
+           1 + i % (SELECT max(id) FROM blobs), 'x', 'x', now() - make_interval(mins => {ROWS} - i),
+           now() - make_interval(mins => {ROWS} - i),
+           CASE WHEN i % 20 = 0 THEN jsonb_build_object('version', jsonb_build_array('1.' || i),
+                                                        'qa', jsonb_build_array('q' || i % 1000)) ELSE '{{}}' END
+      FROM generate_series(1, {ROWS}) AS i;
+"""
+NOW = datetime.now(UTC)
+
+
+def by_name(pattern: str) -> tuple[str, tuple[Any, ...]]:
+    names = span(literal_start(pattern))
+    return searches.BY_NAME.sql, (names.low, names.high, like(pattern))
+
+
+def by_path(pattern: str, names: str = "") -> tuple[str, tuple[Any, ...]]:
+    folders, within = folder_span(pattern), span(names)
+    return searches.BY_PATH.sql, (folders.low, folders.high, within.low, within.high, regex(pattern))
+
+
+SEARCHES: dict[str, tuple[tuple[str, tuple[Any, ...]], str]] = {
+    "name": (by_name("a77-1.1*"), "artifacts_by_name"),
+    "name, from its middle": (by_name("*-1.77*"), "Index Only Scan using artifacts_pkey"),
+    "path": (by_path("org/g7/a7/**/*.jar"), "artifacts_pkey"),
+    "path, known by its name": (by_path("**/a77-*", "a77-"), "artifacts_by_name"),
+    "property": ((searches.BY_PROPERTIES.sql, Wanted({"qa": ["q20"]}).args), "artifacts_by_property"),
+    "property, alike": ((searches.BY_PROPERTIES.sql, Wanted({"qa": ["q2*"]}).args), "artifacts_by_property"),
+    "created lately": (
+        (searches.BY_TIME.sql, time_args(NOW - timedelta(hours=5), NOW, Times(created=True))),
+        "artifacts_by_time",
+    ),
+    "sha256": ((searches.BY_SHA256.sql, (bytes.fromhex("7902699be42c8a8e46fbbb4501726517e86b22c56a189f7625a6da49081b2451"),)), "artifacts_of_blob"),
+    "latest version": (
+        (searches.BY_PROPERTIES_IN_TREE.sql, (*Wanted({"version": ["1.20"]}).args, "org")),
+        "artifacts_by_property",
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def many_dsn(postgres: TestServer) -> Iterator[str]:
+    async def fill(dsn: str) -> None:
+        connection = await asyncpg.connect(dsn)
+        for statement in (FILL_SQL, "VACUUM ANALYZE"):
+            await connection.execute(statement)
+        await connection.close()
+
+    with postgres.database(postgres.template()) as dsn:
+        run_apart(fill(dsn))
+        yield dsn
+
+
+@pytest.fixture
+async def many(many_dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    connection = await asyncpg.connect(many_dsn, server_settings={"jit": "off"})
+    try:
+        await connection.execute("BEGIN")
+        await connection.fetchrow(searches.PLAN, "4000ms")
+        yield connection
+    finally:
+        connection.terminate()
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+async def test_search_goes_by_its_index(many: asyncpg.Connection, search: str) -> None:
+    (sql, args), index = SEARCHES[search]
+    rows = await many.fetch(sql, [1, 2], 50, *args)
+    assert rows
+    plan = "\n".join(row[0] for row in await many.fetch(f"EXPLAIN {sql}", [1, 2], 50, *args))
+    assert index in plan, plan
+    assert "Seq Scan" not in plan, plan
+
+
+async def test_a_search_by_name_reads_no_artifact_that_it_does_not_answer(many: asyncpg.Connection) -> None:
+    sql, args = by_name("*-1.77*")
+    [row] = await many.fetch(f"EXPLAIN (ANALYZE, FORMAT JSON) {sql}", [1, 2], 50, *args)
+    assert "Index Only Scan" in json.dumps(row[0])
+
+
+async def test_no_search_exceeds_its_time(many: asyncpg.Connection) -> None:
+    await many.fetchrow(searches.PLAN, "1ms")
+    with pytest.raises(asyncpg.QueryCanceledError):
+        await many.fetch("SELECT pg_sleep(1)")
