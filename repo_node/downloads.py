@@ -55,9 +55,16 @@ class DownloadCounts:
         return await rows.find(self._database, at)
 
     def _flush_later(self) -> None:
-        if self._timer is None and self._counted:
-            seconds = self._settings.now.downloads_flush_seconds
-            self._timer = asyncio.get_running_loop().call_later(seconds, self._begin_flush)
+        """See to it that what was counted is told in time, also where the time has become shorter."""
+        if not self._counted:
+            return
+        loop = asyncio.get_running_loop()
+        due = loop.time() + self._settings.now.downloads_flush_seconds
+        if self._timer is not None:
+            if self._timer.when() <= due:
+                return
+            self._timer.cancel()
+        self._timer = loop.call_at(due, self._begin_flush)
 
     def _begin_flush(self) -> None:
         self._timer = None
