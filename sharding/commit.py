@@ -99,10 +99,11 @@ class Commit:
                 spare = len(self._durable) + len(running) > self._policy.redundancy
                 news = asyncio.FIRST_COMPLETED if spare else asyncio.FIRST_EXCEPTION
                 done, _ = await asyncio.wait(running, timeout=wait, return_when=news)
+                news_came = bool(done) if spare else any(attempt.exception() is not None for attempt in done)
                 for attempt in done:
                     self._judge(attempt, running[attempt])
                     del running[attempt]
-                if not done:
+                if not news_came:
                     lagging.update(running.values())
                     for member in running.values():
                         self._placer.pass_over(member)

@@ -203,7 +203,7 @@ class Database:
         finally:
             # By now the answer is known: that the connection can't be kept must not turn it into an error.
             with suppress(*BROKEN, asyncpg.PostgresError):
-                await self._pool.release(connection)
+                await self._pool.release(connection, timeout=self._config.connect_timeout_seconds)
 
 
 async def run_transaction(connection: asyncpg.Connection, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:

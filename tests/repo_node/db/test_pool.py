@@ -381,3 +381,18 @@ async def terminate(connection: asyncpg.Connection) -> None:
     """Wait until somebody runs ``SLEEP``, and end who does."""
     await until_asleep(connection)
     await connection.execute(f"SELECT pg_terminate_backend(pid, 5000) FROM ({ASLEEP_SQL}) AS asleep", SLEEP.sql)
+
+
+async def test_giving_a_connection_back_is_waited_for_no_longer_than_getting_one(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release, limits = asyncpg.Pool.release, []
+
+    async def noting(pool: asyncpg.Pool, connection: Any, *, timeout: float | None = None) -> None:
+        limits.append(timeout)
+        await release(pool, connection, timeout=timeout)
+
+    # The pool closes a connection for good after many statements, and the server may be frozen just then.
+    monkeypatch.setattr(asyncpg.Pool, "release", noting)
+    await database.fetch(ONE)
+    assert limits == [0.5]
