@@ -178,12 +178,18 @@ class Artifacts:
         self._metrics.upload_seconds.labels(stage).observe(now - began)
         return now
 
+    def heed_silence(self) -> None:
+        """Raise ``CatalogueUnavailable`` when Postgres has been away too long for an upload to go on.
+
+        Rather now than when the rest of a large body has been sent in vain.
+        """
+        if (silence_seconds := self._pulse.silence_seconds) > self._settings.now.upload_silence_seconds_max:
+            raise CatalogueUnavailable(f"no heartbeat reached Postgres for {silence_seconds:.0f} s of an upload")
+
     async def _receive(self, upload: Upload, body: AsyncIterator[Buffer]) -> None:
-        limit, silence_seconds_max = self._settings.now.body_bytes_max, self._settings.now.upload_silence_seconds_max
+        limit = self._settings.now.body_bytes_max
         async for piece in body:
-            if (silence_seconds := self._pulse.silence_seconds) > silence_seconds_max:
-                # Rather now than when the rest of a large body has been sent in vain.
-                raise CatalogueUnavailable(f"no heartbeat reached Postgres for {silence_seconds:.0f} s of an upload")
+            self.heed_silence()
             if upload.size + len(piece) > limit:
                 raise BodyTooLarge(f"The body is larger than {limit} bytes (setting body_bytes_max).")
             await upload.write(piece)

@@ -97,7 +97,7 @@ async def deploy(request: web.Request) -> web.StreamResponse:
         deployed = await deploy_known(request, asked)
     else:
         with services.memory.lease() as lease:
-            async with aclosing(receive_upload(request, lease)) as body:
+            async with aclosing(receive_upload(request, lease, services.artifacts.heed_silence)) as body:
                 deployed = await services.artifacts.deploy(asked, body, length=request.content_length)
     checksums = checksums_of(deployed.content)
     document = file_document(

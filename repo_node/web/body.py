@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from typing import Any, cast
 
@@ -21,6 +21,9 @@ from sharding.transfer_memory import Lease
 DOCUMENT_BYTES_MAX = 1 << 20
 UNCOUNTED_BYTES = 128 << 10
 """Up to this the memory of a body is not counted: as much waits for it in the connection."""
+
+LOOK_SECONDS_MAX = 1.0
+"""How long a block is waited for between two looks at how it comes, and whether it is still wanted."""
 
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -75,8 +78,10 @@ async def read_body(request: web.Request) -> AsyncGenerator[bytes, None]:
         yield piece
 
 
-async def receive_upload(request: web.Request, lease: Lease) -> AsyncGenerator[Buffer, None]:
+async def receive_upload(request: web.Request, lease: Lease, heed: Callable[[], None]) -> AsyncGenerator[Buffer, None]:
     """Yield the body as ``read_body`` does, a long one in whole blocks; a piece is of use until the next is asked for.
+
+    ``heed`` is called every now and then while a block is slow to come; what it raises ends the body.
 
     From ``UNCOUNTED_BYTES`` on, the block that is being filled or was yielded last is counted in ``lease``. Raises
     ``ConnectionResetError`` too.
@@ -93,7 +98,7 @@ async def receive_upload(request: web.Request, lease: Lease) -> AsyncGenerator[B
                 break
         else:
             return
-    async with aclosing(receive_blocks(request, left, lease)) as blocks:
+    async with aclosing(receive_blocks(request, left, lease, heed)) as blocks:
         async for block in blocks:
             yield block
             # The next one is waited for without it.
@@ -107,7 +112,9 @@ def left_of(request: web.Request, received: int) -> int:
     return 0 if cast(Lender, request.protocol).is_held_up else request.content_length - received
 
 
-async def receive_blocks(request: web.Request, left: int, lease: Lease) -> AsyncGenerator[Buffer, None]:
+async def receive_blocks(
+    request: web.Request, left: int, lease: Lease, heed: Callable[[], None]
+) -> AsyncGenerator[Buffer, None]:
     """Yield the last ``left`` bytes of a body so that each piece ends a block, or the body."""
     length, floor = request.content_length, RateFloor(request.app[SERVICES].http)
     assert length is not None
@@ -118,7 +125,7 @@ async def receive_blocks(request: web.Request, left: int, lease: Lease) -> Async
                 await lease.take()
             received = length - reception.left
             room = room_for(min(reception.left, BLOCK_BYTES - received % BLOCK_BYTES))
-            await fill(request, reception, room, floor)
+            await fill(request, reception, room, floor, heed)
             yield room
             del room
             if length > BLOCK_BYTES:
@@ -127,15 +134,18 @@ async def receive_blocks(request: web.Request, left: int, lease: Lease) -> Async
         reception.close()
 
 
-async def fill(request: web.Request, reception: Reception, room: memoryview, floor: RateFloor) -> None:
+async def fill(
+    request: web.Request, reception: Reception, room: memoryview, floor: RateFloor, heed: Callable[[], None]
+) -> None:
     """Receive ``room``. Raises ``BodyTooSlow``, ``ConnectionResetError``."""
     services, clock = request.app[SERVICES], asyncio.get_running_loop().time
     idle_seconds_max = services.http.idle_timeout_seconds
-    look_seconds = min(idle_seconds_max, services.http.rate_window_seconds)
+    look_seconds = min(idle_seconds_max, services.http.rate_window_seconds, LOOK_SECONDS_MAX)
     full, seen, idle_since = reception.fill(room), 0, clock()
     while not full.done():
         asked = clock()
         await asyncio.wait((full,), timeout=look_seconds)
+        heed()
         count, now = reception.filled - seen, clock()
         seen += count
         if floor.is_below(count, now - asked):
