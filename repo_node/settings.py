@@ -41,7 +41,7 @@ PLAIN = r"^[^\x00-\x1f\x7f]*$"
 Cron = Annotated[str, Field(max_length=100, pattern=PLAIN), AfterValidator(check_cron)]
 
 
-LIMITS_OF_A_NODE = ("requests_per_user_max", "stale_entries_max")
+LIMITS_OF_A_NODE = ("uploads_in_flight_max", "requests_per_user_max", "stale_entries_max")
 """What a node of several processes divides among them."""
 
 

@@ -10,6 +10,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -27,6 +28,9 @@ IDENTITY_DRAFT = ".shard.json.new"
 IDENTITY_BYTES_MAX = 64 * 1024
 TOLERATED = frozenset({"lost+found", IDENTITY_DRAFT})
 """What may lie in a directory that still counts as empty: the file system's own, and a broken-off ``create``."""
+
+STAGE = re.compile(rb"worker-[0-9]+-[0-9]+")
+"""The name of a directory in ``tmp/`` that is one process' alone: see ``stage_of``."""
 
 OPEN_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
@@ -114,6 +118,11 @@ def make_layout(directory: int) -> None:
         with suppress(FileExistsError):
             os.mkdir(name, 0o700, dir_fd=directory)
     os.fsync(directory)
+
+
+def stage_of(process: int, start: int) -> str:
+    """Return the name of the directory in ``tmp/`` where a process stages after its ``start``-th start."""
+    return f"worker-{process}-{start}"
 
 
 def _check_expected(path: Path, found: ShardIdentity | None, expected: ShardIdentity) -> None:

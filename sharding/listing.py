@@ -17,7 +17,7 @@ from enum import StrEnum
 from uuid import UUID
 
 from sharding.epoch import EPOCH_DRAFT, EPOCH_FILE
-from sharding.identity import IDENTITY_DRAFT, IDENTITY_FILE, OPEN_DIRECTORY
+from sharding.identity import IDENTITY_DRAFT, IDENTITY_FILE, OPEN_DIRECTORY, STAGE
 from sharding.model import BlobName, Generation
 
 REPLICA = re.compile(rb"([0-9a-f]{64})\.([0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12})")
@@ -45,7 +45,7 @@ class Oddity(StrEnum):
     WRONG_NAME = "wrong_name"
     """A replica in a directory where nobody looks for it."""
     TEMP = "temp"
-    """Something in ``tmp/``."""
+    """Something in ``tmp/``, or in a stage there. A stage is none: it is in its place as long as its process lives."""
     FOREIGN = "foreign"
     LINK = "link"
     """A symbolic link; never followed."""
@@ -114,14 +114,21 @@ class ShardListing:
         for entry in self._entries(b"."):
             if entry.name not in KNOWN:
                 self._note(odd_kind(entry), entry.name, entry)
-        for entry in self._entries(b"tmp"):
-            self._note(Oddity.TEMP, b"tmp/" + entry.name, entry)
+        self._list_staged(b"tmp")
         for entry in self._entries(b"blobs"):
             if FAN_OUT.fullmatch(entry.name) and entry.kind == "directory":
                 found.append(entry.name)
             else:
                 self._note(odd_kind(entry), b"blobs/" + entry.name, entry)
         return sorted(found, reverse=True)
+
+    def _list_staged(self, directory: bytes) -> None:
+        for entry in self._entries(directory):
+            path = b"%b/%b" % (directory, entry.name)
+            if directory == b"tmp" and entry.kind == "directory" and STAGE.fullmatch(entry.name):
+                self._list_staged(path)
+            else:
+                self._note(Oddity.TEMP, path, entry)
 
     def _list_fan_out(self, fan_out: bytes) -> None:
         records = []

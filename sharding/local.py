@@ -340,6 +340,9 @@ def join_files(shard: ShardId, held: ShardClaim, reserve_bytes: int, cached_byte
     except OSError as error:
         files.close()
         raise ShardUnavailable(shard, f"{held.path}: blobs/ cannot be synced: {error}") from error
+    except BaseException:
+        files.close()
+        raise
     return files
 
 

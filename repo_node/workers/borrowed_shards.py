@@ -95,15 +95,19 @@ class BorrowedShards:
         """Return the shard once it is open, None when it is called back before that."""
         told = ""
         while True:
-            identity = ShardIdentity(self._owner.cluster_id, order.uid)
-            claim = ShardClaim(order.section.path, os.dup(directory), identity)
             try:
+                identity = ShardIdentity(self._owner.cluster_id, order.uid)
+                claim = ShardClaim(order.section.path, os.dup(directory), identity)
                 own = await join_own_shard(order.shard, order.section, claim, self._stage)
                 break
-            except ShardError as error:
-                if told != (told := str(error)):
+            except Exception as error:
+                # Whatever it is, the main process waits to hear that the shard is closed here.
+                if told != (told := str(error) or type(error).__name__):
                     facts = {"path": str(order.section.path), "cause": told}
-                    log.error("a worker cannot open a shard; its main process can", extra={"facts": facts})
+                    unknown = None if isinstance(error, ShardError) else error
+                    log.error(
+                        "a worker cannot open a shard; its main process can", extra={"facts": facts}, exc_info=unknown
+                    )
             self._tried[order.uid].set()
             if await wait(self._called_back[order.uid], self._settings.now.shard_retry_seconds):
                 return None
@@ -118,7 +122,10 @@ class BorrowedShards:
         shard = own.shard.id
         del self.opened[shard], self.shards[shard], self._by_uid[own.uid]
         self.on_change()
-        await own.close()
+        try:
+            await own.close()
+        except Exception:
+            log.exception("a shard was not closed in order")
         while not own.shard.is_given_up:
             await asyncio.sleep(CLOSE_LOOK_SECONDS)
 

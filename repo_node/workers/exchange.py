@@ -7,15 +7,25 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
-from repo_node.api.shards import internal_route
+from repo_node.api.shards import Handler, internal_route, transport_of
 from repo_node.api.staged import StagedUploads
 from repo_node.assembly import Parts, internal_app_of
 from repo_node.metrics.figures import figures_of
 from repo_node.web.listeners import BACKLOG, running
-from repo_node.workers.siblings import listening_to_siblings
+from repo_node.workers.siblings import check_user, listening_to_siblings
 
 FIGURES_PATH = "/figures"
 METRICS_PATH = "/metrics"
+
+
+@web.middleware
+async def own_user_only(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Answer no process of another user, whatever it knows."""
+    try:
+        check_user(transport_of(request).get_extra_info("socket"))
+    except PermissionError as error:
+        raise web.HTTPForbidden from error
+    return await handler(request)
 
 
 @asynccontextmanager
@@ -34,6 +44,7 @@ async def serving_siblings(
 
     routes = [internal_route("GET", FIGURES_PATH, figures), internal_route("GET", METRICS_PATH, metrics)]
     app = internal_app_of(parts, uploads, more_routes=routes)
+    app.middlewares.insert(0, own_user_only)
     with listening_to_siblings(parts.owner, process) as listener:
         runner = web.AppRunner(app)
         async with running(runner):

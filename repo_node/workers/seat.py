@@ -32,6 +32,7 @@ from repo_node.workers.messages import (
     ShardClosed,
     ToWorker,
 )
+from sharding.identity import stage_of
 from sharding.model import ShardId
 
 log = logging.getLogger("holdfast")
@@ -77,7 +78,7 @@ class Seat:
     async def run(self, first_look: Look) -> int:
         """Start a worker and return its exit status once it has ended, and nothing of it is left."""
         self._starts += 1
-        self.stage = f"worker-{self.process}-{self._starts}"
+        self.stage = stage_of(self.process, self._starts)
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             # -P: not the directory it was started in, whose Python files would come before the library's.

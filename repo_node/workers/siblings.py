@@ -1,13 +1,16 @@
 """How the processes of a node reach one another: over sockets in the kernel that have no path and leave nothing behind.
 
 A peer's call may come to any process of a node. Nearly all that it asks for lies on disk, before all of them. What
-does not is had from the sibling that has it, by the very calls that peers make.
+does not is had from the sibling that has it, by the very calls that peers make. Anybody on the machine may take such
+a name or connect to it: whom the kernel does not name as this process' own user is told nothing, and not answered.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import struct
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
 
@@ -25,6 +28,7 @@ from sharding.calls import Call
 from sharding.errors import ShardError
 from sharding.model import Buffer, ShardId
 from sharding.peer import Peer, ShardCalls, open_peer_session
+from sharding.tasks import stop
 from sharding.upgrade import read_body
 
 MAIN = 0
@@ -34,6 +38,9 @@ UNNAMED = ShardId(0)
 """Signs errors that nobody gets to see."""
 
 ANSWER_BYTES_MAX = 32 << 20
+
+CREDENTIALS = struct.Struct("3i")
+"""Process, user and group at the other end: SO_PEERCRED of unix(7)."""
 
 
 class SiblingSilent(Exception):
@@ -51,6 +58,7 @@ class SiblingConnector(aiohttp.UnixConnector):
         try:
             async with asyncio.timeout(timeout.sock_connect):
                 await self._loop.sock_connect(end, self.path)
+                check_user(end)
                 _, protocol = await self._loop.create_unix_connection(self._factory, sock=end)
         except BaseException as error:
             end.close()
@@ -69,9 +77,14 @@ class Siblings:
 
     async def read_staged(self, call: Call) -> Buffer:
         """Do a ``ReadStaged`` where the generation is being staged. Raises ``wire.Refusal``."""
-        for peer in self._peers.values():
-            with suppress(ShardError):
-                return await ShardCalls(UNNAMED, call.shard, peer).call(call.request)
+        calls = (ShardCalls(UNNAMED, call.shard, peer).call(call.request) for peer in self._peers.values())
+        asked = [asyncio.ensure_future(one) for one in calls]
+        try:
+            for answer in asyncio.as_completed(asked):
+                with suppress(ShardError):
+                    return await answer
+        finally:
+            await stop(asked)
         raise wire.Refusal(wire.UNAVAILABLE, wire.NOT_STAGED)
 
     async def get(self, process: int, path: str, seconds: float) -> bytes:
@@ -115,6 +128,13 @@ def others(config: NodeConfig, process: int) -> Iterable[int]:
 def address_of(owner: Owner, process: int) -> str:
     """Return the name of a process' socket in the kernel's own namespace."""
     return f"\0holdfast-{owner.incarnation}-{process}"
+
+
+def check_user(end: socket.socket) -> None:
+    """Raise ``PermissionError`` unless the process at the other end is of this one's user."""
+    _, user, _ = CREDENTIALS.unpack(end.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size))
+    if user != os.geteuid():
+        raise PermissionError(f"it is of another user: {user}")
 
 
 @contextmanager

@@ -257,8 +257,9 @@ def test_lease_outlives_two_renewals_that_failed() -> None:
 
 def test_processes_share_what_their_node_may_do_at_most() -> None:
     live = LiveSettings(processes=3)
-    live.take(Settings(requests_per_user_max=10, stale_entries_max=0, redundancy=3))
-    assert (live.now.requests_per_user_max, live.now.stale_entries_max, live.now.redundancy) == (4, 0, 3)
+    live.take(Settings(uploads_in_flight_max=5, requests_per_user_max=10, stale_entries_max=0, redundancy=3))
+    assert (live.now.uploads_in_flight_max, live.now.requests_per_user_max) == (2, 4)
+    assert (live.now.stale_entries_max, live.now.redundancy) == (0, 3)
     alone = LiveSettings()
     alone.take(Settings(requests_per_user_max=10))
     assert alone.now == Settings(requests_per_user_max=10)

@@ -13,6 +13,7 @@ import pytest
 from sharding.errors import ShardRefused
 from sharding.files import BLOBS
 from sharding.identity import ShardClaim, ShardIdentityError
+from sharding.listing import Oddity, ShardListing
 from sharding.local import LocalShard, join_local_shard
 from sharding.model import BlobName, Generation
 from tests.sharding.local_shards import SHARD, open_at
@@ -36,7 +37,7 @@ def lent(shard: LocalShard) -> ShardClaim:
 
 
 @asynccontextmanager
-async def joined(shard: LocalShard, stage: str = "worker-1") -> AsyncIterator[LocalShard]:
+async def joined(shard: LocalShard, stage: str = "worker-1-1") -> AsyncIterator[LocalShard]:
     async with join_local_shard(SHARD, lent(shard), stage=stage, reserve_bytes=0) as opened:
         yield opened
 
@@ -53,26 +54,61 @@ async def test_what_one_process_writes_the_others_read(owner: LocalShard) -> Non
 
 
 async def test_each_process_stages_apart_and_what_an_ended_one_left_goes_alone(owner: LocalShard, root: Path) -> None:
-    async with joined(owner, "worker-1") as ended, joined(owner, "worker-2") as living:
+    async with joined(owner, "worker-1-1") as ended, joined(owner, "worker-2-1") as living:
         lost = await ended.stage(make_generation())
         await lost.write(b"lost")
         name = make_name(b"kept")
         kept = [await shard.stage(name.generation) for shard in (owner, living)]
         for staged in kept:
             await staged.write(b"kept")
-        await owner.discard_stage("worker-1")
-        assert not (root / "tmp/worker-1").exists()
+        await owner.discard_stage("worker-1-1")
+        assert not (root / "tmp/worker-1-1").exists()
         await kept[1].commit(name.sha256, bytes(8))
         await kept[0].abort()
     assert [path.name for path in root.glob("blobs/*/*")] == [str(name)]
-    await owner.discard_stage("worker-1")  # again, as after a second end
+    await owner.discard_stage("worker-1-1")  # again, as after a second end
+
+
+async def test_a_living_process_stage_is_in_its_place_and_what_lies_in_it_is_set_aside(
+    owner: LocalShard, root: Path
+) -> None:
+    async with joined(owner) as other:
+        assert await odd(owner) == {}
+        left_over = str(make_generation())
+        (root / "tmp/worker-1-1" / left_over).write_bytes(b"left over")
+        found = await odd(owner)
+        assert found == {f"tmp/worker-1-1/{left_over}": Oddity.TEMP}
+        [entry] = (await listed(owner)).oddities
+        assert await owner.set_aside_entry(entry.path, entry.inode)
+        assert await odd(owner) == {}
+        [aside] = await owner.aside_entries()
+        assert await owner.discard_aside_entry(aside)
+        await other.put(make_name(b"it stores"), b"it stores")
+    # What only looks like a stage is none.
+    (root / "tmp/worker-2-1").write_bytes(b"")
+    (root / "tmp/worker-1-1/worker-1-1").mkdir()
+    assert await odd(owner) == {"tmp/worker-2-1": Oddity.TEMP, "tmp/worker-1-1/worker-1-1": Oddity.TEMP}
+
+
+async def odd(shard: LocalShard) -> dict[str, Oddity]:
+    return {os.fsdecode(entry.path): entry.oddity for entry in (await listed(shard)).oddities}
+
+
+async def listed(shard: LocalShard) -> ShardListing:
+    listing = shard.listing()
+    try:
+        while await shard.list_next(listing):
+            pass
+    finally:
+        listing.close()
+    return listing
 
 
 async def test_a_process_takes_up_its_stage_again_after_it_was_discarded(owner: LocalShard) -> None:
     for _ in range(2):
         async with joined(owner) as other:
             await other.put(make_name(b"x"), b"x")
-        await owner.discard_stage("worker-1")
+        await owner.discard_stage("worker-1-1")
 
 
 async def test_a_joining_process_touches_nothing_that_is_staged(owner: LocalShard, root: Path) -> None:
