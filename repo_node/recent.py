@@ -1,7 +1,8 @@
 """Artifacts as Postgres last told of them, for reads while it is away.
 
 What is kept is bounded in number (``stale_entries_max``) and in age (``stale_seconds_max``), which counts from the
-moment Postgres told it. What changes through this node is forgotten at once, also what was being asked just then.
+moment Postgres told it. What changes through this process is forgotten at once, also what was being asked just then;
+what changes through another node, or another process of this one, may be found for as long as its age allows.
 """
 
 from __future__ import annotations

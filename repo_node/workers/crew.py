@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from uuid import UUID
 
 from repo_node.assembly import task
@@ -112,7 +112,9 @@ class Crew:
 
     async def keep(self) -> None:
         """Keep every seat taken, until cancelled."""
-        await asyncio.gather(self._watch(), *map(self._keep, self._seats))
+        async with asyncio.TaskGroup() as group:  # whose end waits for all of them
+            for work in (self._watch(), *map(self._keep, self._seats), *map(self._fill_in, self._seats)):
+                group.create_task(work)
 
     async def _keep(self, seat: Seat) -> None:
         pause_seconds = 0.0
@@ -135,23 +137,28 @@ class Crew:
             self._miss(seat)
 
     async def _run(self, seat: Seat, pause_seconds: float) -> str:
-        """Have a worker in a seat after a pause; return its status when it has ended.
+        """Have a worker in a seat after a pause; return its status when it has ended."""
+        if await wait(self._leaving, pause_seconds):
+            return "not started"
+        return str(await seat.run(self._look()))
 
-        Until it serves, this process does so in its stead.
-        """
-        async with AsyncExitStack() as standing:
-            await standing.enter_async_context(self._stand_in(seat.listeners))
-            if await wait(self._leaving, pause_seconds):
-                return "not started"
-            async with (
-                task(seat.run(self._look())) as running,
-                task(seat.serving.wait()) as serving,
-                task(self._leaving.wait()) as leaving,
-            ):
-                await asyncio.wait((running, serving, leaving), return_when=asyncio.FIRST_COMPLETED)
-                await standing.aclose()
-                self._count()
-                return str(await running)
+    async def _fill_in(self, seat: Seat) -> None:
+        """Serve in a worker's stead whenever it does not, also while a killed one cannot end: it has its sockets."""
+        while not self._leaving.is_set():
+            try:
+                async with self._stand_in(seat.listeners):
+                    await self._until(seat.serving)
+            except Exception:
+                log.exception("nobody stands in for a worker")
+                await wait(self._leaving, PAUSE_SECONDS_MIN)
+            self._count()
+            await self._until(seat.vacant)
+            self._count()
+
+    async def _until(self, event: asyncio.Event) -> None:
+        """Return when ``event`` is set, or the workers leave."""
+        async with task(event.wait()) as waiting, task(self._leaving.wait()) as leaving:
+            await asyncio.wait((waiting, leaving), return_when=asyncio.FIRST_COMPLETED)
 
     def _miss(self, seat: Seat) -> None:
         """Keep what an ended worker had counted, and have removed what it was staging."""

@@ -64,7 +64,9 @@ class Seat:
         self._channel: Channel | None = None
         self._served_by_it = 0
         self._unanswered = 0
-        self.serving = asyncio.Event()
+        self.serving, self.vacant = asyncio.Event(), asyncio.Event()
+        """One of the two is set. A worker that was killed serves no more, though it may be long in ending."""
+        self.vacant.set()
         self.has_started = asyncio.Event()
         """Set when its first worker serves, or has ended without that."""
         self.holds: set[UUID] = set()
@@ -97,8 +99,7 @@ class Seat:
         finally:
             self.kill()
             await asyncio.shield(self._worker.wait())
-            self._channel.close()
-            self._worker = self._channel = None
+            self._worker = None
             self._forget()
 
     def _begin(self, first_look: Look) -> None:
@@ -109,8 +110,7 @@ class Seat:
         self._tell(first_look)
 
     def _forget(self) -> None:
-        self.serving.clear()
-        self.in_flight = self._served_by_it = self._unanswered = 0
+        self._served_by_it = self._unanswered = 0
         self.holds.clear()
         self.has_started.set()
         self._on_closed()
@@ -154,7 +154,16 @@ class Seat:
         self._tell(End())
 
     def kill(self) -> None:
-        """End the worker, whatever it is doing."""
+        """End the worker, whatever it is doing, and hear no more of it.
+
+        One of its threads may hang in the kernel, and with it the worker's end, for as long as a disk does.
+        """
+        self.serving.clear()
+        self.vacant.set()
+        self.in_flight = 0
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
         if self._worker is not None and self._worker.returncode is None:
             with suppress(ProcessLookupError):
                 self._worker.send_signal(signal.SIGKILL)
@@ -175,6 +184,7 @@ class Seat:
     def _hear(self, message: Any, descriptors: list[int]) -> None:
         match message:
             case Serving():
+                self.vacant.clear()
                 self.serving.set()
                 self.has_started.set()
             case Alive(served, in_flight):

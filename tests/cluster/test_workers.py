@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,8 @@ import pytest
 from tests.cluster.ledger import LedgerClient, under_load
 from tests.cluster.processes import PASSWORD, Cluster, NodeProcess, cluster, curl, is_ready, until, wait_until
 from tests.cluster.test_kill_node import begin_upload
+from tests.sharding import disks
+from tests.tools import require_root
 
 CONNECTIONS = 40
 """Of its own each: the kernel spreads them over all processes, so that hardly ever one is missed."""
@@ -154,6 +156,44 @@ async def test_frozen_worker_is_ended_and_replaced(manned: Cluster) -> None:
         for number in range(CONNECTIONS):
             assert await client.put(f"generic-local/{number}", b"x")
         assert not client.ledger.failures
+
+
+@contextmanager
+def frozen(path: Path) -> Iterator[None]:
+    """Have whoever writes to a file system wait in the kernel, where no signal reaches it."""
+    subprocess.run(["fsfreeze", "-f", str(path)], check=True)
+    try:
+        yield
+    finally:
+        subprocess.run(["fsfreeze", "-u", str(path)], check=True)
+
+
+def hangs_in_the_kernel(pid: int) -> bool:
+    threads = Path(f"/proc/{pid}/task").iterdir()
+    return any((one / "stat").read_text().rpartition(")")[2].split()[0] == "D" for one in threads)
+
+
+def test_worker_that_is_killed_and_cannot_end_is_stood_in_for(tmp_path: Path, dsn: str) -> None:
+    require_root("a file system has to be mounted and frozen")
+    with ExitStack() as stack:
+        disk = stack.enter_context(disks.mounted_ext4(tmp_path / "disk", size_mib=64))
+        made = stack.enter_context(cluster(tmp_path / "cluster", dsn, nodes=0))
+        node = made.add_node(shard_paths=[disk / "shard", tmp_path / "healthy"], workers=2)
+        made.start()
+        made.set_setting("heartbeat_seconds", "0.5")
+        made.set_setting("node_down_seconds", "2")
+        [victim] = node.worker_pids()
+        stack.enter_context(frozen(disk))
+        put = ("curl", "-s", "-m", "60", "-u", f"admin:{PASSWORD}", "-T", node.config)
+        for number in range(CONNECTIONS):
+            url = f"{node.url}/artifactory/generic-local/{number}"
+            stack.callback(subprocess.Popen([*put, url], stdout=subprocess.DEVNULL).kill)
+        wait_until(lambda: hangs_in_the_kernel(victim), "a thread of the worker to hang", 20)
+        os.kill(victim, signal.SIGKILL)
+        wait_until(lambda: "a worker does not answer" in node.log.read_text(), "its silence to be noticed", 20)
+        ping = f"{node.url}/artifactory/api/system/ping"
+        assert {curl(ping, wait_seconds=5)[0] for _ in range(CONNECTIONS)} == {200}
+        assert Path(f"/proc/{victim}").exists(), "it has ended: nothing was shown"
 
 
 def test_workers_end_with_their_main_process_and_the_next_start_works(manned: Cluster) -> None:

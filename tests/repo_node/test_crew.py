@@ -23,6 +23,7 @@ from repo_node.web.listeners import Listeners, bound_listeners
 from repo_node.workers import crew as crews
 from repo_node.workers import seat
 from repo_node.workers.crew import Crew, running
+from repo_node.workers.messages import Alive, Look, Serving
 from sharding.errors import ShardUnavailable
 from sharding.model import NodeId, ShardId
 from tests.repo_node.internal.listener import eventually
@@ -72,6 +73,10 @@ class Scene:
     def ends(self) -> float:
         return self.metrics.registry.get_sample_value("holdfast_worker_ends_total") or 0.0
 
+    @property
+    def up(self) -> float | None:
+        return self.metrics.registry.get_sample_value("holdfast_workers_up")
+
 
 @pytest.mark.parametrize("program", ["/bin/false", "/there/is/no/such/program"])
 async def test_a_node_whose_workers_cannot_start_stands_in_for_them_and_tries_again(
@@ -85,7 +90,7 @@ async def test_a_node_whose_workers_cannot_start_stands_in_for_them_and_tries_ag
         async with running(scene.crew):
             assert scene.crew.has_started
             await eventually(lambda: scene.ends >= 6, 10)
-            assert scene.metrics.registry.get_sample_value("holdfast_workers_up") == 0
+            assert scene.up == 0
             await eventually(lambda: scene.standing_in == {1: 1, 2: 1})
         assert scene.standing_in == {1: 0, 2: 0}
         assert all(listener.fileno() == -1 for one in theirs for listener in one.all)
@@ -98,6 +103,28 @@ async def test_a_node_whose_workers_cannot_start_stands_in_for_them_and_tries_ag
         if record.message.startswith("a worker ended") and record.facts["worker"] == 1  # type: ignore[attr-defined]
     ]
     assert pauses[:3] == [0.1, 0.2, 0.4]
+
+
+async def test_a_killed_worker_is_stood_in_for_before_it_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def never_ends(self: seat.Seat, _: Look) -> int:
+        self._hear(Serving(), [])
+        self._hear(Alive(served=5, in_flight=3), [])
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(seat.Seat, "run", never_ends)
+    with bound_listeners(config_of(tmp_path, 3)) as (_, *theirs):
+        scene = Scene(theirs, tmp_path)
+        async with running(scene.crew):
+            await eventually(lambda: scene.standing_in == {1: 0, 2: 0} and scene.up == 2)
+            frozen = scene.crew._seats[0]
+            for _ in range(3):
+                frozen.look(Look(Outlook(), has_started=True), 2)
+            await eventually(lambda: scene.standing_in == {1: 1, 2: 0} and scene.up == 1)
+            assert (scene.crew.served(), scene.crew.in_flight()) == (10, 3), "nobody waits for what it was answering"
+        assert scene.standing_in == {1: 0, 2: 0}
 
 
 async def test_a_worker_ends_when_its_parent_is_not_the_one_that_started_it() -> None:
