@@ -68,7 +68,7 @@ BY_NAME = Statement(
     f"""
     {COLUMNS} FROM (
         SELECT n.repo_id, n.folder, n.name FROM artifacts n
-         WHERE n.name >= $3 AND n.name < $4 AND n.name LIKE $5 AND n.repo_id = ANY ($1::integer[]) OFFSET 0
+         WHERE n.name ~>=~ $3 AND n.name ~<~ $4 AND n.name LIKE $5 AND n.repo_id = ANY ($1::integer[]) OFFSET 0
     ) AS found CROSS JOIN LATERAL (
         SELECT f.* FROM artifacts f
          WHERE f.repo_id = found.repo_id AND f.folder = found.folder AND f.name = found.name
@@ -79,7 +79,7 @@ BY_NAME = Statement(
 BY_PATH = search_statement(
     "path",
     """
-    a.folder >= $3 AND a.folder < $4 AND a.name >= $5 AND a.name < $6
+    a.folder >= $3 AND a.folder < $4 AND a.name ~>=~ $5 AND a.name ~<~ $6
     AND concat_ws('/', nullif(a.folder, ''), a.name) ~ $7 AND a.blob_id IS NOT NULL
     """,
 )
