@@ -46,6 +46,8 @@ async def young(young_dsn: str, request: pytest.FixtureRequest) -> AsyncIterator
 async def execute(scene: Scene, sql: str) -> None:
     async with scene.database.apart() as connection:
         await connection.execute(sql)
+        # Told now: what this connection read would count as a request's once it has ended.
+        await connection.execute("SELECT pg_stat_force_next_flush()")
 
 
 async def requests(scene: Scene, path: str) -> None:
