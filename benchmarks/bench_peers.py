@@ -26,7 +26,7 @@ from benchmarks.cluster import ClusterFailed
 from benchmarks.floor import GB
 from benchmarks.load import Load, LoadFailed, open_load
 from benchmarks.measure import cpu_seconds
-from benchmarks.output import RESULTS, Output, add_output_option
+from benchmarks.output import RESULTS, Output, add_output_option, set_usual
 from benchmarks.peers import Peer, open_peers
 from benchmarks.report import percentile, short
 
@@ -175,9 +175,7 @@ def main() -> None:
     add_output_option(parser)
     arguments = parser.parse_args()
     usual = (QUICK_SECONDS, QUICK_ROUNDS) if arguments.quick else (SECONDS, ROUNDS)
-    for name, value in zip(("seconds", "best_of"), usual, strict=True):
-        if getattr(arguments, name) is None:
-            setattr(arguments, name, value)
+    set_usual(arguments, ("seconds", "best_of"), usual)
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     output = Output("peers", arguments.results)
     try:

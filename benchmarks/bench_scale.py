@@ -33,7 +33,7 @@ from benchmarks.cluster import BenchCluster, ClusterFailed, open_cluster
 from benchmarks.generator import Stored
 from benchmarks.load import LoadFailed, open_load
 from benchmarks.measure import cpu_seconds
-from benchmarks.output import RESULTS, Output, add_output_option
+from benchmarks.output import RESULTS, Output, add_output_option, set_usual
 from benchmarks.pace import open_pace
 from benchmarks.report import best_of
 from benchmarks.stock import REPOSITORY, Stock, make_stock, open_loading, open_stock
@@ -324,9 +324,7 @@ def main() -> None:
     add_output_option(parser)
     arguments = parser.parse_args()
     usual = (QUICK_SIZES, QUICK_SECONDS, QUICK_ROUNDS) if arguments.quick else (SIZES, SECONDS, ROUNDS)
-    for name, value in zip(("sizes", "seconds", "best_of"), usual, strict=True):
-        if getattr(arguments, name) is None:
-            setattr(arguments, name, value)
+    set_usual(arguments, ("sizes", "seconds", "best_of"), usual)
     output = Output("scale", arguments.results)
     try:
         with ExitStack() as later, output.console.status("starting a cluster") as status:

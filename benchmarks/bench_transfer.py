@@ -29,7 +29,7 @@ from benchmarks.floor import GB, Floor, least
 from benchmarks.generator import Stored
 from benchmarks.load import Load, LoadFailed, open_load
 from benchmarks.measure import cpu_seconds, peak_rss_mib, processes_below, reset_peak_rss
-from benchmarks.output import RESULTS, Output, add_output_option
+from benchmarks.output import RESULTS, Output, add_output_option, set_usual
 from benchmarks.pace import Pace, open_pace
 from benchmarks.report import Figures, Spent, best_of, figures_of
 from benchmarks.stock import COPIES, fill
@@ -105,9 +105,7 @@ def parse_arguments() -> argparse.Namespace:
     add_output_option(parser)
     arguments = parser.parse_args()
     usual = (QUICK_SECONDS, QUICK_ROUNDS, QUICK_ARTIFACTS) if arguments.quick else (CELL_SECONDS, ROUNDS, ARTIFACTS)
-    for name, value in zip(("seconds", "best_of", "artifacts"), usual, strict=True):
-        if getattr(arguments, name) is None:
-            setattr(arguments, name, value)
+    set_usual(arguments, ("seconds", "best_of", "artifacts"), usual)
     if min(arguments.seconds, arguments.best_of, arguments.artifacts) <= 0 or not 1 <= arguments.processes <= 64:
         parser.error("--seconds, --best-of, --artifacts and --processes must be positive (at most 64 processes)")
     return arguments

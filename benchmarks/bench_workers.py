@@ -26,7 +26,7 @@ from benchmarks.bench_transfer import Round
 from benchmarks.cells import Cell, parse_cells
 from benchmarks.cluster import ClusterFailed, open_cluster
 from benchmarks.load import LoadFailed, open_load
-from benchmarks.output import RESULTS, Output, add_output_option
+from benchmarks.output import RESULTS, Output, add_output_option, set_usual
 from benchmarks.pace import Pace, open_pace
 from benchmarks.report import Figures, best_of, plain, short
 
@@ -75,9 +75,7 @@ def parse_arguments() -> argparse.Namespace:
     add_output_option(parser)
     arguments = parser.parse_args()
     usual = (QUICK_SECONDS, QUICK_ROUNDS) if arguments.quick else (CELL_SECONDS, ROUNDS)
-    for name, value in zip(("seconds", "best_of"), usual, strict=True):
-        if getattr(arguments, name) is None:
-            setattr(arguments, name, value)
+    set_usual(arguments, ("seconds", "best_of"), usual)
     return arguments
 
 

@@ -8,7 +8,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,6 +54,13 @@ class Output:
 def add_output_option(parser: argparse.ArgumentParser) -> None:
     """Add ``--results``, from which ``Output`` is made."""
     parser.add_argument("--results", type=Path, default=RESULTS, metavar="DIR", help="where figures and plot go")
+
+
+def set_usual(arguments: argparse.Namespace, names: Sequence[str], values: Sequence[object]) -> None:
+    """Give each of the options ``names`` that nobody set its usual value."""
+    for name, value in zip(names, values, strict=True):
+        if getattr(arguments, name) is None:
+            setattr(arguments, name, value)
 
 
 def circumstances() -> dict[str, object]:
