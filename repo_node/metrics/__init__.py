@@ -54,6 +54,7 @@ class Metrics:
         self.build = Info("holdfast_build", "The release this node runs", registry=registry)
         self._http(registry)
         self._store(registry)
+        self._shards(registry)
         self._database(registry)
         self._node(registry)
         self.cluster = ClusterMetrics(registry)
@@ -111,19 +112,6 @@ class Metrics:
             "Uploads acknowledged with fewer copies, or in fewer zones, than wanted",
             registry=registry,
         )
-        self.shard_seconds = Timings(
-            "holdfast_shard_operation_duration_seconds",
-            "Time of each operation on a shard, own or of a peer",
-            ["shard", "operation"],
-            bounds=FAST_SECONDS,
-            registry=registry,
-        )
-        self.shard_errors = Counter(
-            "holdfast_shard_errors_total",
-            "Shard operations that failed",
-            ["shard", "operation", "outcome"],
-            registry=registry,
-        )
         self.hot_blob_looks = Labelled(
             Counter(
                 "holdfast_hot_blob_looks_total",
@@ -139,6 +127,21 @@ class Metrics:
             "holdfast_replicas_found_bad_total",
             "Replicas that a reader found missing or corrupt",
             ["fault"],
+            registry=registry,
+        )
+
+    def _shards(self, registry: CollectorRegistry) -> None:
+        self.shard_seconds = Timings(
+            "holdfast_shard_operation_duration_seconds",
+            "Time of each operation on a shard, own or of a peer",
+            ["shard", "operation"],
+            bounds=FAST_SECONDS,
+            registry=registry,
+        )
+        self.shard_errors = Counter(
+            "holdfast_shard_errors_total",
+            "Shard operations that failed",
+            ["shard", "operation", "outcome"],
             registry=registry,
         )
         self.shard_free_bytes = Gauge(

@@ -81,9 +81,8 @@ async def read_body(request: web.Request) -> AsyncGenerator[bytes, None]:
 async def receive_upload(request: web.Request, lease: Lease, heed: Callable[[], None]) -> AsyncGenerator[Buffer, None]:
     """Yield the body as ``read_body`` does, a long one in whole blocks; a piece is of use until the next is asked for.
 
-    ``heed`` is called every now and then while a block is slow to come; what it raises ends the body.
-
-    From ``UNCOUNTED_BYTES`` on, the block that is being filled or was yielded last is counted in ``lease``. Raises
+    ``heed`` is called every now and then while a block is slow to come; what it raises ends the body. From
+    ``UNCOUNTED_BYTES`` on, the block that is being filled or was yielded last is counted in ``lease``. Raises
     ``ConnectionResetError`` too.
     """
     received = 0
