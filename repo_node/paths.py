@@ -43,6 +43,17 @@ class Target:
         return "/" + "/".join(self.segments) + ("/" if self.is_folder and self.segments else "")
 
 
+def join_path(folder: str, name: str) -> str:
+    """Return the path of what lies in a folder of a repository, whose root is ''."""
+    return f"{folder}/{name}" if folder else name
+
+
+def split_path(path: str) -> tuple[str, str]:
+    """Return the folder and the name that ``join_path`` makes ``path`` of."""
+    folder, _, name = path.rpartition("/")
+    return folder, name
+
+
 @dataclass(frozen=True, slots=True)
 class ArtifactPath:
     """A place in a repository. The root of the repository has no name and no folder."""
@@ -53,7 +64,7 @@ class ArtifactPath:
 
     @property
     def path(self) -> str:
-        return f"{self.folder}/{self.name}" if self.folder else self.name
+        return join_path(self.folder, self.name)
 
 
 def parse_target(raw: str) -> Target:

@@ -13,7 +13,7 @@ from repo_node.db.properties import Place
 from repo_node.db.transfers import Transfer
 from repo_node.errors import NotFound, RequestError, absent
 from repo_node.outcome import until_known
-from repo_node.paths import ArtifactPath
+from repo_node.paths import ArtifactPath, split_path
 from repo_node.read_only import require_writable
 from repo_node.recent import RecentItems
 from repo_node.repositories import Repositories
@@ -91,7 +91,7 @@ class Transfers:
                 crash_point("transfer.walked")
                 await self._known(lambda: rows.prune(self._database, transfer, items_max=PAGE))
         finally:
-            self._recent.forget_tree(place(to.repository, target))
+            self._recent.forget_tree(ArtifactPath(to.repository, *split_path(target)))
             if request.move:
                 self._recent.forget_tree(source)
         if is_folder and not request.dry:
@@ -148,11 +148,6 @@ def add(done: Transferred, page: rows.Page) -> None:
     done.folders += page.folders
     done.failures += len(page.failed)
     done.failed += page.failed[: FAILURES_TOLD_MAX - len(done.failed)]
-
-
-def place(repository: str, path: str) -> ArtifactPath:
-    folder, _, name = path.rpartition("/")
-    return ArtifactPath(repository, folder, name)
 
 
 def check_apart(source: ArtifactPath, repository: str, target: str) -> None:

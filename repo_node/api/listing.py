@@ -13,7 +13,7 @@ from repo_node.api.documents import json_response, storage_uri, timestamp, to_js
 from repo_node.db.artifacts import Item
 from repo_node.db.trees import Entry
 from repo_node.errors import NotFound, RequestError
-from repo_node.paths import ArtifactPath
+from repo_node.paths import ArtifactPath, split_path
 from repo_node.trees import Depth
 from repo_node.web.context import SERVICES, base_url
 from repo_node.web.queries import flag, number
@@ -90,8 +90,7 @@ async def last_modified(request: web.Request, at: ArtifactPath, item: Item | Non
         path, when = found
     else:
         raise NotFound("File not found: the folder holds no artifact.")
-    folder, _, name = path.rpartition("/")
-    uri = storage_uri(base_url(request), ArtifactPath(at.repository, folder, name))
+    uri = storage_uri(base_url(request), ArtifactPath(at.repository, *split_path(path)))
     return json_response({"uri": uri, "lastModified": timestamp(when)}, kind=LAST_MODIFIED)
 
 

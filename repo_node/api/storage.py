@@ -19,7 +19,8 @@ from repo_node.api.documents import (
 )
 from repo_node.api.listing import last_modified, list_files, refuse_artifact, statistics
 from repo_node.auth.permissions import Permission
-from repo_node.db.artifacts import CHILDREN_FIRST_PAGE, Child, Item
+from repo_node.db.artifacts import Child, Item
+from repo_node.db.paging import FIRST_PAGE
 from repo_node.errors import NotFound, RequestError
 from repo_node.paths import ArtifactPath
 from repo_node.web.context import SERVICES, artifact_at, base_url
@@ -88,7 +89,7 @@ async def send_folder(
     """Answer with a folder's info. What is more than a page goes out as Postgres gives it, its end told by chunks."""
     async with aclosing(pages):
         first = child_documents(await anext(pages))
-        if len(first) < CHILDREN_FIRST_PAGE:
+        if len(first) < FIRST_PAGE:
             return json_response(document | {"children": first}, kind=FOLDER_INFO)
         response = web.StreamResponse(headers={"Content-Type": FOLDER_INFO})
         await response.prepare(request)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
+from operator import itemgetter
 from typing import Any
 from uuid import UUID
 
@@ -13,7 +16,9 @@ import asyncpg
 
 from repo_node.db.blobs import PathConflict
 from repo_node.db.errors import CatalogueUnavailable
+from repo_node.db.paging import pages
 from repo_node.db.pool import Database, Statement
+from repo_node.paths import join_path
 from sharding.model import BLOCK_DIGEST_BYTES, Generation, Replica, ShardId
 
 FIRST_BLOCKS = 256
@@ -54,7 +59,7 @@ class Item:
 
     @property
     def path(self) -> str:
-        return f"{self.folder}/{self.name}" if self.folder else self.name
+        return join_path(self.folder, self.name)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +125,6 @@ MAKE_FOLDER = Statement(
 )
 DELETE = Statement("item_delete", "SELECT gone, done FROM require_writable(), delete_step($1, $2, $3, $6, $4, $5)")
 
-CHILDREN_FIRST_PAGE, CHILDREN_PAGE = 1_000, 5_000
 DELETE_PAGE = 5_000
 """Rows that one step of a deletion removes: it keeps others from its repository for a fraction of a second."""
 
@@ -137,12 +141,15 @@ async def resolve_each(database: Database, paths: Sequence[tuple[str, str, str]]
 
 
 def look_up_from(row: asyncpg.Record) -> LookUp:
-    return LookUp(row["repo_id"], None if row["name"] is None else item_from(row))
+    if row["name"] is None:
+        return LookUp(row["repo_id"], None)
+    blob = None if row["blob_id"] is None else blob_from(row)
+    return LookUp(row["repo_id"], item_from(row, row["key"], blob))
 
 
-def item_from(row: asyncpg.Record) -> Item:
+def item_from(row: asyncpg.Record, repository: str, blob: Blob | None) -> Item:
     return Item(
-        repository=row["key"],
+        repository=repository,
         folder=row["folder"],
         name=row["name"],
         created_at=row["created_at"],
@@ -151,7 +158,7 @@ def item_from(row: asyncpg.Record) -> Item:
         modified_by=row["modified_by"],
         updated_at=row["updated_at"],
         properties=json.loads(row["properties"]),
-        blob=None if row["blob_id"] is None else blob_from(row),
+        blob=blob,
     )
 
 
@@ -170,17 +177,11 @@ def blob_from(row: asyncpg.Record) -> Blob:
 
 
 async def children(database: Database, repository_id: int, folder: str) -> AsyncGenerator[list[Child], None]:
-    """Yield what lies directly in a folder, by name, in pages: each a short statement, the first one a small one.
-
-    There is at least one page; all but the last are full.
-    """
-    after, limit = "", CHILDREN_FIRST_PAGE
-    while True:
-        rows = await database.fetch(CHILDREN, repository_id, folder, after, limit)
-        yield [Child(row["name"], row["is_folder"]) for row in rows]
-        if len(rows) < limit:
-            return
-        after, limit = rows[-1]["name"], CHILDREN_PAGE
+    """Yield what lies directly in a folder, by name, in pages (see ``paging.pages``)."""
+    by_name = pages(partial(database.fetch, CHILDREN, repository_id, folder), "", itemgetter("name"))
+    async with aclosing(by_name):
+        async for rows in by_name:
+            yield [Child(row["name"], row["is_folder"]) for row in rows]
 
 
 async def make_folder(database: Database, repository_id: int, path: str, *, principal: str, request_id: str) -> None:

@@ -6,7 +6,6 @@ a pattern that begins with letters and one that begins with a star want differen
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -14,7 +13,7 @@ from typing import Any
 
 import asyncpg
 
-from repo_node.db.artifacts import Blob, Item
+from repo_node.db.artifacts import Blob, Item, item_from
 from repo_node.db.downloads import Downloads
 from repo_node.db.errors import CatalogueError
 from repo_node.db.pool import Database, Statement
@@ -171,18 +170,7 @@ async def _bounded(
 
 
 def hit_from(row: asyncpg.Record, repositories: Mapping[int, str]) -> Hit:
-    item = Item(
-        repository=repositories[row["repo_id"]],
-        folder=row["folder"],
-        name=row["name"],
-        created_at=row["created_at"],
-        created_by=row["created_by"],
-        modified_at=row["modified_at"],
-        modified_by=row["modified_by"],
-        updated_at=row["updated_at"],
-        properties=json.loads(row["properties"]),
-        blob=None if row["blob_id"] is None else blob_from(row),
-    )
+    item = item_from(row, repositories[row["repo_id"]], None if row["blob_id"] is None else blob_from(row))
     return Hit(row["repo_id"], item, Downloads(row["downloads"], row["downloaded_at"], row["downloaded_by"]))
 
 

@@ -14,6 +14,7 @@ from repo_node.db.errors import CatalogueUnavailable
 from repo_node.db.pool import Database, Statement
 from repo_node.db.properties import Place
 from repo_node.db.trash import BEYOND_ALL
+from repo_node.paths import split_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +31,7 @@ class Transfer:
 
     @property
     def source_place(self) -> tuple[str, str]:
-        folder, _, name = self.source.rpartition("/")
-        return folder, name
+        return split_path(self.source)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from repo_node.db.errors import CatalogueUnavailable
 from repo_node.db.garbage import as_primary
 from repo_node.db.lease import Lease
 from repo_node.db.pool import Database, Statement
+from repo_node.paths import join_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Trashed:
 
     @property
     def path(self) -> str:
-        return f"{self.folder}/{self.name}" if self.folder else self.name
+        return join_path(self.folder, self.name)
 
 
 @dataclass(frozen=True, slots=True)

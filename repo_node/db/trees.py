@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
+from operator import itemgetter
 
 import asyncpg
 
+from repo_node.db.paging import pages
 from repo_node.db.pool import Database, Statement
 from repo_node.db.trash import BEYOND_ALL
-
-FIRST_PAGE, PAGE = 1_000, 5_000
-"""The first page is on its way soon, the others cost less per item."""
+from repo_node.paths import join_path, split_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +32,7 @@ class Entry:
 
     @property
     def path(self) -> str:
-        return f"{self.folder}/{self.name}" if self.folder else self.name
+        return join_path(self.folder, self.name)
 
     @property
     def is_folder(self) -> bool:
@@ -73,32 +75,29 @@ LAST_MODIFIED = Statement(
 
 async def children(database: Database, repository_id: int, path: str) -> AsyncGenerator[Sequence[Entry], None]:
     """Yield pages of what lies directly in a folder, by name; the first may be empty."""
-    after, limit = "", FIRST_PAGE
-    while True:
-        rows = await database.fetch(CHILDREN, repository_id, path, after, limit)
-        yield [entry_from(row) for row in rows]
-        if len(rows) < limit:
-            return
-        after, limit = rows[-1]["name"], PAGE
+    by_name = pages(partial(database.fetch, CHILDREN, repository_id, path), "", itemgetter("name"))
+    async with aclosing(by_name):
+        async for rows in by_name:
+            yield [entry_from(row) for row in rows]
 
 
 async def tree(database: Database, repository_id: int, path: str) -> AsyncGenerator[Sequence[Entry], None]:
     """Yield pages of an artifact or a folder and all that lies in it, by path; the first may be empty."""
-    folder, _, name = path.rpartition("/")
-    after, limit = ("", ""), FIRST_PAGE
-    while True:
-        rows = await database.fetch(TREE, repository_id, folder, name, *after, limit)
-        yield [entry_from(row) for row in rows]
-        if len(rows) < limit:
-            return
-        after, limit = (rows[-1]["folder"], rows[-1]["name"]), PAGE
+
+    async def fetch(after: tuple[str, str], limit: int) -> list[asyncpg.Record]:
+        return await database.fetch(TREE, repository_id, *split_path(path), *after, limit)
+
+    by_path = pages(fetch, ("", ""), itemgetter("folder", "name"))
+    async with aclosing(by_path):
+        async for rows in by_path:
+            yield [entry_from(row) for row in rows]
 
 
 async def last_modified(database: Database, repository_id: int, path: str) -> tuple[str, datetime] | None:
     """Return the path and the time of what was modified last in a folder; None when it holds no artifact."""
     low, high = (f"{path}/", f"{path}0") if path else (chr(1), BEYOND_ALL)
     row = await database.fetchrow(LAST_MODIFIED, repository_id, path, low, high)
-    return None if row is None else ("/".join(filter(None, (row["folder"], row["name"]))), row["modified_at"])
+    return None if row is None else (join_path(row["folder"], row["name"]), row["modified_at"])
 
 
 def entry_from(row: asyncpg.Record) -> Entry:

@@ -78,8 +78,8 @@ def test_entries_have_the_types_that_clients_insist_on(one: RunningCluster, top:
 
 
 def test_a_list_of_more_than_a_page_is_whole(one: RunningCluster, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("repo_node.db.trees.FIRST_PAGE", 2)
-    monkeypatch.setattr("repo_node.db.trees.PAGE", 3)
+    monkeypatch.setattr("repo_node.db.paging.FIRST_PAGE", 2)
+    monkeypatch.setattr("repo_node.db.paging.PAGE", 3)
     path = f"/artifactory/generic-local/{secrets.token_hex(6)}"
     names = [f"{folder}/{name}" for folder in ("x", "x-y", "x/y") for name in "abcde"]
     for name in names:

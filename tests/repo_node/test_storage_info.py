@@ -12,8 +12,9 @@ import pytest
 
 from repo_node.api.storage import FOLDER_INFO
 from repo_node.db import artifacts as rows
-from repo_node.db.artifacts import CHILDREN_FIRST_PAGE, Child
+from repo_node.db.artifacts import Child
 from repo_node.db.errors import CatalogueUnavailable
+from repo_node.db.paging import FIRST_PAGE
 from tests.repo_node.nodes import RunningCluster, errors_of, new_path
 
 TIMESTAMP = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
@@ -95,7 +96,7 @@ def folder_of(one: RunningCluster, count: int) -> str:
     return info_path(folder)
 
 
-@pytest.mark.parametrize("count", [CHILDREN_FIRST_PAGE - 1, CHILDREN_FIRST_PAGE, 7_001])
+@pytest.mark.parametrize("count", [FIRST_PAGE - 1, FIRST_PAGE, 7_001])
 def test_a_folder_is_listed_whole_however_many_children_it_has(one: RunningCluster, count: int) -> None:
     path = folder_of(one, count)
     answer = one.admin.get(path)
@@ -108,14 +109,14 @@ def test_a_folder_is_listed_whole_however_many_children_it_has(one: RunningClust
 
 
 def test_the_head_of_a_large_folder_has_no_body(one: RunningCluster) -> None:
-    answer = one.admin.request("HEAD", folder_of(one, 2 * CHILDREN_FIRST_PAGE))
+    answer = one.admin.request("HEAD", folder_of(one, 2 * FIRST_PAGE))
     assert (answer.status, answer.headers["Content-Type"], answer.body) == (200, FOLDER_INFO, b"")
 
 
 def test_a_large_listing_that_breaks_off_is_no_whole_answer(
     one: RunningCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path, children = folder_of(one, 2 * CHILDREN_FIRST_PAGE), rows.children
+    path, children = folder_of(one, 2 * FIRST_PAGE), rows.children
 
     async def first_page(*given: Any) -> AsyncGenerator[list[Child], None]:
         async for page in children(*given):

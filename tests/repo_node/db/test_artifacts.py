@@ -10,7 +10,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from repo_node.db import artifacts, blobs
+from repo_node.db import artifacts, blobs, paging
 from repo_node.db.artifacts import Child
 from repo_node.db.blobs import PathConflict
 from repo_node.db.errors import CatalogueUnavailable
@@ -135,8 +135,8 @@ async def test_children_are_direct_sorted_by_bytes_and_typed(scene: Scene) -> No
 
 
 async def test_children_are_whole_over_many_pages(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(artifacts, "CHILDREN_FIRST_PAGE", 2)
-    monkeypatch.setattr(artifacts, "CHILDREN_PAGE", 3)
+    monkeypatch.setattr(paging, "FIRST_PAGE", 2)
+    monkeypatch.setattr(paging, "PAGE", 3)
     for count in range(9):
         assert len(await children(scene, "f")) == count
         await scene.upload(f"f/{count}")
