@@ -100,8 +100,8 @@ async def serve(begin: Begin, end: socket.socket, listeners: Listeners) -> None:
     limit, link = EndLimit(asyncio.get_running_loop()), Link()
     try:
         async with running_worker(begin, end, listeners, link) as (node, beating):
-            link.serving(node)
             log.info("a worker is ready", extra={"facts": {"node": begin.owner.node}})
+            link.serving(node)
             async with task(link.end_asked.wait()) as asked:
                 await asyncio.wait((beating, asked), return_when=asyncio.FIRST_COMPLETED)
             if beating.done():

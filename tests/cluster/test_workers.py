@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,7 +21,7 @@ from tests.cluster.ledger import LedgerClient, under_load
 from tests.cluster.processes import PASSWORD, Cluster, NodeProcess, cluster, curl, is_ready, until, wait_until
 from tests.cluster.test_kill_node import begin_upload
 from tests.sharding import disks
-from tests.tools import require_root
+from tests.tools import open_below, require_root
 
 CONNECTIONS = 40
 """Of its own each: the kernel spreads them over all processes, so that hardly ever one is missed."""
@@ -279,21 +279,12 @@ def test_node_is_ready_only_when_all_its_processes_have_started(manned: Cluster)
         assert node.log.read_text().count("a worker is ready") == 2 * starts
 
 
-def has_open(pid: int, directory: Path) -> bool:
-    """Say whether a process has a descriptor of something in ``directory``."""
-    found = []
-    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
-        with suppress(OSError):
-            found.append(Path(os.readlink(descriptor)))
-    return any(path.is_relative_to(directory) for path in found)
-
-
 def test_disk_taken_out_is_closed_by_every_process_before_another_node_may_have_it(manned: Cluster) -> None:
     node = manned.nodes[0]
     assert node.process is not None
     pids = [node.process.pid, *node.worker_pids()]
     whole, gone = node.config.read_text(), node.shards[1]
-    assert all(has_open(pid, gone) for pid in pids)
+    assert all(open_below(gone, pid) for pid in pids)
     section = f'[[shards]]\npath = "{gone}"\nreserve_bytes = 0\n'
     assert section in whole
     reload = f"{node.url}/artifactory/api/holdfast/nodes/{node.id}/reload"
@@ -301,10 +292,10 @@ def test_disk_taken_out_is_closed_by_every_process_before_another_node_may_have_
     node.config.write_text(whole.replace(section, ""))
     curl("-X", "POST", "-d", "{}", reload, fail=True)
     wait_until(lambda: manned.query(owner)[0]["released"], "the shard to be released", 20)
-    assert not any(has_open(pid, gone) for pid in pids), "released, and open"
+    assert not any(open_below(gone, pid) for pid in pids), "released, and open"
     node.config.write_text(whole)
     curl("-X", "POST", "-d", "{}", reload, fail=True)
-    wait_until(lambda: all(has_open(pid, gone) for pid in pids), "every process to have it open again", 20)
+    wait_until(lambda: all(open_below(gone, pid) for pid in pids), "every process to have it open again", 20)
     wait_until(manned.is_whole, "it to take writes again", 20)
     for number in range(CONNECTIONS):
         curl("-X", "PUT", "-d", "x", f"{node.url}/artifactory/generic-local/{number}", fail=True)

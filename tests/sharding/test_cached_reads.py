@@ -18,7 +18,7 @@ from sharding.errors import ShardUnavailable
 from sharding.model import BLOCK_BYTES
 from tests.sharding.local_shards import forget_cached, open_at
 from tests.sharding.shard_contract import make_name, replica_file
-from tests.tools import skip
+from tests.tools import open_below, skip
 
 DATA = os.urandom(3 * BLOCK_BYTES // 2)
 
@@ -70,10 +70,10 @@ def test_what_is_not_such_a_file_is_left_to_who_may_wait(
     (tmp_path / "in" / "link").symlink_to("file")
     (tmp_path / "link").symlink_to("in")
     os.mkfifo(tmp_path / "in" / "fifo")
-    reads, opened = CachedReads(directory), len(os.listdir("/proc/self/fd"))
+    reads, opened = CachedReads(directory), open_below(tmp_path)
     assert reads.read(path, size, offset, length) is None
     assert reads.read("in/file", len(DATA), 0, 4) == DATA[:4], "and later reads are not given up for it"
-    assert len(os.listdir("/proc/self/fd")) == opened
+    assert open_below(tmp_path) == opened
 
 
 def test_what_has_left_the_page_cache_is_left_to_who_may_wait(directory: int, tmp_path: Path) -> None:

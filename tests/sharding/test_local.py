@@ -32,6 +32,7 @@ from tests.sharding.shard_contract import (
     replica_files,
     stage_all,
 )
+from tests.tools import open_below
 
 
 @pytest.fixture
@@ -135,11 +136,10 @@ async def test_open_leaves_tmp_alone_when_another_owner_holds_the_shard(shard: L
 
 
 async def test_open_gives_the_shard_up_when_closed(shard_root: Path) -> None:
-    descriptors = len(os.listdir("/proc/self/fd"))
     for _ in range(3):
         async with open_at(shard_root) as shard:
             await shard.put(make_name(b"data"), b"data")
-    assert len(os.listdir("/proc/self/fd")) == descriptors
+    assert open_below(shard_root) == []
     with pytest.raises(ShardUnavailable):
         await shard.put(make_name(b"late"), b"late")
 
@@ -502,7 +502,7 @@ async def test_abort_never_closes_a_file_under_a_running_call(
     shard: LocalShard, shard_root: Path, monkeypatch: pytest.MonkeyPatch, function: str
 ) -> None:
     name, staged = await stage_all(shard, b"data")
-    descriptors = len(os.listdir("/proc/self/fd"))
+    descriptors = open_below(shard_root)
     with gated(monkeypatch, function) as gate:
         call = staged.write(b"more") if function == "write" else staged.commit(name.sha256, block_digests(b"data"))
         running = asyncio.create_task(call)
@@ -511,7 +511,7 @@ async def test_abort_never_closes_a_file_under_a_running_call(
         with pytest.raises(asyncio.CancelledError):
             await running
         await staged.abort()
-        assert len(os.listdir("/proc/self/fd")) >= descriptors
+        assert len(open_below(shard_root)) >= len(descriptors)
         gate.open()
     await settled(shard)
     assert os.listdir(shard_root / "tmp") == []
@@ -521,7 +521,7 @@ async def test_abort_never_closes_a_file_under_a_running_call(
 async def test_stage_given_up_leaves_neither_file_nor_descriptor(
     shard: LocalShard, shard_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    descriptors = len(os.listdir("/proc/self/fd"))
+    descriptors = open_below(shard_root)
     with gated(monkeypatch, "open") as gate:
         staging = asyncio.create_task(shard.stage(make_generation()))
         await gate.wait_reached()
@@ -531,7 +531,7 @@ async def test_stage_given_up_leaves_neither_file_nor_descriptor(
         gate.open()
     await shard.run(os.getpid)
     async with asyncio.timeout(10):
-        while os.listdir(shard_root / "tmp") or len(os.listdir("/proc/self/fd")) > descriptors:
+        while os.listdir(shard_root / "tmp") or open_below(shard_root) != descriptors:
             await asyncio.sleep(0.01)
 
 
