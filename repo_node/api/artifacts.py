@@ -17,8 +17,9 @@ from repo_node.db.artifacts import Blob, Item
 from repo_node.db.errors import CatalogueUnavailable
 from repo_node.errors import ChecksumMismatch, NotFound, RequestError
 from repo_node.paths import ArtifactPath, Target
+from repo_node.web.addresses import origin_of
 from repo_node.web.body import leave_unread, read_body, receive_upload, refuse_large
-from repo_node.web.context import REQUEST_ID, SERVICES, TARGET, artifact_at, base_url, principal_of
+from repo_node.web.context import SERVICES, TARGET, artifact_at, base_url, principal_of
 from repo_node.web.routes import Routes, WhileReadOnly
 from repo_node.web.streaming import media_type, send_artifact
 
@@ -91,8 +92,8 @@ async def deploy(request: web.Request) -> web.StreamResponse:
     refuse_large(request)
     if request.headers.get("X-Explode-Archive", "false").lower() == "true":
         raise RequestError("Archives are not unpacked here; nothing was stored.")
-    principal, declared = principal_of(request), declared_digests(request)
-    asked = DeployRequest(at, principal.name, request[REQUEST_ID], request[TARGET].properties, declared)
+    declared = declared_digests(request)
+    asked = DeployRequest(at, origin_of(request), request[TARGET].properties, declared)
     if request.headers.get("X-Checksum-Deploy", "false").lower() == "true":
         deployed = await deploy_known(request, asked)
     else:
@@ -130,8 +131,7 @@ def original_checksums(declared: DeclaredDigests, computed: dict[str, str]) -> d
 async def make_folder(request: web.Request, at: ArtifactPath) -> web.StreamResponse:
     async for _ in read_body(request):
         raise RequestError("A folder has no body; leave out the trailing slash to deploy a file.")
-    by = {"principal": principal_of(request).name, "request_id": request[REQUEST_ID]}
-    item = await request.app[SERVICES].artifacts.make_folder(at, **by)
+    item = await request.app[SERVICES].artifacts.make_folder(at, by=origin_of(request))
     document = folder_document(base_url(request), at, item) | {"children": []}
     return json_response(document, status=201, headers={"Location": document["uri"]})
 
@@ -142,7 +142,7 @@ async def delete(request: web.Request) -> web.StreamResponse:
         raise RequestError("To delete a repository, use DELETE api/repositories/{key}.")
     if request[TARGET].properties:
         raise RequestError("DELETE takes no matrix parameters: it would delete whatever the properties are.")
-    await services.artifacts.delete(at, principal=principal_of(request).name, request_id=request[REQUEST_ID])
+    await services.artifacts.delete(at, by=origin_of(request))
     return web.Response(status=204)
 
 

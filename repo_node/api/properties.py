@@ -8,8 +8,9 @@ from repo_node.auth.permissions import Permission
 from repo_node.db.properties import Changes
 from repo_node.errors import RequestError
 from repo_node.properties import parse_properties, read_patch, without
+from repo_node.web.addresses import origin_of
 from repo_node.web.body import read_json
-from repo_node.web.context import REQUEST_ID, SERVICES, artifact_at, principal_of
+from repo_node.web.context import SERVICES, artifact_at
 from repo_node.web.queries import flag
 from repo_node.web.routes import Routes, WhileReadOnly
 
@@ -46,6 +47,5 @@ def asked_for(request: web.Request) -> str:
 
 async def change(request: web.Request, changes: Changes, *, recursive: bool) -> web.StreamResponse:
     at = artifact_at(request, skip=3)
-    by = {"principal": principal_of(request).name, "request_id": request[REQUEST_ID]}
-    await request.app[SERVICES].properties.change(at, changes, recursive=recursive, **by)
+    await request.app[SERVICES].properties.change(at, changes, recursive=recursive, by=origin_of(request))
     return web.Response(status=204)

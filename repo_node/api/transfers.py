@@ -10,7 +10,8 @@ from repo_node.api.documents import json_response
 from repo_node.auth.permissions import Permission
 from repo_node.errors import RequestError
 from repo_node.transfers import Transferred, TransferRequest
-from repo_node.web.context import REQUEST_ID, SERVICES, artifact_at, artifact_in, principal_of, require
+from repo_node.web.addresses import origin_of
+from repo_node.web.context import SERVICES, artifact_at, artifact_in, require
 from repo_node.web.queries import flag
 from repo_node.web.routes import Routes, WhileReadOnly
 
@@ -58,8 +59,7 @@ def request_of(request: web.Request, *, is_move: bool) -> TransferRequest:
         into=request.query["to"].endswith("/"),
         dry=flag(request, "dry", False),
         fail_fast=flag(request, "failFast", False),
-        principal=principal_of(request).name,
-        request_id=request[REQUEST_ID],
+        by=origin_of(request),
     )
 
 

@@ -14,6 +14,7 @@ from repo_node.db.errors import CatalogueUnavailable
 from repo_node.db.pool import Database, Statement
 from repo_node.db.properties import Place
 from repo_node.db.trash import BEYOND_ALL
+from repo_node.origin import Origin
 from repo_node.paths import split_path
 
 
@@ -26,8 +27,7 @@ class Transfer:
     source: str
     to_repository: int
     target: str
-    principal: str
-    request_id: str
+    by: Origin
 
     @property
     def source_place(self) -> tuple[str, str]:
@@ -77,7 +77,7 @@ PAGE = Statement(
     "transfer_page",
     """
     SELECT p.seen, p.artifacts, p.folders, p.last_folder, p.last_name, p.failed, p.reasons, p.stopped
-      FROM require_writable(), transfer_page($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) p
+      FROM require_writable(), transfer_page($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) p
     """,
 )
 PRUNE = Statement(
@@ -130,8 +130,7 @@ async def page(
         after.name,
         items_max,
         path_bytes_max,
-        transfer.principal,
-        transfer.request_id,
+        *transfer.by,
     )
 
     async def and_undo(connection: asyncpg.Connection) -> asyncpg.Record:

@@ -14,6 +14,7 @@ from repo_node.auth.permissions import Permission
 from repo_node.errors import Answer, Forbidden, NotFound, Unauthenticated, absent, answer_for
 from repo_node.logs import request_id as current_request_id
 from repo_node.read_only import require_heard, require_writable
+from repo_node.web.addresses import client_address
 from repo_node.web.body import leave_unread
 from repo_node.web.context import NOBODY, PRINCIPAL, REFUSED, REQUEST_ID, SERVICES, TARGET, require
 from repo_node.web.routes import WhileReadOnly, permission_of, template_of, while_read_only
@@ -154,6 +155,6 @@ def record(request: web.Request, status: int, seconds: float) -> None:
             "status": status,
             "milliseconds": round(seconds * 1000, 1),
             "principal": request.get(PRINCIPAL, NOBODY).name,
-            "client": request.remote,
+            "client": client_address(request),
         }
         log.info("request", extra={"facts": facts})
