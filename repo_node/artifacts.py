@@ -52,6 +52,8 @@ class DeployRequest:
     request_id: str
     properties: Mapping[str, Sequence[str]]
     declared: DeclaredDigests
+    may_overwrite: bool = True
+    """Whether another artifact may be in the place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +113,11 @@ class Artifacts:
         self._pulse = pulse
         self._settings = settings
         self._metrics = metrics
-        self._commits = CommitGroups(database)
+        self._commits = CommitGroups(
+            database,
+            lambda: settings.now.commit_gather_milliseconds / 1000,
+            metrics.commit_group_uploads.labels().observe,
+        )
         self._reports = Background(REPORTS_MAX)
         self._uploads = 0
 
@@ -122,7 +128,7 @@ class Artifacts:
     ) -> Deployed:
         """Store ``body``, of ``length`` where it is known, and make it visible at ``request.at``, or change nothing.
 
-        Raises ``NotFound``, ``ChecksumMismatch``, ``BodyTooLarge``, ``PathConflict``,
+        Raises ``NotFound``, ``ChecksumMismatch``, ``BodyTooLarge``, ``PathConflict``, ``NotPermitted``,
         ``WriteQuorumNotMet``, ``OutcomeUnknown``, ``CatalogueUnavailable``, ``Overloaded``, ``ReadOnly``.
         """
         if self._uploads >= self._settings.now.uploads_in_flight_max:
@@ -148,7 +154,7 @@ class Artifacts:
             require_writable(self._settings)
             crash_point("upload.staged")
             began = self._stage("receive", began)
-            placement = await self._store.commit(upload)
+            placement = await self._make_durable(upload)
             crash_point("upload.durable")
             began = self._stage("store", began)
             deployment = Deployment(
@@ -163,6 +169,7 @@ class Artifacts:
                 blob_uid=upload.uid,
                 digests=digests,
                 redundancy=policy.redundancy,
+                may_overwrite=request.may_overwrite,
             )
             try:
                 created_at = await self._commit(deployment, placement)
@@ -172,6 +179,13 @@ class Artifacts:
                 self._recent.forget(request.at)
             self._stage("commit", began)
             return Deployed(request.at, created_at, request.principal, digests)
+
+    async def _make_durable(self, upload: Upload) -> Placement:
+        if upload.small is None:
+            # It may take much longer than the commit of those that would wait for it.
+            return await self._store.commit(upload)
+        with self._commits.expect():
+            return await self._store.commit(upload)
 
     def _stage(self, stage: str, began: float) -> float:
         now = time.perf_counter()
@@ -325,10 +339,10 @@ class Artifacts:
         await rows.make_folder(self._database, repository.id, at.path, principal=principal, request_id=request_id)
         return await self.get(at)
 
-    async def delete(self, at: ArtifactPath, *, principal: str, request_id: str) -> None:
-        """Delete an artifact, or a folder with everything in it.
+    async def delete(self, at: ArtifactPath, *, principal: str, request_id: str, folders: bool = True) -> None:
+        """Delete an artifact or, with ``folders``, a folder with everything in it.
 
-        Raises ``NotFound``, ``CatalogueUnavailable``, ``ReadOnly``.
+        Raises ``NotFound``, ``NotPermitted``, ``CatalogueUnavailable``, ``ReadOnly``.
         """
         repository = await self._repositories.get(at.repository)
         try:
@@ -339,6 +353,7 @@ class Artifacts:
                 at.name,
                 principal=principal,
                 request_id=request_id,
+                folders=folders,
                 check=lambda: require_writable(self._settings, begun=True),
             )
         finally:
