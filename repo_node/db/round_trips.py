@@ -14,7 +14,7 @@ from itertools import islice
 from typing import Generic, NamedTuple, TypeVar
 
 from repo_node.db.errors import CatalogueError, CatalogueUnavailable, ChangesRefused, OutcomeUnknown, RacesLost
-from sharding.tasks import stop
+from sharding.tasks import run_all, stop
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -120,9 +120,8 @@ class RoundTrips(Generic[Q, A]):
         except Exception as error:
             if len(batch) == 1 or concerns_all(error):
                 fail(batch, error)
-            else:  # one of them may be to blame
-                for answer, question in batch.items():
-                    await self._answer({answer: question})
+            else:  # one of them may be to blame, and may take long
+                await run_all(self._answer({answer: question}) for answer, question in batch.items())
         else:
             for answer, one in zip(batch, found, strict=True):
                 if not answer.done():
