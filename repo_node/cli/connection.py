@@ -99,13 +99,15 @@ def find_endpoint(given: ConnectionOptions, environment: Mapping[str, str] | Non
         credentials = admin_credentials(DEFAULT_DATA)
     if credentials is None:
         raise click.UsageError(NO_CREDENTIALS.format(url=url))
-    return Endpoint(url, credentials, find_authority(given, environment))
+    return Endpoint(url, credentials, find_authority(given, environment, url))
 
 
-def find_authority(given: ConnectionOptions, environment: Mapping[str, str]) -> ssl.SSLContext | None:
+def find_authority(given: ConnectionOptions, environment: Mapping[str, str], url: str) -> ssl.SSLContext | None:
     """Return whom to believe who the cluster is, None for whom the system, or SSL_CERT_FILE, believes."""
     name = given.ca_file or environment.get("HOLDFAST_CA_FILE")
-    if not name:
+    if not name and belongs_to(data := given.data or DEFAULT_DATA, url):
+        name = read_cluster(data).get("ca_file")
+    if not name or urlsplit(url).scheme != "https":
         return None
     try:
         return ssl.create_default_context(cafile=name)
