@@ -7,7 +7,8 @@ import json
 import random
 import socket
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 from repo_node import keys
 from sharding import wire
 from tests.certificates import Authority, Pair
+from tests.cluster.balancers import haproxy, nginx
 from tests.cluster.ledger import LedgerClient, under_load
 from tests.cluster.processes import Cluster, NodeProcess, curl, is_ready, set_password, status, until, wait_until
 from tests.postgres import TestServer, run_apart
@@ -41,7 +43,7 @@ class Secured:
 
 
 def certificate_of(authority: Authority, node: str, **options: object) -> Pair:
-    return authority.pair(node, "localhost", "IP:127.0.0.1", **options)  # type: ignore[arg-type]
+    return authority.pair(node, "localhost", "holdfast", "IP:127.0.0.1", **options)  # type: ignore[arg-type]
 
 
 @pytest.fixture(scope="module")
@@ -104,15 +106,15 @@ def asked_of_peer(
 
 def test_s35_bytes_of_every_length_go_in_and_out_with_tls_between_all(secured: Secured, tmp_path: Path) -> None:
     made = secured.cluster
-    for node in made.nodes:
-        for size in (0, 1, 100_000, 300_000, LONG):
+    for node, other in zip(made.nodes, made.nodes[1:] + made.nodes[:1], strict=True):
+        for size in (0, 100_000, LONG):
             source = tmp_path / f"{node.id}-{size}"
             source.write_bytes(random.randbytes(size))
             path = f"artifactory/generic-local/{source.name}"
             code, body = curl("-T", str(source), f"{node.url}/{path}")
             assert code == 201
             assert json.loads(body)["downloadUri"] == f"{node.url}/{path}"
-            for reader in made.nodes:
+            for reader in (node, other):
                 assert curl(f"{reader.url}/{path}") == (200, source.read_bytes())
     chunked = tmp_path / "chunked"
     chunked.write_bytes(random.randbytes(LONG))
@@ -173,12 +175,12 @@ async def test_s35_certificates_are_renewed_under_load_without_an_error(secured:
             await asyncio.to_thread(secured.renew, number)
         for node, old in zip(made.nodes, before, strict=True):
             # More than once: a node of two processes has two who must have noticed.
-            for _ in range(6):
+            for _ in range(4):
                 await until(lambda node=node, old=old: shown_by(node.port) != old, "the new certificate", 15)  # type: ignore[misc]
         await asyncio.sleep(1)
 
     async with secured.client(retries=0, folder="renewed") as client:
-        await under_load(client, renew_all, workers=4)
+        await under_load(client, renew_all, workers=2)
         await client.verify()
     assert (client.ledger.failures, client.ledger.wrong) == ({}, [])
     assert len(client.ledger.acknowledged) > 20
@@ -204,6 +206,18 @@ def test_each_node_tells_when_its_certificates_end(secured: Secured) -> None:
         assert "a certificate ends soon" not in node.log.read_text()
 
 
+@pytest.mark.parametrize("balancer", [haproxy, nginx], ids=["haproxy", "nginx"])
+def test_a_balancer_reaches_nodes_with_tls(
+    secured: Secured, tmp_path: Path, balancer: Callable[[Cluster, Path], AbstractContextManager[str]]
+) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(random.randbytes(LONG))
+    with balancer(secured.cluster, tmp_path) as url:
+        target = f"{url}/artifactory/generic-local/through"
+        wait_until(lambda: curl("-T", str(source), target)[0] == 201, "the balancer to see the nodes", 10)
+        assert curl(target) == (200, source.read_bytes())
+
+
 async def test_a_killed_node_costs_nothing_acknowledged_with_tls(secured: Secured) -> None:
     made = secured.cluster
     victim = made.nodes[2]
@@ -216,7 +230,7 @@ async def test_a_killed_node_costs_nothing_acknowledged_with_tls(secured: Secure
         await until(lambda: is_ready(victim), "the killed node to come back", 30)
 
     async with secured.client(folder="killed") as client:
-        await under_load(client, kill_and_restart, workers=4)
+        await under_load(client, kill_and_restart, workers=2)
         await client.verify()
         await until(made.is_whole, "the nodes to know one another again", 15)
     assert client.ledger.wrong == []
