@@ -32,7 +32,9 @@ from repo_node.api.epochs import EpochHandlers
 from repo_node.api.internal import STAGED_UPLOADS_MAX, internal_app
 from repo_node.api.shards import ReadElsewhere
 from repo_node.api.staged import StagedUploads
+from repo_node.archive_deploy import ArchiveDeploy
 from repo_node.artifacts import Artifacts
+from repo_node.atomic_deploy import AtomicDeploy
 from repo_node.auth.authenticator import Authenticator
 from repo_node.checksum_deploy import ChecksumDeploy
 from repo_node.cluster.epochs import ShardEpochs
@@ -257,6 +259,7 @@ def public_app_of(stack: AsyncExitStack, parts: Parts, artifacts: Artifacts, nod
     services = Services(
         artifacts,
         known,
+        archives_of(parts, artifacts),
         parts.repositories,
         properties,
         transfers,
@@ -273,6 +276,19 @@ def public_app_of(stack: AsyncExitStack, parts: Parts, artifacts: Artifacts, nod
         parts.store.memory,
     )
     return public_app(services, node)
+
+
+def archives_of(parts: Parts, artifacts: Artifacts) -> ArchiveDeploy:
+    """Make the service that unpacks archives, each of which lies on a shard of this node meanwhile."""
+    atomic = AtomicDeploy(parts.database, parts.store, parts.repositories, parts.settings, parts.metrics, parts.recent)
+    return ArchiveDeploy(
+        artifacts,
+        atomic,
+        parts.repositories,
+        parts.settings,
+        parts.store,
+        lambda: parts.shards.shards,
+    )
 
 
 def public_app(services: Services, node: Node) -> web.Application:

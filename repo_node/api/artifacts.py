@@ -8,6 +8,7 @@ from contextlib import aclosing
 
 from aiohttp import web
 
+from repo_node.api.archives import explode, is_exploded
 from repo_node.api.documents import file_document, folder_document, json_response
 from repo_node.artifacts import Deployed, DeployRequest
 from repo_node.auth.permissions import Permission
@@ -19,6 +20,7 @@ from repo_node.errors import ChecksumMismatch, NotFound, RequestError
 from repo_node.paths import ArtifactPath, Target
 from repo_node.web.body import leave_unread, read_body, receive_upload, refuse_large
 from repo_node.web.context import REQUEST_ID, SERVICES, TARGET, artifact_at, base_url, principal_of
+from repo_node.web.queries import header_flag
 from repo_node.web.routes import Routes, WhileReadOnly
 from repo_node.web.streaming import media_type, send_artifact
 
@@ -89,11 +91,11 @@ async def deploy(request: web.Request) -> web.StreamResponse:
     if request[TARGET].is_folder:
         return await make_folder(request, at)
     refuse_large(request)
-    if request.headers.get("X-Explode-Archive", "false").lower() == "true":
-        raise RequestError("Archives are not unpacked here; nothing was stored.")
     principal, declared = principal_of(request), declared_digests(request)
     asked = DeployRequest(at, principal.name, request[REQUEST_ID], request[TARGET].properties, declared)
-    if request.headers.get("X-Checksum-Deploy", "false").lower() == "true":
+    if is_exploded(request):
+        return await explode(request, asked)
+    if header_flag(request, "X-Checksum-Deploy"):
         deployed = await deploy_known(request, asked)
     else:
         with services.memory.lease() as lease:

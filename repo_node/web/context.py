@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from repo_node.archive_deploy import ArchiveDeploy
 from repo_node.artifacts import Artifacts
 from repo_node.auth.authenticator import Authenticator
 from repo_node.auth.permissions import Permission, Principal
@@ -34,6 +35,7 @@ class Services:
 
     artifacts: Artifacts
     checksum_deploy: ChecksumDeploy
+    archive_deploy: ArchiveDeploy
     repositories: Repositories
     properties: Properties
     transfers: Transfers

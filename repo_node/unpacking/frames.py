@@ -1,0 +1,67 @@
+"""What the process that unpacks tells: each member, its data, and how it ended. Pure."""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import asdict, dataclass
+from enum import IntEnum
+
+HEAD = struct.Struct(">BI")
+"""A frame begins with its kind and the length of what follows."""
+
+DATA_BYTES_MAX = 256 << 10
+FACTS_BYTES_MAX = 64 << 10
+
+
+class Kind(IntEnum):
+    """What a frame is. The members come twice: as a list, all of it, when all are proved, then each with its data."""
+
+    MEMBER = 1
+    CHECKED = 2
+    DATA = 3
+    END = 4
+    REFUSED = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A file in an archive: the name as it stands there, and its bytes when it is unpacked."""
+
+    name: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Why the archive is not unpacked; ``too_large`` where a limit says so."""
+
+    message: str
+    too_large: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What an archive may be at most, and what unpacking it may use. Goes to the process as one argument."""
+
+    entries_max: int
+    bytes_max: int
+    ratio_max: int
+    memory_bytes_max: int
+    seconds_max: int
+
+
+def frame(kind: Kind, body: bytes | memoryview = b"") -> bytes:
+    return HEAD.pack(kind, len(body)) + body
+
+
+def pack(facts: Member | Refused | Limits) -> bytes:
+    return json.dumps(asdict(facts)).encode()
+
+
+def member_from(body: bytes) -> Member:
+    return Member(**json.loads(body))
+
+
+def refused_from(body: bytes) -> Refused:
+    return Refused(**json.loads(body))
