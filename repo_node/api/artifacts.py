@@ -16,6 +16,7 @@ from repo_node.checksum_deploy import SendTheBody
 from repo_node.checksums import DeclaredDigests, checksums_of
 from repo_node.db.artifacts import Blob, Item
 from repo_node.db.errors import CatalogueUnavailable
+from repo_node.db.properties import Changes
 from repo_node.errors import ChecksumMismatch, NotFound, RequestError
 from repo_node.paths import ArtifactPath, Target
 from repo_node.web.body import leave_unread, read_body, receive_upload, refuse_large
@@ -133,7 +134,10 @@ async def make_folder(request: web.Request, at: ArtifactPath) -> web.StreamRespo
     async for _ in read_body(request):
         raise RequestError("A folder has no body; leave out the trailing slash to deploy a file.")
     by = {"principal": principal_of(request).name, "request_id": request[REQUEST_ID]}
-    item = await request.app[SERVICES].artifacts.make_folder(at, **by)
+    services = request.app[SERVICES]
+    item = await services.artifacts.make_folder(at, **by)
+    if properties := request[TARGET].properties:
+        await services.properties.change(at, Changes(properties), recursive=False, **by)
     document = folder_document(base_url(request), at, item) | {"children": []}
     return json_response(document, status=201, headers={"Location": document["uri"]})
 

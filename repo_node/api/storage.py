@@ -32,6 +32,7 @@ FOLDER_INFO = "application/vnd.org.jfrog.artifactory.storage.FolderInfo+json"
 ITEM_PROPERTIES = "application/vnd.org.jfrog.artifactory.storage.ItemProperties+json"
 
 NO_PROPERTIES = "No properties could be found."
+QUESTIONS = frozenset({"list", "lastModified", "permissions", "properties", "stats"})
 UNANSWERED = frozenset({"permissions"})
 """Questions of Artifactory's that get a refusal rather than the answer to another one."""
 
@@ -44,6 +45,8 @@ async def info(request: web.Request) -> web.StreamResponse:
     at = artifact_at(request, skip=3)
     if unknown := UNANSWERED & set(request.query):
         raise RequestError(f"api/storage does not answer ?{min(unknown)} here.")
+    if len(asked := QUESTIONS & set(request.query)) > 1:
+        raise RequestError(f"Ask one thing at a time: {', '.join(sorted(asked))}.")
     if not at.name:
         return await root_info(request, at)
     if "stats" in request.query:

@@ -10,7 +10,7 @@ from repo_node.api.documents import json_response
 from repo_node.auth.permissions import Permission
 from repo_node.errors import RequestError
 from repo_node.transfers import Transferred, TransferRequest
-from repo_node.web.context import REQUEST_ID, SERVICES, artifact_at, artifact_in, principal_of, require
+from repo_node.web.context import REQUEST_ID, SERVICES, TARGET, artifact_at, artifact_in, principal_of, require
 from repo_node.web.queries import flag
 from repo_node.web.routes import Routes, WhileReadOnly
 
@@ -44,12 +44,18 @@ async def transfer(request: web.Request, *needed: Permission) -> web.StreamRespo
     for permission in needed:
         require(request, permission)
     done = await request.app[SERVICES].transfers.run(asked)
-    return json_response({"messages": messages(asked, done)}, status=409 if done.failures else 200, kind=RESULT)
+    document: dict[str, Any] = {"messages": (told := messages(asked, done))}
+    if done.failures:
+        # Some clients look here alone for what went wrong.
+        document["errors"] = [{"status": 409, "message": told[0]["message"]}]
+    return json_response(document, status=409 if done.failures else 200, kind=RESULT)
 
 
 def request_of(request: web.Request, *, is_move: bool) -> TransferRequest:
     if not request.query.get("to", "").strip("/"):
         raise RequestError("Say where to: ?to=/repository/path.")
+    if request[TARGET].properties:
+        raise RequestError("Copy and move take no matrix parameters: they would go whatever the properties are.")
     flag(request, "suppressLayouts", True)  # there are no layouts: a path is never translated
     return TransferRequest(
         move=is_move,
