@@ -39,13 +39,13 @@ Place = tuple[ArtifactPath, Member]
 class ArchiveRequest:
     """``upload`` is the archive's own, which is not stored; with ``atomic`` its members appear together or not at all.
 
-    ``check`` refuses paths at which the client may not write, by raising.
+    ``check`` refuses a path at which the client may not write, by raising; it says whether the client may overwrite.
     """
 
     upload: DeployRequest
     kind: str
     atomic: bool
-    check: Callable[[ArtifactPath], None]
+    check: Callable[[ArtifactPath], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,9 +113,8 @@ class ArchiveDeploy:
             crash_point("explode.spooled")
             async with unpacking(request.kind, spool.descriptor, limits_of(self._settings.now)) as archive:
                 places = places_of(request.upload.at, await archive.members(), self._settings.now)
-                for at, _ in places:
-                    request.check(at)
-                await self._deploy(request, archive, places)
+                overwrites = {at: request.check(at) for at, _ in places}
+                await self._deploy(request, archive, places, overwrites)
         return Unpacked(digests, len(places), sum(member.size for _, member in places))
 
     def _shard(self) -> LocalShard:
@@ -141,15 +140,23 @@ class ArchiveDeploy:
         except ShardFull:
             raise no_room() from None
 
-    async def _deploy(self, request: ArchiveRequest, archive: Unpacking, places: Sequence[Place]) -> None:
+    async def _deploy(
+        self,
+        request: ArchiveRequest,
+        archive: Unpacking,
+        places: Sequence[Place],
+        overwrites: Mapping[ArtifactPath, bool],
+    ) -> None:
         upload = replace(request.upload, declared=DeclaredDigests())
 
         async def deploy(at: ArtifactPath, data: AsyncIterator[Buffer], size: int) -> None:
-            await self._artifacts.deploy(replace(upload, at=at), data, length=size)
+            member = replace(upload, at=at, may_overwrite=overwrites[at])
+            await self._artifacts.deploy(member, data, length=size)
             crash_point("explode.member")
 
         async def make_durable(at: ArtifactPath, data: AsyncIterator[Buffer], size: int) -> Durable:
-            return await self._artifacts.make_durable(replace(upload, at=at), data, length=size)
+            member = replace(upload, at=at, may_overwrite=overwrites[at])
+            return await self._artifacts.make_durable(member, data, length=size)
 
         if not request.atomic:
             await Members(deploy, self._store.memory).store(archive, places)

@@ -51,6 +51,8 @@ class DeployRequest:
     request_id: str
     properties: Mapping[str, Sequence[str]]
     declared: DeclaredDigests
+    may_overwrite: bool = True
+    """Whether another artifact may be in the place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +133,7 @@ class Artifacts:
     ) -> Deployed:
         """Store ``body``, of ``length`` where it is known, and make it visible at ``request.at``, or change nothing.
 
-        Raises ``NotFound``, ``ChecksumMismatch``, ``BodyTooLarge``, ``PathConflict``,
+        Raises ``NotFound``, ``ChecksumMismatch``, ``BodyTooLarge``, ``PathConflict``, ``NotPermitted``,
         ``WriteQuorumNotMet``, ``OutcomeUnknown``, ``CatalogueUnavailable``, ``Overloaded``, ``ReadOnly``.
         """
         with self._counted():
@@ -206,6 +208,7 @@ class Artifacts:
             blob_uid=upload.uid,
             digests=digests,
             redundancy=upload.policy.redundancy,
+            may_overwrite=request.may_overwrite,
         )
         return Durable(request.at, repository, deployment, placement)
 
@@ -361,10 +364,10 @@ class Artifacts:
         await rows.make_folder(self._database, repository.id, at.path, principal=principal, request_id=request_id)
         return await self.get(at)
 
-    async def delete(self, at: ArtifactPath, *, principal: str, request_id: str) -> None:
-        """Delete an artifact, or a folder with everything in it.
+    async def delete(self, at: ArtifactPath, *, principal: str, request_id: str, folders: bool = True) -> None:
+        """Delete an artifact or, with ``folders``, a folder with everything in it.
 
-        Raises ``NotFound``, ``CatalogueUnavailable``, ``ReadOnly``.
+        Raises ``NotFound``, ``NotPermitted``, ``CatalogueUnavailable``, ``ReadOnly``.
         """
         repository = await self._repositories.get(at.repository)
         try:
@@ -375,6 +378,7 @@ class Artifacts:
                 at.name,
                 principal=principal,
                 request_id=request_id,
+                folders=folders,
                 check=lambda: require_writable(self._settings, begun=True),
             )
         finally:

@@ -15,7 +15,7 @@ from repo_node.checksums import checksums_of
 from repo_node.errors import RequestError
 from repo_node.paths import ArtifactPath, split_path
 from repo_node.web.body import leave_unread, receive_upload
-from repo_node.web.context import SERVICES, base_url, require
+from repo_node.web.context import SERVICES, base_url, principal_of, require
 from repo_node.web.queries import header_flag
 
 EXPLODE, ATOMIC = "X-Explode-Archive", "X-Explode-Archive-Atomic"
@@ -37,8 +37,11 @@ async def explode(request: web.Request, asked: DeployRequest) -> web.StreamRespo
     if header_flag(request, "X-Checksum-Deploy"):
         raise SendTheBody
 
-    def check(_: ArtifactPath) -> None:
-        require(request, Permission.WRITE)
+    def check(member: ArtifactPath) -> bool:
+        require(request, Permission.WRITE, member)
+        if asked.properties:
+            require(request, Permission.ANNOTATE, member)
+        return principal_of(request).may(Permission.DELETE, member)
 
     archive = ArchiveRequest(asked, kind, header_flag(request, ATOMIC), check)
     with services.archive_deploy.admitted(), services.memory.lease() as lease:

@@ -124,6 +124,13 @@ MAKE_FOLDER = Statement(
     """,
 )
 DELETE = Statement("item_delete", "SELECT gone, done FROM require_writable(), delete_step($1, $2, $3, $6, $4, $5)")
+DELETE_ARTIFACT = Statement(
+    "artifact_delete",
+    """
+    SELECT gone, done
+      FROM require_writable(), limit_to('folder', $1) AS l (repo), delete_step(l.repo, $2, $3, $6, $4, $5)
+    """,
+)
 
 DELETE_PAGE = 5_000
 """Rows that one step of a deletion removes: it keeps others from its repository for a fraction of a second."""
@@ -202,9 +209,12 @@ async def delete(
     *,
     principal: str,
     request_id: str,
+    folders: bool = True,
     check: Callable[[], object] = lambda: None,
 ) -> int:
     """Delete an artifact, or a folder with all in it; returns how many items went, 0 when there was none.
+
+    Without ``folders``, a folder raises ``NotPermitted``.
 
     A large folder goes in steps, from its end; one that is interrupted has lost a part, and goes on when asked again.
     ``check`` is asked before each step, and ends the rest by raising.
@@ -212,7 +222,8 @@ async def delete(
     items = 0
     while True:
         check()
-        row: Any = await database.write(DELETE, repository_id, folder, name, principal, request_id, DELETE_PAGE)
+        statement = DELETE if folders else DELETE_ARTIFACT
+        row: Any = await database.write(statement, repository_id, folder, name, principal, request_id, DELETE_PAGE)
         items += int(row["gone"])
         if row["done"]:
             return items

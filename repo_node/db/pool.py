@@ -23,6 +23,7 @@ from repo_node.db.errors import (
     CatalogueUnavailable,
     ChangesRefused,
     NoSchema,
+    NotPermitted,
     OutcomeUnknown,
     RacesLost,
 )
@@ -32,6 +33,9 @@ T = TypeVar("T")
 
 READ_ONLY = "HF006"
 """The SQLSTATE of ``require_writable``."""
+
+BEYOND_LIMIT = "HF008"
+"""The SQLSTATE of ``refuse_beyond_limit``."""
 
 RETRIED = (
     asyncpg.SerializationError,
@@ -179,6 +183,8 @@ class Database:
                     outcome = "error"
                     if error.sqlstate == READ_ONLY:
                         raise ChangesRefused(str(error)) from None
+                    if error.sqlstate == BEYOND_LIMIT:
+                        raise NotPermitted(str(error)) from None
                     raise
                 except asyncio.CancelledError:
                     outcome = "error"

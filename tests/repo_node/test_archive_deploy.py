@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from tests.repo_node import archive_files as made
 from tests.repo_node.http import Answer
 from tests.repo_node.nodes import RunningCluster, errors_of, wait_until
+from tests.repo_node.people import somebody
 
 ROOT = "/artifactory/generic-local"
 FILES = {"a.txt": b"content", "empty": b"", "sub/ünï/" + "x" * 150: b"y" * 1000, "sub/large": os.urandom(3 << 20)}
@@ -241,3 +242,20 @@ def test_a_busy_node_unpacks_nothing_more(one: RunningCluster, top: str) -> None
     finally:
         one.set({"explodes_in_flight_max": 2})
     assert stored(one, top) == FILES
+
+
+def test_members_obey_the_permissions_of_their_paths(one: RunningCluster, top: str) -> None:
+    """Who may write below one folder alone, and not delete, neither writes elsewhere nor overwrites."""
+    user = somebody(one, "read", "write", includes=[f"{top}/*.zip", f"{top}/mine/**"])
+
+    def go(files: dict[str, bytes], headers: dict[str, str], properties: str = "") -> int:
+        return user.request("PUT", f"{ROOT}/{top}/a.zip{properties}", made.packed("zip", files), headers).status
+
+    assert go({"mine/first": b"1"}, PLAIN) == 201
+    for headers in (PLAIN, ATOMIC):
+        assert go({"mine/a": b"a", "theirs/b": b"b"}, headers) == 403
+        assert go({"mine/new": b"n", "mine/first": b"2"}, headers) == 403
+        assert go({"mine/again": b"n", "mine/first": b"1"}, headers) == 201, "the same content changes nothing"
+        assert go({"mine/c": b"c"}, headers, ";k=v") == 403
+    found = stored(one, top)
+    assert set(found) <= {"mine/first", "mine/new", "mine/again"} and found["mine/first"] == b"1"
