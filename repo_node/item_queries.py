@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import aclosing
 from datetime import datetime
 from typing import Any
 
@@ -15,6 +16,7 @@ from repo_node.aql.fields import PLACE_FIELDS
 from repo_node.aql.grammar import parse
 from repo_node.aql.tree import AqlError
 from repo_node.auth.permissions import Principal
+from repo_node.auth.read_scope import ReadScope
 from repo_node.db.aql import ItemFinder, Reach, ResultLimits, fetch_once
 from repo_node.db.pool import Database
 from repo_node.db.repositories import Repository
@@ -57,22 +59,26 @@ class ItemQueries:
             raise AqlError("Who is no administrator must include repo, path and name.")
         return found
 
-    async def find(self, query: ItemQuery) -> AsyncGenerator[Sequence[Hit], None]:
-        """Yield what is found, in pages; the first may be empty.
+    async def find(self, query: ItemQuery, scope: ReadScope) -> AsyncGenerator[Sequence[Hit], None]:
+        """Yield what is found in ``scope``, in pages; the first may be empty.
 
         Raises ``SearchTooLong``, ``TooManyResults``, ``Overloaded``.
         """
         now = self._settings.now
         limits = ResultLimits(now.aql_results_max, now.aql_sorted_results_max)
-        finder = ItemFinder(self._fetch, query, reach_of(await self._repositories.list_all()), limits)
-        async for page in finder.pages():
-            yield page
+        finder = ItemFinder(self._fetch, query, reach_of(await self._repositories.list_all(), scope), limits)
+        async with aclosing(finder.pages()) as pages:
+            async for page in pages:
+                yield page
 
     async def _fetch(self, sql: str, arguments: Sequence[Any]) -> Sequence[asyncpg.Record]:
         async with self._turns.turn():
             return await fetch_once(self._database, sql, arguments, self._settings.now.search_seconds_max)
 
 
-def reach_of(repositories: Sequence[Repository]) -> Reach:
-    """Return where a query looks: here, the name of a virtual repository would stand for the ids of its members."""
-    return Reach({one.key: (one.id,) for one in repositories}, {one.id: one.key for one in repositories})
+def reach_of(repositories: Sequence[Repository], scope: ReadScope) -> Reach:
+    """Return where a query looks. The name of a virtual repository would stand here for the ids of its members."""
+    keys = {one.id: one.key for one in repositories}
+    readable = scope.rows(keys)
+    seen = {id: keys[id] for id in (*readable.whole, *readable.partial)}
+    return Reach({key: (id,) for id, key in seen.items()}, seen, readable)

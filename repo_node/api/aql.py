@@ -16,7 +16,7 @@ from repo_node.auth.permissions import Permission
 from repo_node.db.searches import Hit
 from repo_node.web.body import read_document
 from repo_node.web.context import SERVICES, principal_of
-from repo_node.web.routes import Routes, WhileReadOnly
+from repo_node.web.routes import ANYWHERE, Routes, WhileReadOnly
 
 SLICE = 250
 """Results made into JSON at once: some four milliseconds."""
@@ -24,18 +24,18 @@ SLICE = 250
 
 def add_routes(routes: Routes) -> None:
     served = WhileReadOnly.SERVED
-    routes.add("POST", "/artifactory/api/search/aql", answer, Permission.READ, while_read_only=served)
+    routes.add("POST", "/artifactory/api/search/aql", answer, Permission.READ, at=ANYWHERE, while_read_only=served)
 
 
 async def answer(request: web.Request) -> web.StreamResponse:
     """Answer a query. Whatever is wrong with it is told before the first result."""
-    queries = request.app[SERVICES].item_queries
+    queries, principal = request.app[SERVICES].item_queries, principal_of(request)
     try:
         text = (await read_document(request)).decode()
     except UnicodeDecodeError:
         raise AqlError("The query is not UTF-8.") from None
-    query = await queries.read(text, principal_of(request))
-    async with aclosing(documents(queries.find(query), query.shown)) as pages:
+    query = await queries.read(text, principal)
+    async with aclosing(documents(queries.find(query, principal.readable()), query.shown)) as pages:
         return await send(request, query, pages)
 
 

@@ -16,6 +16,7 @@ from repo_node.db.aql_conditions import Compiler, sort_key
 from repo_node.db.aql_operators import Arguments
 from repo_node.db.errors import CatalogueError
 from repo_node.db.pool import Database, Statement
+from repo_node.db.scopes import RowScope, in_scope, scope_args
 from repo_node.db.searches import BLOB, COLUMNS, PLAN, Hit, SearchTooLong, hit_from
 
 PAGE = 1_000
@@ -38,10 +39,14 @@ class TooManyResults(CatalogueError):
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """Where may be looked: repositories by name (see ``Compiler``), and by id what they are called."""
+    """What may be found: in the repositories of these ``names`` (see ``Compiler``), what ``scope`` lets be read.
 
-    repositories: Mapping[str, Sequence[int]]
+    ``keys`` are what the repositories are called, by id.
+    """
+
+    names: Mapping[str, Sequence[int]]
     keys: Mapping[int, str]
+    scope: RowScope
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +66,14 @@ class ItemFinder:
         self._reach = reach
         self._limits = limits
         self._where = Arguments()
-        compiler = Compiler(reach.repositories, self._where)
-        within = sorted(compiler.within(query.condition) & set(reach.keys))
+        compiler, scope = Compiler(reach.names, self._where), reach.scope
+        within = sorted(compiler.within(query.condition) & {*scope.whole, *scope.partial})
         self._is_empty = not within or query.limit == 0
         repositories = f"a.repo_id = ANY ({self._where.add(within, 'integer[]')})"
         self._condition = f"{repositories} AND {compiler.write(query.condition)}"
+        if set(within) & set(scope.partial):
+            self._condition += f" AND {in_scope(1 + len(self._where.values))}"
+            self._where.values += scope_args(scope)
 
     async def pages(self) -> AsyncGenerator[list[Hit], None]:
         """Yield what is found; the first page may be empty. Raises ``SearchTooLong``, ``TooManyResults``.
@@ -118,7 +126,7 @@ class ItemFinder:
         """Yield sorted items: their places first, all in one statement, and then page by page what they are."""
         maximum, arguments = self._limits.sorted_max, self._arguments()
         limit = maximum + 1 if self._query.limit is None else min(self._query.limit, maximum + 1)
-        keys = ", ".join(sort_key(sort, self._reach.repositories, arguments) for sort in self._query.sort)
+        keys = ", ".join(sort_key(sort, self._reach.names, arguments) for sort in self._query.sort)
         window = f"LIMIT {arguments.add(limit, 'bigint')} OFFSET {arguments.add(self._query.offset, 'bigint')}"
         sql = f"SELECT {PLACE} FROM artifacts a WHERE {self._condition} ORDER BY {keys}, {PLACE} {window}"
         places = await self._fetch(sql, arguments.values)

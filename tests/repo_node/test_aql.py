@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.repo_node.http import Answer
 from tests.repo_node.nodes import PASSWORD, RunningCluster, errors_of
+from tests.repo_node.people import client_of, grant, new_user
 
 HERE, OTHER = "aql-local", "aql-local-2"
 FILES = {
@@ -281,3 +282,35 @@ def test_who_may_not_read_may_not_ask(one: RunningCluster) -> None:
 def test_a_query_is_answered_while_nothing_may_be_changed(one: RunningCluster) -> None:
     with one.settings(read_only_reason="moving"):
         assert ask(one, 'items.find({"name":"root.txt"})')["range"]["total"] == 1
+
+
+def test_s5_a_query_finds_what_its_sender_may_read_and_counts_only_that(one: RunningCluster) -> None:
+    user = new_user(one)
+    grant(one, user, ["read"], [HERE], includes=["a/b/**"])
+    who, place = client_of(one, user), '"repo","path","name"'
+
+    def found_by_user(criteria: str, rest: str = f".include({place})") -> list[str]:
+        answer = who.request("POST", "/artifactory/api/search/aql", f"items.find({criteria}){rest}".encode())
+        assert answer.status == 200, answer
+        return [result["name"] for result in answer.json()["results"]]
+
+    assert sorted(found_by_user("{}")) == ["b.in", "c.zip", "d.zip"]
+    assert found_by_user("{}", '.sort({"$asc":["name"]}).offset(1).limit(1)') == ["c.zip"]
+    assert found_by_user(f'{{"repo":"{OTHER}"}}') == found_by_user('{"@os":"mac"}') == []
+    sha1 = one.sql(
+        "SELECT encode(b.sha1, 'hex') FROM blobs b JOIN artifacts a ON a.blob_id = b.id WHERE a.name = 'a.in'"
+    )[0][0]
+    assert found_by_user(f'{{"actual_sha1":"{sha1}"}}') == []
+    assert found(one, f'{{"actual_sha1":"{sha1}"}}') == [f"{HERE}/a/a.in"]
+
+
+def test_who_is_no_administrator_says_what_of_the_answer_is(one: RunningCluster) -> None:
+    user = new_user(one)
+    grant(one, user, ["read"], [HERE])
+    who = client_of(one, user)
+    for include, status in (("", 200), ('.include("name")', 400), ('.include("size","repo","path","name")', 200)):
+        query = f'items.find({{"name":"a.in"}}){include}'.encode()
+        assert who.request("POST", "/artifactory/api/search/aql", query).status == status
+    assert one.admin.request("POST", "/artifactory/api/search/aql", b'items.find().include("name")').status == 200
+    nobody = client_of(one, new_user(one))
+    assert nobody.request("POST", "/artifactory/api/search/aql", b"items.find()").status == 403

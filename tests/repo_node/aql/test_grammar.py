@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from repo_node.aql.grammar import parse
@@ -27,6 +27,7 @@ def compare(field: str, value: str | int | None, operator: Operator = Operator.E
     return Comparison(field, operator, value)
 
 
+@settings(max_examples=60)
 @given(ANY_QUERY)
 def test_what_is_printed_reads_as_the_same_query(query: Query) -> None:
     assert parse(print_query(query), nesting_max=100) == query
