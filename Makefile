@@ -1,5 +1,6 @@
 # make up     a three-node cluster on this machine, until Ctrl-C
 # make test   every test, in WORKERS processes (3)
+# make compatibility   docs/artifactory-compatibility.md, from what the tests of clients see
 # make lint   what a reviewer's machine checks
 # make chaos  faults drawn by SEED befall a cluster under load for SECONDS; chaos-long: for twenty minutes
 # make bench  the benchmarks, with their tables, JSON and plots in benchmarks/results/; more in benchmarks/README.md
@@ -12,13 +13,16 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 INSTALLED_BENCH := .venv/.installed-bench
 
-.PHONY: up test lint chaos chaos-long bench bench-long bench-peers bench-flame bench-last install clean
+.PHONY: up test compatibility lint chaos chaos-long bench bench-long bench-peers bench-flame bench-last install clean
 
 up: install
 	@$(BIN)/holdfast up
 
 test: install
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+compatibility: install
+	@HOLDFAST_WRITE_COMPATIBILITY=1 $(BIN)/python -m pytest -q tests/clients -n 0
 
 lint: install
 	@$(BIN)/ruff check .
