@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -23,6 +23,7 @@ from repo_node.db.pool import Database
 from repo_node.db.repositories import Repository
 from repo_node.errors import BodyTooLarge, NotFound, Overloaded, RequestError, absent
 from repo_node.metrics import Metrics
+from repo_node.origin import Origin
 from repo_node.outcome import Known, until_known
 from repo_node.paths import ArtifactPath
 from repo_node.read_only import require_writable
@@ -47,8 +48,7 @@ class DeployRequest:
     """Where an upload goes, who sends it, and what they say of it."""
 
     at: ArtifactPath
-    principal: str
-    request_id: str
+    by: Origin
     properties: Mapping[str, Sequence[str]]
     declared: DeclaredDigests
     may_overwrite: bool = True
@@ -122,7 +122,11 @@ class Artifacts:
         self._pulse = pulse
         self._settings = settings
         self._metrics = metrics
-        self._commits = CommitGroups(database)
+        self._commits = CommitGroups(
+            database,
+            lambda: settings.now.commit_gather_milliseconds / 1000,
+            metrics.commit_group_uploads.labels().observe,
+        )
         self._reports = Background(REPORTS_MAX)
         self._uploads = 0
 
@@ -139,7 +143,7 @@ class Artifacts:
         with self._counted():
             repository, started_at, policy, extra = await self._terms(request)
             async with self._store.open_upload(policy, extra, length) as upload:
-                durable = await self._store_all(upload, request, body, repository, started_at)
+                durable = await self._store_all(upload, request, body, repository, started_at, self._make_durable)
                 began = time.perf_counter()
                 try:
                     created_at = await self._commit(durable.deployment, durable.placement)
@@ -148,26 +152,25 @@ class Artifacts:
                 finally:
                     self._recent.forget(request.at)
                 self._stage("commit", began)
-                return Deployed(request.at, created_at, request.principal, durable.deployment.digests)
+                return Deployed(request.at, created_at, request.by.principal, durable.deployment.digests)
 
     async def make_durable(self, request: DeployRequest, body: AsyncIterator[Buffer], *, length: int) -> Durable:
         """Do all of ``deploy`` but what makes it visible: its files are the caller's, to refer to or to drop."""
         with self._counted():
             repository, started_at, policy, extra = await self._terms(request)
             async with self._store.open_upload(policy, extra, length) as upload:
-                return await self._store_all(upload, request, body, repository, started_at)
+                return await self._store_all(upload, request, body, repository, started_at, self._store.commit)
 
     @contextmanager
     def _counted(self) -> Iterator[None]:
         if self._uploads >= self._settings.now.uploads_in_flight_max:
             raise Overloaded("This node runs as many uploads as it may; retry.")
         self._uploads += 1
-        self._metrics.uploads_in_flight.inc()
         try:
-            yield
+            with self._metrics.uploads_in_flight.track_inprogress():
+                yield
         finally:
             self._uploads -= 1
-            self._metrics.uploads_in_flight.dec()
 
     async def _terms(self, request: DeployRequest) -> tuple[Repository, datetime, WritePolicy, frozenset[str]]:
         """Return the repository, the database's time, and how the bytes are to be written and hashed."""
@@ -183,6 +186,7 @@ class Artifacts:
         body: AsyncIterator[Buffer],
         repository: Repository,
         started_at: datetime,
+        make_durable: Callable[[Upload], Awaitable[Placement]],
     ) -> Durable:
         """Receive the body, compare what was declared, and make the copies durable."""
         began = time.perf_counter()
@@ -193,7 +197,7 @@ class Artifacts:
         require_writable(self._settings)
         crash_point("upload.staged")
         began = self._stage("receive", began)
-        placement = await self._store.commit(upload)
+        placement = await make_durable(upload)
         crash_point("upload.durable")
         self._stage("store", began)
         deployment = Deployment(
@@ -203,14 +207,18 @@ class Artifacts:
             folder=request.at.folder,
             name=request.at.name,
             properties=request.properties,
-            principal=request.principal,
-            request_id=request.request_id,
+            by=request.by,
             blob_uid=upload.uid,
             digests=digests,
             redundancy=upload.policy.redundancy,
             may_overwrite=request.may_overwrite,
         )
         return Durable(request.at, repository, deployment, placement)
+
+    async def _make_durable(self, upload: Upload) -> Placement:
+        # What is large may take much longer than the commit of those that would wait for it.
+        with nullcontext() if upload.small is None else self._commits.expect():
+            return await self._store.commit(upload)
 
     def _stage(self, stage: str, began: float) -> float:
         now = time.perf_counter()
@@ -358,13 +366,13 @@ class Artifacts:
             async for page in pages:
                 yield page
 
-    async def make_folder(self, at: ArtifactPath, *, principal: str, request_id: str) -> Item:
+    async def make_folder(self, at: ArtifactPath, *, by: Origin) -> Item:
         """Make a folder and its ancestors; one that exists is no error. Raises ``PathConflict``, ``NotFound``."""
         repository = await self._repositories.get(at.repository)
-        await rows.make_folder(self._database, repository.id, at.path, principal=principal, request_id=request_id)
+        await rows.make_folder(self._database, repository.id, at.path, by=by)
         return await self.get(at)
 
-    async def delete(self, at: ArtifactPath, *, principal: str, request_id: str, folders: bool = True) -> None:
+    async def delete(self, at: ArtifactPath, *, by: Origin, folders: bool = True) -> None:
         """Delete an artifact or, with ``folders``, a folder with everything in it.
 
         Raises ``NotFound``, ``NotPermitted``, ``CatalogueUnavailable``, ``ReadOnly``.
@@ -376,8 +384,7 @@ class Artifacts:
                 repository.id,
                 at.folder,
                 at.name,
-                principal=principal,
-                request_id=request_id,
+                by=by,
                 folders=folders,
                 check=lambda: require_writable(self._settings, begun=True),
             )

@@ -19,8 +19,9 @@ from repo_node.db.errors import CatalogueUnavailable
 from repo_node.db.properties import Changes
 from repo_node.errors import ChecksumMismatch, NotFound, RequestError
 from repo_node.paths import ArtifactPath, Target
+from repo_node.web.addresses import origin_of
 from repo_node.web.body import leave_unread, read_body, receive_upload, refuse_large
-from repo_node.web.context import REQUEST_ID, SERVICES, TARGET, artifact_at, base_url, principal_of, require
+from repo_node.web.context import SERVICES, TARGET, artifact_at, base_url, principal_of, require
 from repo_node.web.queries import header_flag
 from repo_node.web.routes import Place, Routes, WhileReadOnly
 from repo_node.web.streaming import media_type, send_artifact
@@ -97,9 +98,8 @@ async def deploy(request: web.Request) -> web.StreamResponse:
     if request[TARGET].is_folder:
         return await make_folder(request, at)
     refuse_large(request)
-    principal, declared = principal_of(request), declared_digests(request)
-    may_overwrite = principal.may(Permission.DELETE, at)
-    asked = DeployRequest(at, principal.name, request[REQUEST_ID], request[TARGET].properties, declared, may_overwrite)
+    declared, may_overwrite = declared_digests(request), principal_of(request).may(Permission.DELETE, at)
+    asked = DeployRequest(at, origin_of(request), request[TARGET].properties, declared, may_overwrite)
     if is_exploded(request):
         return await explode(request, asked)
     if request[TARGET].properties:
@@ -144,11 +144,10 @@ async def make_folder(request: web.Request, at: ArtifactPath) -> web.StreamRespo
         require(request, Permission.ANNOTATE, at)
     async for _ in read_body(request):
         raise RequestError("A folder has no body; leave out the trailing slash to deploy a file.")
-    by = {"principal": principal_of(request).name, "request_id": request[REQUEST_ID]}
-    services = request.app[SERVICES]
-    item = await services.artifacts.make_folder(at, **by)
+    services, by = request.app[SERVICES], origin_of(request)
+    item = await services.artifacts.make_folder(at, by=by)
     if properties := request[TARGET].properties:
-        await services.properties.change(at, Changes(properties), recursive=False, **by)
+        await services.properties.change(at, Changes(properties), recursive=False, by=by)
     document = folder_document(base_url(request), at, item) | {"children": []}
     return json_response(document, status=201, headers={"Location": document["uri"]})
 
@@ -160,13 +159,8 @@ async def delete(request: web.Request) -> web.StreamResponse:
         raise RequestError("To delete a repository, use DELETE api/repositories/{key}.")
     if request[TARGET].properties:
         raise RequestError("DELETE takes no matrix parameters: it would delete whatever the properties are.")
-    principal = principal_of(request)
-    await services.artifacts.delete(
-        at,
-        principal=principal.name,
-        request_id=request[REQUEST_ID],
-        folders=principal.may_throughout(Permission.DELETE, at),
-    )
+    folders = principal_of(request).may_throughout(Permission.DELETE, at)
+    await services.artifacts.delete(at, by=origin_of(request), folders=folders)
     return web.Response(status=204)
 
 

@@ -16,9 +16,9 @@ TOGETHER = Statement(
     "uploads_commit_together",
     """
     SELECT outcome, created_at, existing_shards, existing_generations
-      FROM require_writable(), limit_to($21, $4) AS l (repo),
+      FROM require_writable(), limit_to($22, $4) AS l (repo),
            commit_upload($1, $2, $3, l.repo, $5, $6, $7::jsonb, $8, $9, $10, $11, $12, $13, $14, $15, $16,
-                         $17::smallint[], $18::uuid[], $19, $20::uuid[])
+                         $17::smallint[], $18::uuid[], $19, $20::uuid[], $21)
     """,
 )
 # Two that come with the same paths would wait for each other's, each in the order of its own digests.
