@@ -49,6 +49,7 @@ from repo_node.db.lookups import LookUps
 from repo_node.db.pool import Database
 from repo_node.downloads import DownloadCounts
 from repo_node.folder_download import FolderDownload
+from repo_node.item_permissions import WhoMay
 from repo_node.item_queries import ItemQueries
 from repo_node.logs import request_id
 from repo_node.metrics import Metrics
@@ -271,6 +272,7 @@ def public_app_of(stack: AsyncExitStack, parts: Parts, artifacts: Artifacts, nod
         ItemQueries(parts.database, parts.repositories, parts.settings, parts.membership.database_time),
         FolderDownload(artifacts, trees, parts.settings),
         trash,
+        WhoMay(parts.database),
         parts.authenticator,
         parts.settings,
         admission,

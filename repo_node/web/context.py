@@ -16,6 +16,7 @@ from repo_node.config import HttpSection
 from repo_node.downloads import DownloadCounts
 from repo_node.errors import Forbidden
 from repo_node.folder_download import FolderDownload
+from repo_node.item_permissions import WhoMay
 from repo_node.item_queries import ItemQueries
 from repo_node.metrics import Metrics
 from repo_node.paths import ArtifactPath, Target, artifact_path, check_segment
@@ -46,6 +47,7 @@ class Services:
     item_queries: ItemQueries
     folder_download: FolderDownload
     trash: Trash
+    who_may: WhoMay
     authenticator: Authenticator
     settings: LiveSettings
     admission: Admission
