@@ -99,6 +99,20 @@ def decode(piece: str) -> str:
         raise BadPath("the path is not valid UTF-8") from None
 
 
+def check_query(raw: str) -> None:
+    """Refuse a request target whose query is not valid UTF-8: it would be read as text that nobody sent.
+
+    Raises ``BadPath``.
+    """
+    query = raw.partition("?")[2]
+    if not query or (query.isascii() and "%" not in query):
+        return
+    try:
+        unquote_to_bytes(query.encode("utf-8", "surrogateescape")).decode("utf-8")
+    except UnicodeDecodeError:
+        raise BadPath("the query is not valid UTF-8") from None
+
+
 def check_segment(segment: str) -> str:
     if segment in ("", ".", ".."):
         raise BadPath("the path has an empty, '.' or '..' segment")

@@ -156,7 +156,7 @@ class Settings(BaseModel):
         50, ge=1, le=86_400, description="how long unpacking may take; balancers wait as long for an answer"
     )
     explodes_in_flight_max: int = Field(
-        2, ge=1, le=1000, description="archives that one process of a node unpacks at once"
+        4, ge=1, le=1000, description="archives that one process of a node unpacks at once"
     )
     repair_bytes_per_second_max: int = Field(
         64 << 20, ge=1 << 16, le=1 << 40, description="a node writes for repairs; 4 x for each further copy missing"

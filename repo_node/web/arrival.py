@@ -16,7 +16,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from repo_node.errors import RequestError
-from repo_node.paths import BadPath, parse_target
+from repo_node.paths import BadPath, check_query, parse_target
 from repo_node.web.context import CONTINUE_DUE, REFUSED, TARGET
 
 RequestFactory = Callable[..., web.BaseRequest]
@@ -32,6 +32,7 @@ def on_arrival(make: RequestFactory) -> RequestFactory:
         found: dict[Any, Any] = {}
         try:
             found[TARGET] = target = parse_target(message.path)
+            check_query(message.path)
             if not CANONICAL.fullmatch(message.path.partition("?")[0]):
                 query = message.url.raw_query_string
                 message = message._replace(url=URL.build(path=target.encoded, query_string=query, encoded=True))

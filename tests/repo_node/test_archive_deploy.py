@@ -240,7 +240,7 @@ def test_a_busy_node_unpacks_nothing_more(one: RunningCluster, top: str) -> None
             slow.send(data[100:])
             assert slow.read_answer()[0] == 201
     finally:
-        one.set({"explodes_in_flight_max": 2})
+        one.set({"explodes_in_flight_max": 4})
     assert stored(one, top) == FILES
 
 
