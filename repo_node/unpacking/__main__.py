@@ -8,7 +8,7 @@ import resource
 import sys
 from typing import BinaryIO
 
-from repo_node.unpacking.frames import Kind, Limits, Refused, frame, pack
+from repo_node.unpacking.frames import Kind, Limits, Reason, Refused, frame, pack
 from repo_node.unpacking.reading import ArchiveTooLarge, BadArchive, data_of, entries
 from repo_node.workers.parent import end_with
 
@@ -56,18 +56,25 @@ def main() -> None:
     with os.fdopen(1, "wb", closefd=False) as out:
         try:
             unpack(kind, allowed, out)
-        except ArchiveTooLarge as error:
-            out.write(frame(Kind.REFUSED, pack(Refused(str(error), too_large=True))))
-        except BadArchive as error:
-            out.write(frame(Kind.REFUSED, pack(Refused(str(error)))))
-        except MemoryError:
-            message = "It takes more memory than it may (setting explode_memory_bytes_max)."
-            out.write(frame(Kind.REFUSED, pack(Refused(message, too_large=True))))
         except BrokenPipeError:
             os._exit(1)  # nobody listens any more
         except Exception as error:
+            out.write(frame(Kind.REFUSED, pack(refusal_of(error))))
+
+
+def refusal_of(error: Exception) -> Refused:
+    match error:
+        case ArchiveTooLarge():
+            return Refused(str(error), Reason.TOO_LARGE)
+        case BadArchive():
+            return Refused(str(error), Reason.BAD)
+        case MemoryError():
+            return Refused("It takes more memory than it may (setting explode_memory_bytes_max).", Reason.TOO_LARGE)
+        case OSError(errno=int()):
+            return Refused(describe(error), Reason.UNREADABLE)
+        case _:
             # Whatever a reader raises over bytes that anybody may have sent, it cannot read them.
-            out.write(frame(Kind.REFUSED, pack(Refused(f"It cannot be read: {describe(error)}."))))
+            return Refused(f"It cannot be read: {describe(error)}.", Reason.BAD)
 
 
 def describe(error: Exception) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import struct
 from dataclasses import asdict, dataclass
-from enum import IntEnum
+from enum import IntEnum, StrEnum
 
 HEAD = struct.Struct(">BI")
 """A frame begins with its kind and the length of what follows."""
@@ -24,6 +24,15 @@ class Kind(IntEnum):
     REFUSED = 5
 
 
+class Reason(StrEnum):
+    """Whose fault it is that an archive is not unpacked."""
+
+    BAD = "bad"
+    TOO_LARGE = "too_large"
+    UNREADABLE = "unreadable"
+    """The disk does not give it back: another time, or another node, may."""
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
     """A file in an archive: the name as it stands there, and its bytes when it is unpacked."""
@@ -34,10 +43,10 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Why the archive is not unpacked; ``too_large`` where a limit says so."""
+    """Why the archive is not unpacked."""
 
     message: str
-    too_large: bool = False
+    reason: Reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +69,16 @@ def pack(facts: Member | Refused | Limits) -> bytes:
 
 
 def member_from(body: bytes) -> Member:
-    return Member(**json.loads(body))
+    """Raises ``ValueError``."""
+    match json.loads(body):
+        case {"name": str(name), "size": int(size)} if size >= 0:
+            return Member(name, size)
+    raise ValueError("no member of an archive")
 
 
 def refused_from(body: bytes) -> Refused:
-    return Refused(**json.loads(body))
+    """Raises ``ValueError``."""
+    match json.loads(body):
+        case {"message": str(message), "reason": str(reason)}:
+            return Refused(message, Reason(reason))
+    raise ValueError("no refusal of an archive")

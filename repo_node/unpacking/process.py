@@ -10,7 +10,7 @@ from asyncio.subprocess import DEVNULL, PIPE, Process
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 
-from repo_node.errors import BodyTooLarge, RequestError
+from repo_node.errors import BodyTooLarge, Overloaded, RequestError
 from repo_node.unpacking.frames import (
     DATA_BYTES_MAX,
     FACTS_BYTES_MAX,
@@ -18,6 +18,7 @@ from repo_node.unpacking.frames import (
     Kind,
     Limits,
     Member,
+    Reason,
     member_from,
     pack,
     refused_from,
@@ -41,21 +42,25 @@ class Unpacking:
         Raises ``RequestError`` for an archive that is damaged or holds what it may not, ``BodyTooLarge``.
         """
         found: list[Member] = []
-        while (told := await self._told(Kind.MEMBER, Kind.CHECKED))[0] is not Kind.CHECKED:
-            found.append(member_from(told[1]))
+        while (told := await self._told(Kind.MEMBER, Kind.CHECKED))[0] != Kind.CHECKED:
+            found.append(read_member(told[1]))
+            if len(found) > self._limits.entries_max:
+                raise nonsense()
         return found
 
     async def data(self, member: Member) -> AsyncGenerator[bytes, None]:
         """Yield the bytes of the next member. Raises ``RequestError``."""
-        if member_from((await self._told(Kind.MEMBER))[1]) != member:
+        if read_member((await self._told(Kind.MEMBER))[1]) != member:
             raise RequestError("The archive is another one than it was a moment ago.")
         left = member.size
         while left > 0:
             piece = (await self._told(Kind.DATA))[1]
+            if not 0 < len(piece) <= left:
+                raise nonsense()
             left -= len(piece)
             yield piece
 
-    async def _told(self, *expected: Kind) -> tuple[Kind, bytes]:
+    async def _told(self, *expected: Kind) -> tuple[int, bytes]:
         try:
             async with asyncio.timeout_at(self._deadline):
                 kind, body = await self._frame()
@@ -63,11 +68,10 @@ class Unpacking:
             raise await self._out_of_means() from None
         except TimeoutError:
             raise self._too_slow() from None
-        if kind is Kind.REFUSED:
-            refused = refused_from(body)
-            raise (BodyTooLarge if refused.too_large else RequestError)(f"The archive is refused. {refused.message}")
+        if kind == Kind.REFUSED:
+            raise answer_to(body)
         if kind not in expected:
-            raise RequestError("The archive is refused. What it was read as makes no sense.")
+            raise nonsense()
         return kind, body
 
     async def ended(self) -> None:
@@ -76,12 +80,12 @@ class Unpacking:
             async with asyncio.timeout(END_SECONDS_MAX):
                 await self._process.wait()
 
-    async def _frame(self) -> tuple[Kind, bytes]:
+    async def _frame(self) -> tuple[int, bytes]:
         assert self._process.stdout is not None, "it was asked for"
         number, length = HEAD.unpack(await self._process.stdout.readexactly(HEAD.size))
         if length > max(DATA_BYTES_MAX, FACTS_BYTES_MAX):
-            raise RequestError("The archive is refused. What it was read as makes no sense.")
-        return Kind(number), await self._process.stdout.readexactly(length)
+            raise nonsense()
+        return number, await self._process.stdout.readexactly(length)
 
     async def _out_of_means(self) -> RequestError:
         await self.ended()
@@ -95,21 +99,50 @@ class Unpacking:
         )
 
 
+def nonsense() -> RequestError:
+    """Return what is to be said of a process that does not do as agreed: its archive may have taken it over."""
+    return RequestError("The archive is refused. What it was read as makes no sense.")
+
+
+def read_member(body: bytes) -> Member:
+    try:
+        return member_from(body)
+    except ValueError:
+        raise nonsense() from None
+
+
+def answer_to(body: bytes) -> RequestError:
+    try:
+        refused = refused_from(body)
+    except ValueError:
+        return nonsense()
+    match refused.reason:
+        case Reason.BAD:
+            return RequestError(f"The archive is refused. {refused.message}")
+        case Reason.TOO_LARGE:
+            return BodyTooLarge(f"The archive is refused. {refused.message}")
+        case Reason.UNREADABLE:
+            return Overloaded(f"The archive cannot be read back from this node's disk; retry. {refused.message}")
+
+
 @asynccontextmanager
 async def unpacking(kind: str, archive: int, limits: Limits) -> AsyncIterator[Unpacking]:
     """Have the archive in an open file unpacked; ``kind`` is zip, tar or tar.gz.
 
-    The process has no environment, and of this one's files the archive alone.
+    The process has no environment, and of this one's files the archive alone. Raises ``Overloaded`` when there is none.
     """
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-I", "-m", "repo_node.unpacking", str(os.getpid()), kind, pack(limits).decode()),
-        stdin=archive,
-        stdout=PIPE,
-        stderr=DEVNULL,
-        env={},
-        cwd="/",
-        limit=DATA_BYTES_MAX,
-    )
+    try:
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-I", "-m", "repo_node.unpacking", str(os.getpid()), kind, pack(limits).decode()),
+            stdin=archive,
+            stdout=PIPE,
+            stderr=DEVNULL,
+            env={},
+            cwd="/",
+            limit=DATA_BYTES_MAX,
+        )
+    except OSError as error:
+        raise Overloaded(f"This node cannot start a process to unpack the archive; retry. {error.strerror}") from error
     archive_in_work = Unpacking(process, limits)
     try:
         yield archive_in_work

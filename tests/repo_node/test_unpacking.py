@@ -8,15 +8,18 @@ import io
 import os
 import signal
 import tarfile
+from asyncio.subprocess import Process
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repo_node.errors import BodyTooLarge, RequestError
-from repo_node.unpacking.frames import Limits, Member
-from repo_node.unpacking.process import unpacking
+from repo_node.errors import BodyTooLarge, Overloaded, RequestError
+from repo_node.unpacking.frames import Kind, Limits, Member, frame, pack
+from repo_node.unpacking.process import Unpacking, unpacking
 from repo_node.unpacking.reading import ArchiveTooLarge, BadArchive, data_of, entries
 from tests.repo_node import archive_files as made
 
@@ -159,3 +162,49 @@ async def test_a_process_that_dies_is_no_end_of_the_archive(tmp_path: Path) -> N
             with pytest.raises(RequestError):
                 _ = [piece async for piece in archive.data(member)]
             assert member == Member("a", 8 << 20)
+
+
+# ---------------------------------------------------------------- a process that its archive has taken over
+
+
+MEMBER = frame(Kind.MEMBER, pack(Member("a", 3)))
+
+
+@pytest.mark.parametrize(
+    "told",
+    [
+        frame(Kind.MEMBER, b"no json"),
+        frame(Kind.MEMBER, b'{"name": "a", "size": -1}'),
+        frame(Kind.MEMBER, b"[]"),
+        frame(Kind.REFUSED, b"{}"),
+        frame(Kind.REFUSED, b'{"message": "x", "reason": "y"}'),
+        b"\xff\x00\x00\x00\x00",
+        b"\x01\xff\xff\xff\xff",
+        MEMBER * 1_001 + frame(Kind.CHECKED),
+        MEMBER + frame(Kind.CHECKED) + MEMBER + frame(Kind.DATA, b"more"),
+        MEMBER + frame(Kind.CHECKED) + MEMBER + frame(Kind.DATA, b""),
+        MEMBER + frame(Kind.CHECKED) + frame(Kind.MEMBER, pack(Member("b", 3))),
+        MEMBER + frame(Kind.CHECKED) + frame(Kind.DATA, b"abc"),
+        MEMBER + frame(Kind.CHECKED) + MEMBER + frame(Kind.END),
+    ],
+)
+async def test_what_makes_no_sense_is_a_refusal(told: bytes) -> None:
+    stream = asyncio.StreamReader()
+    stream.feed_data(told)
+    stream.feed_eof()
+    archive = Unpacking(cast(Process, SimpleNamespace(stdout=stream)), LIMITS)
+    with pytest.raises(RequestError) as refused:
+        for member in await archive.members():
+            _ = [piece async for piece in archive.data(member)]
+    assert refused.value.status == 400
+
+
+async def test_a_disk_that_does_not_give_the_archive_back_is_no_fault_of_the_archive(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(made.packed("tar", {"a": b"a"}))
+    unreadable = os.open(tmp_path / "a", os.O_WRONLY)
+    try:
+        async with unpacking("tar", unreadable, LIMITS) as archive:
+            with pytest.raises(Overloaded, match="this node's disk"):
+                await archive.members()
+    finally:
+        os.close(unreadable)
