@@ -24,7 +24,7 @@ from sharding.model import Generation
 from sharding.provider import ShardingProvider
 from sharding.tasks import run_all
 
-ROUNDS_MAX = 5
+ROUNDS_MAX = 20
 """How often content may turn out to be known after all before the client has to come again."""
 
 PROVED_AT_ONCE = 16
