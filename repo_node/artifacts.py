@@ -129,6 +129,7 @@ class Artifacts:
         )
         self._reports = Background(REPORTS_MAX)
         self._uploads = 0
+        metrics.uploads_in_flight.set_function(lambda: self._uploads)
 
     # ------------------------------------------------------------------ uploads
 
@@ -175,9 +176,8 @@ class Artifacts:
     async def _terms(self, request: DeployRequest) -> tuple[Repository, datetime, WritePolicy, frozenset[str]]:
         """Return the repository, the database's time, and how the bytes are to be written and hashed."""
         repository, started_at = await self._repositories.recall(request.at.repository), self._pulse.database_time()
-        policy = self._settings.now.write_policy(repository.redundancy)
         extra = EXTRA_DIGESTS.intersection((*repository.digests, *request.declared.names))
-        return repository, started_at, policy, extra
+        return repository, started_at, self._settings.now.write_policy(repository.redundancy), extra
 
     async def _store_all(
         self,
@@ -278,7 +278,7 @@ class Artifacts:
         upload = UploadToCommit(
             deployment,
             placement.replicas,
-            properties_json=json.dumps(deployment.properties),
+            properties_json=json.dumps(deployment.properties) if deployment.properties else "{}",
             age_max_seconds=now.upload_seconds_max,
             short=placement.short,
         )
