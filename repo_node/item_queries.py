@@ -20,6 +20,7 @@ from repo_node.auth.read_scope import ReadScope
 from repo_node.db.aql import ItemFinder, Reach, ResultLimits, fetch_once
 from repo_node.db.pool import Database
 from repo_node.db.repositories import Repository
+from repo_node.db.scopes import RowScope
 from repo_node.db.searches import Hit
 from repo_node.repositories import Repositories
 from repo_node.settings import LiveSettings
@@ -77,8 +78,8 @@ class ItemQueries:
 
 
 def reach_of(repositories: Sequence[Repository], scope: ReadScope) -> Reach:
-    """Return where a query looks. The name of a virtual repository would stand here for the ids of its members."""
+    """Return where a query looks. Here belongs what the name of a virtual repository means: its members' rows."""
     keys = {one.id: one.key for one in repositories}
     readable = scope.rows(keys)
     seen = {id: keys[id] for id in (*readable.whole, *readable.partial)}
-    return Reach({key: (id,) for id, key in seen.items()}, seen, readable)
+    return Reach({key: RowScope((id,)) for id, key in seen.items()}, seen, readable)

@@ -14,6 +14,7 @@ import asyncpg
 from repo_node.aql.conditions import ItemQuery
 from repo_node.db.aql_conditions import Compiler, sort_key
 from repo_node.db.aql_operators import Arguments
+from repo_node.db.aql_repositories import Names
 from repo_node.db.errors import CatalogueError
 from repo_node.db.pool import Database, Statement
 from repo_node.db.scopes import RowScope, in_scope, scope_args
@@ -39,12 +40,12 @@ class TooManyResults(CatalogueError):
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """What may be found: in the repositories of these ``names`` (see ``Compiler``), what ``scope`` lets be read.
+    """What may be found: what ``scope`` lets be read, in repositories that are called ``keys``, by id.
 
-    ``keys`` are what the repositories are called, by id.
+    ``names`` are what a query can call repositories, and the rows that it means by each.
     """
 
-    names: Mapping[str, Sequence[int]]
+    names: Names
     keys: Mapping[int, str]
     scope: RowScope
 
@@ -126,7 +127,7 @@ class ItemFinder:
         """Yield sorted items: their places first, all in one statement, and then page by page what they are."""
         maximum, arguments = self._limits.sorted_max, self._arguments()
         limit = maximum + 1 if self._query.limit is None else min(self._query.limit, maximum + 1)
-        keys = ", ".join(sort_key(sort, self._reach.names, arguments) for sort in self._query.sort)
+        keys = ", ".join(sort_key(sort, self._reach.keys, arguments) for sort in self._query.sort)
         window = f"LIMIT {arguments.add(limit, 'bigint')} OFFSET {arguments.add(self._query.offset, 'bigint')}"
         sql = f"SELECT {PLACE} FROM artifacts a WHERE {self._condition} ORDER BY {keys}, {PLACE} {window}"
         places = await self._fetch(sql, arguments.values)

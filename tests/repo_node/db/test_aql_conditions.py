@@ -14,11 +14,17 @@ from repo_node.aql.grammar import parse
 from repo_node.aql.tree import AqlError, Comparison, Criterion, Group, Query
 from repo_node.db.aql_conditions import Compiler
 from repo_node.db.aql_operators import Arguments
+from repo_node.db.scopes import RowScope
 from tests.repo_node.aql.strategies import QUERY
 
 NOW = datetime(2026, 1, 10, tzinfo=UTC)
 LIMITS = QueryLimits(1_000, 1_000)
-NAMES = {"libs": (1,), "both": (1, 2), "docs": (3,)}
+NAMES = {
+    "libs": RowScope((1,)),
+    "both": RowScope((1, 2)),
+    "docs": RowScope((3,)),
+    "part": RowScope((1,), (2,), ("^a/.*$",)),
+}
 EVIL = "x'\"; DROP$1--"
 
 
@@ -55,10 +61,14 @@ def test_s36_nothing_that_a_query_says_gets_into_sql(query: Query) -> None:
         ("{}", {1, 2, 3}),
         ('{"repo":"libs"}', {1}),
         ('{"repo":"both"}', {1, 2}),
+        ('{"repo":"part"}', {1, 2}),
+        ('{"repo":{"$ne":"part"}}', {2, 3}),
         ('{"repo":"none"}', set()),
         ('{"repo":{"$ne":"both"}}', {3}),
         ('{"repo":{"$match":"*o*"}}', {1, 2, 3}),
         ('{"repo":{"$nmatch":"d*"}}', {1, 2}),
+        ('{"repo":{"$ne":null}}', {1, 2, 3}),
+        ('{"repo":null}', set()),
         ('{"$or":[{"repo":"libs"},{"repo":"docs","name":"x"}]}', {1, 2, 3}),
         ('{"$or":[{"repo":"libs"},{"$and":[{"repo":"docs","name":"x"}]}]}', {1, 3}),
         ('{"repo":"both","$or":[{"repo":"libs"},{"repo":"docs"}]}', {1}),

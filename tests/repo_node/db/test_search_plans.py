@@ -162,7 +162,7 @@ async def statements_of(
         return rows
 
     wanted = check(parse(query, nesting_max=40), NOW + timedelta(minutes=1), QueryLimits(100, 1_000_000))
-    reach = Reach({key: (number,) for number, key in KEYS.items()}, KEYS, scope)
+    reach = Reach({key: RowScope((number,)) for number, key in KEYS.items()}, KEYS, scope)
     async with aclosing(ItemFinder(fetch, wanted, reach, ResultLimits(1_000_000, 100_000)).pages()) as pages:
         async for _ in pages:
             pass
