@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from datetime import datetime
 from typing import Any
 
@@ -44,7 +44,8 @@ class ItemQueries:
         self._repositories = repositories
         self._settings = settings
         self._clock = clock
-        self._turns = Turns(lambda: settings.now.aql_statements_at_once_max, lambda: settings.now.search_seconds_max)
+        self._statements = Turns("searches", lambda: settings.now.aql_statements_at_once_max)
+        self._long_answers = Turns("long answers", lambda: settings.now.aql_long_answers_at_once_max)
 
     async def read(self, text: str, principal: Principal) -> ItemQuery:
         """Return the query that ``text`` is, if ``principal`` may ask it. Raises ``AqlError``."""
@@ -65,16 +66,25 @@ class ItemQueries:
 
         Raises ``SearchTooLong``, ``TooManyResults``, ``Overloaded``.
         """
-        now = self._settings.now
-        limits = ResultLimits(now.aql_results_max, now.aql_sorted_results_max)
-        finder = ItemFinder(self._fetch, query, reach_of(await self._repositories.list_all(), scope), limits)
-        async with aclosing(finder.pages()) as pages:
-            async for page in pages:
-                yield page
+        now, begun = self._settings.now, False
 
-    async def _fetch(self, sql: str, arguments: Sequence[Any]) -> Sequence[asyncpg.Record]:
-        async with self._turns.turn():
-            return await fetch_once(self._database, sql, arguments, self._settings.now.search_seconds_max)
+        async def fetch(sql: str, arguments: Sequence[Any]) -> Sequence[asyncpg.Record]:
+            # An answer that has begun could only break off: the rest of it waits for its turns.
+            async with self._statements.turn(None if begun else now.search_seconds_max):
+                return await fetch_once(self._database, sql, arguments, now.search_seconds_max)
+
+        limits = ResultLimits(now.aql_results_max, now.aql_sorted_results_max)
+        reach = reach_of(await self._repositories.list_all(), scope)
+        async with AsyncExitStack() as stack:
+
+            async def admit() -> None:
+                await stack.enter_async_context(self._long_answers.turn(now.search_seconds_max))
+
+            finder = ItemFinder(fetch, admit, query, reach, limits)
+            pages = await stack.enter_async_context(aclosing(finder.pages()))
+            async for page in pages:
+                begun = True
+                yield page
 
 
 def reach_of(repositories: Sequence[Repository], scope: ReadScope) -> Reach:

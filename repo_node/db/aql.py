@@ -31,6 +31,7 @@ BY_PLACES = f"""
      ) AS a {BLOB} ORDER BY k.place
 """
 Place = tuple[int, str, str]
+Admit = Callable[[], Awaitable[None]]
 Fetch = Callable[[str, Sequence[Any]], Awaitable[Sequence[asyncpg.Record]]]
 
 
@@ -59,10 +60,14 @@ class ResultLimits:
 
 
 class ItemFinder:
-    """Finds the items of one query; ``fetch`` runs its statements, as ``fetch_once`` does."""
+    """Finds the items of one query.
 
-    def __init__(self, fetch: Fetch, query: ItemQuery, reach: Reach, limits: ResultLimits) -> None:
+    ``fetch`` runs its statements, as ``fetch_once`` does; ``admit`` is awaited before an answer of several pages.
+    """
+
+    def __init__(self, fetch: Fetch, admit: Admit, query: ItemQuery, reach: Reach, limits: ResultLimits) -> None:
         self._fetch = fetch
+        self._admit = admit
         self._query = query
         self._reach = reach
         self._limits = limits
@@ -109,6 +114,7 @@ class ItemFinder:
         """Yield items in the order of the primary key; each page begins behind the last item of the one before."""
         left, offset, after = self._query.limit, self._query.offset, None
         if left is None or left > PAGE:
+            await self._admit()
             await self._refuse_too_many(self._limits.results_max, "aql_results_max")
         while True:
             size = PAGE if left is None else min(PAGE, left)
@@ -125,6 +131,8 @@ class ItemFinder:
 
     async def _sorted(self) -> AsyncGenerator[list[Hit], None]:
         """Yield sorted items: their places first, all in one statement, and then page by page what they are."""
+        if self._query.limit is None or self._query.limit > PAGE:
+            await self._admit()
         maximum, arguments = self._limits.sorted_max, self._arguments()
         limit = maximum + 1 if self._query.limit is None else min(self._query.limit, maximum + 1)
         keys = ", ".join(sort_key(sort, self._reach.keys, arguments) for sort in self._query.sort)

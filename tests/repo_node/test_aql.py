@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.repo_node.http import Answer
-from tests.repo_node.nodes import PASSWORD, RunningCluster, errors_of
+from tests.repo_node.nodes import PASSWORD, RunningCluster, errors_of, wait_until
 from tests.repo_node.people import client_of, grant, new_user
 
 HERE, OTHER = "aql-local", "aql-local-2"
@@ -314,3 +315,23 @@ def test_who_is_no_administrator_says_what_of_the_answer_is(one: RunningCluster)
     assert one.admin.request("POST", "/artifactory/api/search/aql", b'items.find().include("name")').status == 200
     nobody = client_of(one, new_user(one))
     assert nobody.request("POST", "/artifactory/api/search/aql", b"items.find()").status == 403
+
+
+def test_s39_long_answers_are_sent_so_many_at_once_and_short_ones_beside_them(one: RunningCluster) -> None:
+    one.sql(
+        "INSERT INTO artifacts (repo_id, folder, name, created_by, modified_by) SELECT r.id, 'long', rpad('n' || i, 200, 'x'), 'x', 'x'"
+        " FROM repositories r, generate_series(1, 12000) i WHERE r.key = $1", OTHER,
+    )  # fmt: skip
+    query = b'items.find({"path":"long","type":"folder"})'
+    head = f"POST /artifactory/api/search/aql HTTP/1.1\r\nHost: x\r\nAuthorization: {one.admin.authorization}\r\n"
+    with (
+        one.settings(aql_long_answers_at_once_max=1, search_seconds_max=1.0),
+        socket.create_connection(("127.0.0.1", one.first.port), 30) as slow,
+    ):
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.sendall(f"{head}Content-Length: {len(query)}\r\n\r\n".encode() + query)
+        assert slow.recv(15) == b"HTTP/1.1 200 OK"
+        status, message = errors_of(send(one, f"{query.decode()}.limit(1001)"))
+        assert status == 503 and "long answers" in message
+        assert ask(one, 'items.find({"name":"root.txt"})')["range"]["total"] == 1
+    wait_until(lambda: send(one, f"{query.decode()}.limit(1001)").status == 200)

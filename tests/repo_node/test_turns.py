@@ -14,16 +14,16 @@ from sharding.tasks import stop
 class Work:
     """Tasks that take a turn and keep it until they are told to end."""
 
-    def __init__(self, turns: Turns) -> None:
-        self.turns = turns
+    def __init__(self, at_once_max: int) -> None:
+        self.turns = Turns("things", lambda: at_once_max)
         self.began: list[int] = []
         self.end = asyncio.Event()
 
     def start(self, number: int) -> asyncio.Task[None]:
         return asyncio.create_task(self.run(number))
 
-    async def run(self, number: int) -> None:
-        async with self.turns.turn():
+    async def run(self, number: int, wait_seconds: float | None = None) -> None:
+        async with self.turns.turn(wait_seconds):
             self.began.append(number)
             await self.end.wait()
 
@@ -34,7 +34,7 @@ async def settle() -> None:
 
 
 async def test_as_many_as_may_run_at_once_and_the_others_in_their_order() -> None:
-    work = Work(Turns(lambda: 2, lambda: 60))
+    work = Work(2)
     tasks = [work.start(number) for number in range(5)]
     await settle()
     assert work.began == [0, 1]
@@ -44,11 +44,11 @@ async def test_as_many_as_may_run_at_once_and_the_others_in_their_order() -> Non
 
 
 async def test_who_waits_too_long_is_refused_and_takes_no_turn() -> None:
-    work = Work(Turns(lambda: 1, lambda: 0.02))
+    work = Work(1)
     first = work.start(0)
     await settle()
     with pytest.raises(Overloaded):
-        await work.run(1)
+        await work.run(1, 0.02)
     work.end.set()
     await first
     await work.run(2)
@@ -56,7 +56,7 @@ async def test_who_waits_too_long_is_refused_and_takes_no_turn() -> None:
 
 
 async def test_a_turn_given_to_whoever_is_cancelled_goes_to_the_next() -> None:
-    work = Work(Turns(lambda: 1, lambda: 60))
+    work = Work(1)
     tasks = [work.start(number) for number in range(4)]
     await settle()
     await stop([tasks[1]])

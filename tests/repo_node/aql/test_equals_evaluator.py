@@ -114,11 +114,13 @@ def find(postgres: TestServer) -> Iterator[Find]:
         opened = open_database(DatabaseSection(dsn=dsn), Queries())
         database: Database = runner.run(opened.__aenter__())
 
+        async def admit() -> None: ...
+
         async def answer(query: Query) -> list[Hit]:
             def fetch(sql: str, arguments: Sequence[object]) -> Awaitable[Sequence[asyncpg.Record]]:
                 return fetch_once(database, sql, arguments, 5)
 
-            finder = ItemFinder(fetch, check(query, NOW, LIMITS), reach, ResultLimits(1_000, 1_000))
+            finder = ItemFinder(fetch, admit, check(query, NOW, LIMITS), reach, ResultLimits(1_000, 1_000))
             return [hit async for page in finder.pages() for hit in page]
 
         yield lambda query: runner.run(answer(query))
