@@ -43,6 +43,7 @@ from repo_node.cluster.own_shard import OwnShard
 from repo_node.cluster.own_shards import Owner
 from repo_node.cluster.topology import Topology
 from repo_node.config import NodeConfig
+from repo_node.db.known_contents import KnownContents
 from repo_node.db.lookups import LookUps
 from repo_node.db.pool import Database
 from repo_node.downloads import DownloadCounts
@@ -233,6 +234,26 @@ def serve_artifacts(stack: AsyncExitStack, parts: Parts) -> Artifacts:
     return artifacts
 
 
+def checksum_deploy_of(stack: AsyncExitStack, parts: Parts) -> ChecksumDeploy:
+    """Make the service for uploads without bytes."""
+    limits = parts.config.database
+    contents = KnownContents(
+        parts.database,
+        per_round_trip_max=limits.look_ups_per_round_trip_max,
+        wait_seconds_max=limits.connect_timeout_seconds,
+    )
+    stack.push_async_callback(contents.close)
+    return ChecksumDeploy(
+        contents,
+        parts.store,
+        parts.repositories,
+        parts.settings,
+        parts.metrics,
+        parts.recent,
+        parts.membership,
+    )
+
+
 def node_of(parts: Parts, outlook: Callable[[], Outlook]) -> Node:
     """Return the node as its API sees it."""
     return Node(parts.metrics, parts.database, parts.membership, parts.topology, outlook, parts.settings)
@@ -247,18 +268,9 @@ def public_app_of(stack: AsyncExitStack, parts: Parts, artifacts: Artifacts, nod
     stack.push_async_callback(downloads.close)
     trees = Trees(parts.database, parts.repositories)
     trash = Trash(parts.database, parts.recent, parts.settings)
-    known = ChecksumDeploy(
-        parts.database,
-        parts.store,
-        parts.repositories,
-        parts.settings,
-        parts.metrics,
-        parts.recent,
-        parts.membership,
-    )
     services = Services(
         artifacts,
-        known,
+        checksum_deploy_of(stack, parts),
         parts.repositories,
         properties,
         transfers,
