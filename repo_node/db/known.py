@@ -14,6 +14,7 @@ import asyncpg
 from repo_node.db.blobs import refusing_conflicts
 from repo_node.db.pool import Database, Statement
 from repo_node.db.scopes import RowScope, in_scope, scope_args
+from repo_node.origin import Origin
 from sharding.model import Generation, Replica, ShardId
 
 
@@ -45,8 +46,7 @@ class Link:
     folder: str
     name: str
     properties_json: str
-    principal: str
-    request_id: str
+    by: Origin
     blob_id: int
     redundancy: int
     copies_min: int
@@ -96,7 +96,7 @@ def link_statement(name: str, repository: str) -> Statement:
         f"""
         SELECT outcome, created_at
           FROM require_writable(), {repository} AS r (id),
-               deploy_known($1, $2, r.id, $4, $5, $6::jsonb, $7, $8, $9, $10, $11::uuid[], $12, $13)
+               deploy_known($1, $2, r.id, $4, $5, $6::jsonb, $7, $8, $9, $10, $11::uuid[], $12, $13, $14)
         """,
     )
 
@@ -161,13 +161,14 @@ def link_args(request: Link, confirmed: Sequence[Generation]) -> tuple[Any, ...]
         request.folder,
         request.name,
         request.properties_json,
-        request.principal,
-        request.request_id,
+        request.by.principal,
+        request.by.request_id,
         request.blob_id,
         request.redundancy,
         confirmed,
         request.copies_min,
         request.zones_min,
+        request.by.address,
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from repo_node.db.errors import CatalogueUnavailable
 from repo_node.db.pool import Database, Statement
+from repo_node.origin import Origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +73,10 @@ CREATE_TOKEN = Statement(
           FROM users u WHERE u.name = $1 AND u.is_enabled
         RETURNING id
     ), event AS (
-        INSERT INTO events (kind, principal, request_id, detail)
-        SELECT 'token_create', $1, $7, jsonb_build_object('token', id, 'scopes', to_jsonb($5::text[])) FROM made
+        INSERT INTO events (kind, principal, request_id, address, detail)
+        SELECT 'token_create', $7, $8, $9,
+               jsonb_build_object('token', id, 'user', $1::text, 'scopes', to_jsonb($5::text[]))
+          FROM made
     )
     SELECT id FROM made
     """,
@@ -84,8 +87,8 @@ REVOKE_TOKEN = Statement(
     WITH gone AS (
         UPDATE tokens SET revoked_at = clock_timestamp() WHERE id = $1 AND revoked_at IS NULL RETURNING id
     ), event AS (
-        INSERT INTO events (kind, principal, request_id, detail)
-        SELECT 'token_revoke', $2, $3, jsonb_build_object('token', id) FROM gone
+        INSERT INTO events (kind, principal, request_id, address, detail)
+        SELECT 'token_revoke', $2, $3, $4, jsonb_build_object('token', id) FROM gone
     )
     SELECT id FROM gone
     """,
@@ -120,21 +123,19 @@ async def create_token(
     description: str,
     scopes: Sequence[str],
     expires_in: timedelta | None,
-    request_id: str,
+    by: Origin,
 ) -> int:
     """Record a new token of ``user`` and return its id."""
-    row = await database.write(
-        CREATE_TOKEN, user, secret_sha256, ending, description, list(scopes), expires_in, request_id
-    )
+    row = await database.write(CREATE_TOKEN, user, secret_sha256, ending, description, list(scopes), expires_in, *by)
     if row is None:
         # Gone since the request was let in; the next one will not be.
         raise CatalogueUnavailable(f"there is no enabled user {user} now")
     return int(row["id"])
 
 
-async def revoke_token(database: Database, token: int, *, principal: str, request_id: str) -> bool:
+async def revoke_token(database: Database, token: int, *, by: Origin) -> bool:
     """Revoke a token at once, on every node; False when there is no such valid token."""
-    return await database.write(REVOKE_TOKEN, token, principal, request_id) is not None
+    return await database.write(REVOKE_TOKEN, token, *by) is not None
 
 
 def token_from(row: Any) -> Token:

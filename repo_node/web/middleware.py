@@ -14,6 +14,7 @@ from repo_node.auth.permissions import ANONYMOUS, Permission
 from repo_node.errors import Answer, Forbidden, NotFound, Unauthenticated, absent, answer_for
 from repo_node.logs import request_id as current_request_id
 from repo_node.read_only import require_heard, require_writable
+from repo_node.web.addresses import client_address
 from repo_node.web.body import leave_unread
 from repo_node.web.context import (
     NOBODY,
@@ -189,6 +190,6 @@ def record(request: web.Request, status: int, seconds: float) -> None:
             "status": status,
             "milliseconds": round(seconds * 1000, 1),
             "principal": request.get(PRINCIPAL, NOBODY).name,
-            "client": request.remote,
+            "client": client_address(request),
         }
         log.info("request", extra={"facts": facts})
