@@ -11,8 +11,9 @@ from repo_node.api.documents import PlainText, first_fault, json_response
 from repo_node.auth.permissions import Permission
 from repo_node.db.repositories import Repository
 from repo_node.errors import RequestError
+from repo_node.web.addresses import origin_of
 from repo_node.web.body import read_json
-from repo_node.web.context import REQUEST_ID, SERVICES, TARGET, base_url, principal_of
+from repo_node.web.context import SERVICES, TARGET, base_url, principal_of
 from repo_node.web.routes import ANYWHERE, Place, Routes
 
 Digest = Literal["sha256", "sha1", "md5"]
@@ -122,8 +123,7 @@ async def create(request: web.Request) -> web.StreamResponse:
         redundancy=document.redundancy,
         trash=document.trash,
         digests=document.digests,
-        principal=principal_of(request).name,
-        request_id=request[REQUEST_ID],
+        by=origin_of(request),
     )
     return web.Response(text=f"Successfully created repository '{key}'\n")
 
@@ -138,15 +138,12 @@ async def change(request: web.Request) -> web.StreamResponse:
         key,
         trash=document.trash,
         digests=document.digests,
-        principal=principal_of(request).name,
-        request_id=request[REQUEST_ID],
+        by=origin_of(request),
     )
     return web.Response(text=f"Repository {key} update successfully.\n")
 
 
 async def delete(request: web.Request) -> web.StreamResponse:
     key = key_of(request)
-    await request.app[SERVICES].repositories.delete(
-        key, principal=principal_of(request).name, request_id=request[REQUEST_ID]
-    )
+    await request.app[SERVICES].repositories.delete(key, by=origin_of(request))
     return web.Response(text=f"Repository {key} and all its content have been removed successfully.\n")
