@@ -144,6 +144,9 @@ class Settings(BaseModel):
     aql_statements_at_once_max: int = Field(
         4, ge=1, le=100, description="statements of AQL queries that one process of a node runs at once"
     )
+    aql_long_answers_at_once_max: int = Field(
+        4, ge=1, le=1000, description="AQL answers of a thousand results or more that one process sends at once"
+    )
     folder_download_items_max: int = Field(
         10_000, ge=1, le=1_000_000, description="most files of a folder that is sent as an archive"
     )

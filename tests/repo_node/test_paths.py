@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import unicodedata
 from urllib.parse import quote
 
@@ -10,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repo_node.paths import BadPath, artifact_path, check_repository_key, parse_target
+from repo_node import paths
+from repo_node.paths import BadPath, Target, artifact_path, check_repository_key, parse_target
 from tests.repo_node.nodes import RunningCluster
 
 REFUSED = [
@@ -176,6 +178,20 @@ def test_a_target_is_refused_or_has_only_harmless_segments(raw: str) -> None:
         assert segment not in ("", ".", "..")
         assert not set(segment) & set("/\\\0\r\n")
         assert len(segment.encode()) <= 255
+
+
+@given(st.text("/.-_a%;=", min_size=1).map("/{}".format) | st.text("a.", min_size=250, max_size=260).map("/{}".format))
+def test_a_plain_target_is_read_as_any_other(raw: str) -> None:
+    def read() -> Target | None:
+        try:
+            return parse_target(raw)
+        except BadPath:
+            return None
+
+    quickly = read()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths, "PLAIN", re.compile("(?!)"))
+        assert read() == quickly
 
 
 def test_matrix_parameters_are_gathered_from_every_segment() -> None:
