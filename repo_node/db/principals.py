@@ -51,7 +51,8 @@ TOKEN_COLUMNS = """
 FIND_TOKEN = Statement(
     "token_find",
     f"""
-    SELECT {TOKEN_COLUMNS} FROM tokens t JOIN users u ON u.id = t.user_id AND u.is_enabled
+    SELECT {TOKEN_COLUMNS} FROM tokens t
+      JOIN users u ON u.id = t.user_id AND u.is_enabled AND NOT u.must_change_password
      WHERE t.secret_sha256 = $1 AND t.revoked_at IS NULL
        AND (t.expires_at IS NULL OR t.expires_at > clock_timestamp())
     """,
@@ -81,11 +82,21 @@ CREATE_TOKEN = Statement(
     SELECT id FROM made
     """,
 )
+FIND_TOKEN_BY_ID = Statement(
+    "token_find_by_id",
+    f"""
+    SELECT {TOKEN_COLUMNS} FROM tokens t JOIN users u ON u.id = t.user_id
+     WHERE t.id = $1 AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > clock_timestamp())
+    """,
+)
 REVOKE_TOKEN = Statement(
     "token_revoke",
     """
     WITH gone AS (
-        UPDATE tokens SET revoked_at = clock_timestamp() WHERE id = $1 AND revoked_at IS NULL RETURNING id
+        UPDATE tokens t SET revoked_at = clock_timestamp()
+         WHERE t.id = $1 AND t.revoked_at IS NULL
+           AND ($5::text IS NULL OR t.user_id = (SELECT u.id FROM users u WHERE u.name = $5))
+        RETURNING t.id
     ), event AS (
         INSERT INTO events (kind, principal, request_id, address, detail)
         SELECT 'token_revoke', $2, $3, $4, jsonb_build_object('token', id) FROM gone
@@ -133,9 +144,15 @@ async def create_token(
     return int(row["id"])
 
 
-async def revoke_token(database: Database, token: int, *, by: Origin) -> bool:
-    """Revoke a token at once, on every node; False when there is no such valid token."""
-    return await database.write(REVOKE_TOKEN, token, *by) is not None
+async def find_token_by_id(database: Database, token: int) -> Token | None:
+    """Return a valid token by its id, or None."""
+    row = await database.fetchrow(FIND_TOKEN_BY_ID, token)
+    return None if row is None else token_from(row)
+
+
+async def revoke_token(database: Database, token: int, *, by: Origin, owner: str | None = None) -> bool:
+    """Revoke a token, of ``owner`` or of anybody, at once on every node; False when there is no such valid token."""
+    return await database.write(REVOKE_TOKEN, token, *by, owner) is not None
 
 
 def token_from(row: Any) -> Token:

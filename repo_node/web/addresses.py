@@ -23,7 +23,7 @@ def origin_of(request: web.Request) -> Origin:
 
 
 def client_address(request: web.Request) -> str | None:
-    """Return the address of who sent the request, for records alone: nothing is allowed because of it.
+    """Return the address of who sent the request, for records and for limits: nothing is allowed because of it.
 
     None when the connection is gone already.
     """
