@@ -92,6 +92,9 @@ def test_s5_no_token_does_more_than_who_made_it(one: RunningCluster) -> None:
     narrowed = bearer(one, who.post_json(ACCESS, {"scope": "read"}))
     assert narrowed.get("/artifactory/api/repositories").status == 200
     assert narrowed.post_json(ACCESS, {}).status == 403 and narrowed.get(ACCESS).status == 403
+    for_accounts = bearer(one, who.post_json(ACCESS, {"scope": "read account"}))
+    for scope, status in (("applied-permissions/user", 403), ("write", 403), ("read write", 403), ("read", 200)):
+        assert for_accounts.post_json(ACCESS, {"scope": scope}).status == status, scope
     others = one.admin.post_json(ACCESS, {}).json()["token_id"]
     assert who.get(f"{ACCESS}/{others}").status == 404 and who.delete(f"{ACCESS}/{others}").status == 404
     for_user = bearer(one, one.admin.post_json(ACCESS, {"username": user, "scope": "applied-permissions/admin"}))
@@ -129,6 +132,22 @@ def test_a_disabled_or_deleted_users_tokens_fail(one: RunningCluster) -> None:
     assert who.get(ACCESS).status == 200
     assert one.admin.delete(f"/artifactory/api/security/users/{user}").status == 200
     assert who.get(ACCESS).status == 401
+
+
+def test_an_api_key_is_made_once_replaced_and_revoked(one: RunningCluster) -> None:
+    path, who = "/artifactory/api/security/apiKey", client_of(one, new_user(one))
+    assert who.get(path).json() == {}
+    made = who.request("POST", path)
+    assert made.status == 201 and who.request("POST", path).status == 409
+    first = made.json()["apiKey"]
+    nobody = one.first.client()
+    assert nobody.get(ACCESS, X_JFrog_Art_Api=first).status == 200
+    assert who.get(path).json() == {"apiKey": f"...{first[-4:]}"}
+    second = who.request("PUT", path).json()["apiKey"]
+    assert nobody.get(ACCESS, X_JFrog_Art_Api=first).status == 401
+    assert nobody.get(ACCESS, X_JFrog_Art_Api=second).status == 200
+    assert who.delete(path).status == 200 and who.delete(path).status == 404
+    assert nobody.get(ACCESS, X_JFrog_Art_Api=second).status == 401
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,9 @@ async def check_scopes(request: web.Request, owner: str, words: list[str]) -> No
             raise Forbidden("Only an administrator may make a token for another user.")
         if scope.wants_admin or Permission.ADMIN in (scope.permissions or ()):
             raise Forbidden("Only an administrator may make a token with an administrator's rights.")
+    own = principal_of(request).scopes
+    if own is not None and Permission.ADMIN not in own and not (scope.permissions and scope.permissions <= own):
+        raise Forbidden("A token with scopes makes none that has more of them.")
     account = await users.find(request.app[NODE].database, owner)
     if account is None or not account.is_enabled:
         raise RequestError(f"There is no enabled user {owner}.")
