@@ -120,6 +120,7 @@ class Artifacts:
         )
         self._reports = Background(REPORTS_MAX)
         self._uploads = 0
+        metrics.uploads_in_flight.set_function(lambda: self._uploads)
 
     # ------------------------------------------------------------------ uploads
 
@@ -134,12 +135,10 @@ class Artifacts:
         if self._uploads >= self._settings.now.uploads_in_flight_max:
             raise Overloaded("This node runs as many uploads as it may; retry.")
         self._uploads += 1
-        self._metrics.uploads_in_flight.inc()
         try:
             return await self._deploy(request, body, length)
         finally:
             self._uploads -= 1
-            self._metrics.uploads_in_flight.dec()
 
     async def _deploy(self, request: DeployRequest, body: AsyncIterator[Buffer], length: int | None) -> Deployed:
         repository, started_at = await self._repositories.recall(request.at.repository), self._pulse.database_time()
@@ -244,7 +243,7 @@ class Artifacts:
         upload = UploadToCommit(
             deployment,
             placement.replicas,
-            properties_json=json.dumps(deployment.properties),
+            properties_json=json.dumps(deployment.properties) if deployment.properties else "{}",
             age_max_seconds=now.upload_seconds_max,
             short=placement.short,
         )

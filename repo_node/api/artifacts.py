@@ -38,10 +38,10 @@ def add_routes(routes: Routes) -> None:
 
 
 async def retrieve(request: web.Request) -> web.StreamResponse:
-    at = artifact_at(request)
+    services, at = request.app[SERVICES], artifact_at(request)
     if not at.name:
         raise NotFound("File not found.")
-    found = await request.app[SERVICES].artifacts.get_lately(at)
+    found = await services.artifacts.get_lately(at)
     try:
         blob = blob_asked_for(request, found.item)
     except NotFound as error:
@@ -51,7 +51,7 @@ async def retrieve(request: web.Request) -> web.StreamResponse:
         raise
     response = await send_artifact(request, found, blob)
     if is_download(request, response):
-        request.app[SERVICES].downloads.count(at, principal_of(request).name)
+        services.downloads.count(at, principal_of(request).name)
     return response
 
 
