@@ -1,5 +1,6 @@
 # make up     a three-node cluster on this machine, until Ctrl-C
 # make test   every test, in WORKERS processes (3)
+# make compatibility   docs/artifactory-compatibility.md, from what the tests of clients see
 # make lint   what a reviewer's machine checks
 # make chaos  faults drawn by SEED befall a cluster under load for SECONDS; chaos-long: for twenty minutes
 # make lock   requirements.lock anew, as far as pyproject.toml wants it; make lock UPGRADE=--upgrade: newer releases
@@ -23,13 +24,16 @@ PIP = if test -x $(BIN)/pip; then pip="$(BIN)/python -m pip"; else pip="$(PYTHON
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
   --custom-compile-command "make lock"
 
-.PHONY: up test lint chaos chaos-long bench bench-long bench-peers bench-flame bench-last install tools lock audit sbom clean
+.PHONY: up test compatibility lint chaos chaos-long bench bench-long bench-peers bench-flame bench-last install tools lock audit sbom clean
 
 up: install
 	@$(BIN)/holdfast up
 
 test: install
 	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+compatibility: install
+	@HOLDFAST_WRITE_COMPATIBILITY=1 $(BIN)/python -m pytest -q tests/clients -n 0
 
 lint: install
 	@$(BIN)/ruff check .

@@ -41,7 +41,9 @@ from repo_node.api.security import tokens as tokens_api
 from repo_node.api.security import users as users_api
 from repo_node.api.shards import ReadElsewhere
 from repo_node.api.staged import StagedUploads
+from repo_node.archive_deploy import ArchiveDeploy
 from repo_node.artifacts import Artifacts
+from repo_node.atomic_deploy import AtomicDeploy
 from repo_node.auth.authenticator import Authenticator
 from repo_node.checksum_deploy import ChecksumDeploy
 from repo_node.cluster.epochs import ShardEpochs
@@ -56,6 +58,7 @@ from repo_node.db.lookups import LookUps
 from repo_node.db.pool import Database
 from repo_node.downloads import DownloadCounts
 from repo_node.folder_download import FolderDownload
+from repo_node.item_permissions import WhoMay
 from repo_node.item_queries import ItemQueries
 from repo_node.logs import request_id
 from repo_node.metrics import Metrics
@@ -312,6 +315,7 @@ def public_app_of(stack: AsyncExitStack, parts: Parts, artifacts: Artifacts, nod
     services = Services(
         artifacts,
         checksum_deploy_of(stack, parts),
+        archives_of(parts, artifacts),
         parts.repositories,
         properties,
         transfers,
@@ -321,6 +325,7 @@ def public_app_of(stack: AsyncExitStack, parts: Parts, artifacts: Artifacts, nod
         ItemQueries(parts.database, parts.repositories, parts.settings, parts.membership.database_time),
         FolderDownload(artifacts, trees, parts.settings),
         trash,
+        WhoMay(parts.database),
         parts.authenticator,
         parts.settings,
         admission,
@@ -329,6 +334,19 @@ def public_app_of(stack: AsyncExitStack, parts: Parts, artifacts: Artifacts, nod
         parts.store.memory,
     )
     return public_app(services, node)
+
+
+def archives_of(parts: Parts, artifacts: Artifacts) -> ArchiveDeploy:
+    """Make the service that unpacks archives, each of which lies on a shard of this node meanwhile."""
+    atomic = AtomicDeploy(parts.database, parts.store, parts.repositories, parts.settings, parts.metrics, parts.recent)
+    return ArchiveDeploy(
+        artifacts,
+        atomic,
+        parts.repositories,
+        parts.settings,
+        parts.store,
+        lambda: parts.shards.shards,
+    )
 
 
 def public_app(services: Services, node: Node) -> web.Application:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from datetime import datetime
 from typing import Any
 
@@ -20,6 +20,7 @@ from repo_node.auth.read_scope import ReadScope
 from repo_node.db.aql import ItemFinder, Reach, ResultLimits, fetch_once
 from repo_node.db.pool import Database
 from repo_node.db.repositories import Repository
+from repo_node.db.scopes import RowScope
 from repo_node.db.searches import Hit
 from repo_node.repositories import Repositories
 from repo_node.settings import LiveSettings
@@ -43,7 +44,8 @@ class ItemQueries:
         self._repositories = repositories
         self._settings = settings
         self._clock = clock
-        self._turns = Turns(lambda: settings.now.aql_statements_at_once_max, lambda: settings.now.search_seconds_max)
+        self._statements = Turns("searches", lambda: settings.now.aql_statements_at_once_max)
+        self._long_answers = Turns("long answers", lambda: settings.now.aql_long_answers_at_once_max)
 
     async def read(self, text: str, principal: Principal) -> ItemQuery:
         """Return the query that ``text`` is, if ``principal`` may ask it. Raises ``AqlError``."""
@@ -64,21 +66,30 @@ class ItemQueries:
 
         Raises ``SearchTooLong``, ``TooManyResults``, ``Overloaded``.
         """
-        now = self._settings.now
-        limits = ResultLimits(now.aql_results_max, now.aql_sorted_results_max)
-        finder = ItemFinder(self._fetch, query, reach_of(await self._repositories.list_all(), scope), limits)
-        async with aclosing(finder.pages()) as pages:
-            async for page in pages:
-                yield page
+        now, begun = self._settings.now, False
 
-    async def _fetch(self, sql: str, arguments: Sequence[Any]) -> Sequence[asyncpg.Record]:
-        async with self._turns.turn():
-            return await fetch_once(self._database, sql, arguments, self._settings.now.search_seconds_max)
+        async def fetch(sql: str, arguments: Sequence[Any]) -> Sequence[asyncpg.Record]:
+            # An answer that has begun could only break off: the rest of it waits for its turns.
+            async with self._statements.turn(None if begun else now.search_seconds_max):
+                return await fetch_once(self._database, sql, arguments, now.search_seconds_max)
+
+        limits = ResultLimits(now.aql_results_max, now.aql_sorted_results_max)
+        reach = reach_of(await self._repositories.list_all(), scope)
+        async with AsyncExitStack() as stack:
+
+            async def admit() -> None:
+                await stack.enter_async_context(self._long_answers.turn(now.search_seconds_max))
+
+            finder = ItemFinder(fetch, admit, query, reach, limits)
+            pages = await stack.enter_async_context(aclosing(finder.pages()))
+            async for page in pages:
+                begun = True
+                yield page
 
 
 def reach_of(repositories: Sequence[Repository], scope: ReadScope) -> Reach:
-    """Return where a query looks. The name of a virtual repository would stand here for the ids of its members."""
+    """Return where a query looks. Here belongs what the name of a virtual repository means: its members' rows."""
     keys = {one.id: one.key for one in repositories}
     readable = scope.rows(keys)
     seen = {id: keys[id] for id in (*readable.whole, *readable.partial)}
-    return Reach({key: (id,) for id, key in seen.items()}, seen, readable)
+    return Reach({key: RowScope((id,)) for id, key in seen.items()}, seen, readable)

@@ -37,6 +37,8 @@ REFUSED = [
     b"/artifactory/generic-local/%c0%ae%c0%ae/b",
     b"/artifactory/generic-local/%ed%a0%80",
     b"/artifactory/generic-local/a/%2F%2F..%2F..%2Fetc/passwd",
+    b"/artifactory/generic-local/a?x=%ff",
+    b"/artifactory/generic-local/a?%ed%a0%80=x",
     b"/artifactory/generic-local/a/%zz",
     b"/artifactory/generic-local/a/%",
     b"/artifactory/generic-local/" + b"x" * 256,
@@ -209,3 +211,13 @@ def test_a_path_longer_than_its_limit_is_refused() -> None:
 def test_a_repository_key_that_would_shadow_or_confuse_is_refused(key: str) -> None:
     with pytest.raises(BadPath):
         check_repository_key(key)
+
+
+def test_text_in_a_query_that_is_not_utf_8_becomes_no_name(one: RunningCluster) -> None:
+    """It would be read as U+FFFD, under which the copy would lie."""
+    one.admin.put("/artifactory/generic-local/utf/a", b"a")
+    answer = one.admin.request("POST", "/artifactory/api/copy/generic-local/utf/a?to=/generic-local/utf/%FF")
+    assert answer.status == 400 and b"UTF-8" in answer.body
+    listed = one.admin.get("/artifactory/api/storage/generic-local/utf").json()["children"]
+    assert [child["uri"] for child in listed] == ["/a"]
+    assert one.admin.get("/artifactory/api/search/artifact?name=%C3%A9%F0%9F%98%80&repos=generic-local").status == 200

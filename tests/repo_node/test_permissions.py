@@ -10,14 +10,10 @@ from collections.abc import Callable
 from uuid import uuid4
 
 import pytest
-from aiohttp import web
 
-from repo_node.auth.permissions import Permission
-from repo_node.web.routes import Place, Routes
 from tests.repo_node.http import Client
 from tests.repo_node.nodes import RunningCluster, random_bytes, wait_until
 from tests.repo_node.people import client_of, grant, new_user, somebody
-from tests.repo_node.test_auth import ROUTES, filled
 
 REPO = "/artifactory/generic-local"
 STORAGE = "/artifactory/api/storage/generic-local"
@@ -305,34 +301,35 @@ def test_s3_no_way_to_write_a_path_changes_the_decision(one: RunningCluster, pla
     assert one.admin.get(f"{REPO}/{place}/closed/b").body == b"closed/b"
 
 
-# ---------------------------------------------------------------------- every route
-
-FREE = {Permission.PUBLIC, Permission.ACCOUNT}
-
-
-@pytest.mark.parametrize("actions", [(), ("read",)], ids=["powerless", "read-only"])
-def test_s4_no_route_lets_a_lower_user_in_further_than_their_rights(
-    one: RunningCluster, actions: tuple[str, ...]
-) -> None:
-    user = new_user(one)
-    if actions:
-        grant(one, user, actions, ["ANY"])
+def test_who_manages_an_item_is_told_who_may_do_what(one: RunningCluster, place: str) -> None:
+    user, reader = new_user(one), new_user(one)
+    grant(one, user, ["read", "manage"], includes=[f"{place}/open/**"])
+    grant(one, user, ["write"], ["ANY LOCAL"], includes=[f"{place}/**"])
+    grant(one, reader, ["read", "delete"], includes=[f"{place}/**"], excludes=[f"{place}/open/a"])
+    grant(one, reader, ["annotate"], ["another"])
     who = client_of(one, user)
-    before = one.sql("SELECT count(*) AS n FROM events")[0]["n"]
-    for method, template, permission in ROUTES:
-        if permission in FREE:
-            continue
-        status = who.request(method, filled(template)).status
-        assert (status == 403) is (permission not in actions), (method, template, status)
-    assert one.sql("SELECT count(*) AS n FROM events")[0]["n"] == before
+    answer = who.get(f"{STORAGE}/{place}/open/a?permissions")
+    assert answer.status == 200 and answer.json()["uri"].endswith(f"{STORAGE}/{place}/open/a")
+    principals = answer.json()["principals"]
+    assert principals["users"][user] == ["r", "w", "m"]
+    assert reader not in principals["users"]
+    beside = one.admin.get(f"{STORAGE}/{place}/closed/b?permissions").json()["principals"]
+    assert beside["users"][user] == ["w"] and beside["users"][reader] == ["r", "d"]
+    assert who.get(f"{STORAGE}/{place}/closed/b?permissions").status == 403
+    assert client_of(one, reader).get(f"{STORAGE}/{place}/closed/b?permissions").status == 403
+    assert one.admin.get(f"{STORAGE}/{place}/none?permissions").status == 404
+    assert set(one.admin.get(f"{STORAGE}?permissions").json()["principals"]) == {"users", "groups"}
 
 
-def test_s4_a_route_for_artifacts_without_a_place_cannot_be_added() -> None:
-    async def handler(request: web.Request) -> web.StreamResponse:
-        raise AssertionError
-
-    routes = Routes(web.Application())
-    with pytest.raises(ValueError, match="at which path"):
-        routes.add("GET", "/new", handler, Permission.READ)
-    with pytest.raises(ValueError, match="at which path"):
-        routes.add("GET", "/new", handler, Permission.ADMIN, at=Place(1))
+def test_the_permissions_of_groups_are_told_by_their_names(one: RunningCluster, place: str) -> None:
+    one.sql("INSERT INTO groups (name) VALUES ($1)", place)
+    one.sql("INSERT INTO permission_targets (name, repositories) VALUES ($1, '{generic-local}')", place)
+    one.sql(
+        """
+        INSERT INTO permission_grants (target_id, group_id, actions)
+        SELECT t.id, g.id, '{read,annotate}' FROM permission_targets t, groups g WHERE t.name = $1 AND g.name = $1
+        """,
+        place,
+    )
+    principals = one.admin.get(f"{STORAGE}/{place}?permissions").json()["principals"]
+    assert principals["groups"][place] == ["r", "n"]
