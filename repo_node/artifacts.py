@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
@@ -39,6 +40,8 @@ from sharding.provider import ShardingProvider
 from sharding.reader import BlobReader, BlobToRead
 from sharding.upload import Upload
 
+log = logging.getLogger("holdfast.artifacts")
+
 REPORTS_MAX = 1_000
 DIGEST_WINDOW = rows.FIRST_BLOCKS
 
@@ -62,6 +65,8 @@ class Deployed:
     created_at: datetime
     created_by: str
     content: Content
+    mismatched: tuple[str, ...] = ()
+    """Digests that the client declared otherwise, to a repository that trusts its own alone."""
 
 
 class Pulse(Protocol):
@@ -137,13 +142,16 @@ class Artifacts:
 
     async def _deploy(self, request: DeployRequest, body: AsyncIterator[Buffer], length: int | None) -> Deployed:
         repository, started_at = await self._repositories.recall(request.at.repository), self._pulse.database_time()
+        await self._repositories.require_room(repository, request.at, length or 0)
         policy = self._settings.now.write_policy(repository.redundancy)
         extra = EXTRA_DIGESTS.intersection((*repository.digests, *request.declared.names))
         async with self._store.open_upload(policy, extra, length) as upload:
             began = time.perf_counter()
             await self._receive(upload, body)
             digests = await upload.finish()
-            request.declared.check(digests)
+            if not repository.trusts_itself:
+                request.declared.check(digests)
+            mismatched = request.declared.differing(digests)
             # It may have become read-only while the body came.
             require_writable(self._settings)
             crash_point("upload.staged")
@@ -171,7 +179,10 @@ class Artifacts:
             finally:
                 self._recent.forget(request.at)
             self._stage("commit", began)
-            return Deployed(request.at, created_at, request.principal, digests)
+            if mismatched:
+                facts = {"path": f"{request.at.repository}/{request.at.path}", "digests": list(mismatched)}
+                log.warning("stored what its client declared otherwise", extra={"facts": facts})
+            return Deployed(request.at, created_at, request.principal, digests, mismatched)
 
     def _stage(self, stage: str, began: float) -> float:
         now = time.perf_counter()

@@ -15,7 +15,9 @@ SEGMENT_BYTES_MAX = 255
 PROPERTIES_MAX = 100
 FORBIDDEN_IN_KEYS = frozenset(")(}{][*+^$\\/~`!@#%&<>;=,±§ ")
 REPOSITORY_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-RESERVED_KEYS = frozenset({"api", "ui", "metrics", "access", "internal", "list", "v1", "v2", "webapp", "repo"})
+RESERVED_KEYS = frozenset(
+    {"api", "ui", "metrics", "access", "internal", "list", "v1", "v2", "webapp", "repo", "configurations"}
+)
 
 
 class BadPath(ValueError):

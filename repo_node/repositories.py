@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn
 
 from repo_node.db import repositories as rows
+from repo_node.db.errors import QuotaExceeded
 from repo_node.db.pool import Database
-from repo_node.db.repositories import Repository
-from repo_node.errors import MadeAnew, NotFound, absent
+from repo_node.db.repositories import LOCAL, Configuration, Repository
+from repo_node.errors import Forbidden, MadeAnew, NotFound, absent
 from repo_node.paths import ArtifactPath, check_repository_key
 from repo_node.read_only import require_writable
 from repo_node.recent import RecentItems
 from repo_node.settings import LiveSettings
-from sharding.model import ALL_DIGESTS
 
 
 class Repositories:
@@ -63,6 +63,21 @@ class Repositories:
             self._remembered[key] = found
         return found
 
+    async def require_room(self, repository: Repository, at: ArtifactPath, size: int = 0) -> None:
+        """Raise ``Forbidden`` when nothing may come to a path, ``QuotaExceeded`` when so many bytes cannot.
+
+        Rather now than when they have been sent in vain. Of a repository without quota, nothing is asked.
+        """
+        require_accepted(repository, at)
+        if repository.quota_bytes is None:
+            return
+        used = await rows.used_beside(self._database, repository.id, at.folder, at.name)
+        if used is not None and used + size > repository.quota_bytes:
+            raise QuotaExceeded(
+                f"the repository {repository.key} has a quota of {repository.quota_bytes} bytes, "
+                f"of which other artifacts than {at.path} use {used}"
+            )
+
     async def explain_loss(self, repository: Repository) -> NoReturn:
         """Raise what it means that a repository that was recalled is not there: ``NotFound``, or ``MadeAnew``."""
         self.forget()
@@ -77,46 +92,27 @@ class Repositories:
     async def create(
         self,
         key: str,
+        configuration: Configuration,
         *,
-        description: str,
-        redundancy: int | None,
+        rclass: str = LOCAL,
         principal: str,
         request_id: str,
-        trash: bool = True,
-        digests: Sequence[str] = ALL_DIGESTS,
     ) -> None:
-        """Make a local generic repository. Raises ``BadPath``, ``RepositoryExists``."""
-        await rows.create(
-            self._database,
-            check_repository_key(key),
-            rclass="local",
-            package_type="generic",
-            description=description,
-            redundancy=redundancy,
-            principal=principal,
-            request_id=request_id,
-            trash=trash,
-            digests=digests,
-        )
-        self.forget()
-
-    async def change(
-        self,
-        key: str,
-        *,
-        principal: str,
-        request_id: str,
-        trash: bool | None = None,
-        digests: Sequence[str] | None = None,
-    ) -> None:
-        """Let the trash keep what leaves a repository from now on, or not; compute these digests of what comes to it.
-
-        None leaves as it is. Raises ``NotFound``.
-        """
+        """Make a generic repository. Raises ``BadPath``, ``RepositoryExists``, ``BadRepository``."""
         by = {"principal": principal, "request_id": request_id}
-        if not await rows.change(self._database, key, trash=trash, digests=digests, **by):
-            raise absent(NotFound(f"There is no repository {key}."), fresh=self._fresh())
+        await rows.create(self._database, check_repository_key(key), configuration, rclass=rclass, **by)
         self.forget()
+
+    async def change(self, key: str, changes: Mapping[str, Any], *, principal: str, request_id: str) -> None:
+        """Change fields of a repository's ``Configuration``. Raises ``NotFound``, ``BadRepository``."""
+        by = {"principal": principal, "request_id": request_id}
+        if await rows.change(self._database, key, changes, **by) is None:
+            raise absent(no_repository(key), fresh=self._fresh())
+        self.forget()
+
+    async def used_bytes(self, repository: Repository) -> int | None:
+        """Return the bytes in a repository with a quota; None for others, and until they are counted."""
+        return await rows.used_bytes(self._database, repository.id) if repository.quota_bytes is not None else None
 
     async def delete(self, key: str, *, principal: str, request_id: str) -> None:
         """Delete a repository with everything in it. Raises ``NotFound``, ``ReadOnly``."""
@@ -131,6 +127,15 @@ class Repositories:
             self._recent.forget_tree(ArtifactPath(key, "", ""))
         if not gone:
             raise absent(no_repository(key), fresh=self._fresh())
+
+
+def require_accepted(repository: Repository, at: ArtifactPath) -> None:
+    """Raise ``Forbidden`` when a repository's patterns let nothing come to a path."""
+    if not repository.accepts(at.path):
+        raise Forbidden(
+            f"The repository {repository.key} rejected {at.path}: "
+            + ("it is blacked out." if repository.blacked_out else "its include and exclude patterns keep it out.")
+        )
 
 
 def no_repository(key: str) -> NotFound:

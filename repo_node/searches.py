@@ -11,6 +11,7 @@ from typing import Any
 from repo_node import patterns
 from repo_node.db import searches as rows
 from repo_node.db.pool import Database, Statement
+from repo_node.db.repositories import Repository
 from repo_node.db.searches import Hit, Times
 from repo_node.errors import RequestError
 from repo_node.patterns import folder_span, is_wild, like, literal_start, span
@@ -119,22 +120,25 @@ class Searches:
         return latest, await self._search(rows.BY_PROPERTIES_IN_TREE, keys, *exactly.args, folder)
 
     async def _search(self, statement: Statement, keys: Collection[str], *args: Any) -> list[Hit]:
-        now = self._settings.now
+        now, among = self._settings.now, await self._among(keys)
         found = await rows.search(
             self._database,
             statement,
-            await self._among(keys),
+            {number: repository.key for number, repository in among.items()},
             *args,
             results_max=now.search_results_max,
             seconds_max=now.search_seconds_max,
         )
-        return sorted(found, key=lambda hit: (hit.item.repository, hit.item.folder, hit.item.name))
+        # What its repository's patterns hide counts for the limit all the same.
+        shown = (hit for hit in found if hit.item.blob is None or among[hit.repository_id].accepts(hit.item.path))
+        return sorted(shown, key=lambda hit: (hit.item.repository, hit.item.folder, hit.item.name))
 
     async def _values(self, statement: Statement, keys: Collection[str], *args: Any) -> list[str]:
+        among = await self._among(keys)
         found = await rows.values(
             self._database,
             statement,
-            await self._among(keys),
+            {number: repository.key for number, repository in among.items()},
             *args,
             results_max=VERSIONS_MAX,
             seconds_max=self._settings.now.search_seconds_max,
@@ -143,7 +147,7 @@ class Searches:
             raise RequestError(f"There are more than {VERSIONS_MAX} versions; ask for less.")
         return found
 
-    async def _among(self, keys: Collection[str]) -> dict[int, str]:
+    async def _among(self, keys: Collection[str]) -> dict[int, Repository]:
         """Return the repositories of these keys, or all where none is named; one that is not there holds nothing."""
         every = await self._repositories.list_all()
-        return {one.id: one.key for one in every if not keys or one.key in keys}
+        return {one.id: one for one in every if not keys or one.key in keys}

@@ -24,6 +24,9 @@ from repo_node.web.streaming import media_type, send_artifact
 
 CHECKSUM_HEADERS = {"X-Checksum-Sha256": "sha256", "X-Checksum-Sha1": "sha1", "X-Checksum-Md5": "md5"}
 DIGEST_BYTES = {"sha256": 32, "sha1": 20, "md5": 16}
+MISMATCH = "X-Holdfast-Checksum-Mismatch"
+"""Names the digests that the client declared otherwise than they are, where that refuses nothing."""
+
 NAME_BY_DIGITS = {64: "sha256", 40: "sha1", 32: "md5"}
 
 
@@ -111,6 +114,8 @@ async def deploy(request: web.Request) -> web.StreamResponse:
         original=original_checksums(declared, checksums),
     )
     response = json_response(document, status=201, headers={"Location": document["downloadUri"]})
+    if deployed.mismatched:
+        response.headers[MISMATCH] = ", ".join(deployed.mismatched)
     leave_unread(request, response)
     return response
 
@@ -124,7 +129,8 @@ async def deploy_known(request: web.Request, asked: DeployRequest) -> Deployed:
 
 def original_checksums(declared: DeclaredDigests, computed: dict[str, str]) -> dict[str, str]:
     """Return the checksums as the client declared them; the sha256 always, as Artifactory does."""
-    return {name: value for name, value in computed.items() if name == "sha256" or getattr(declared, name) is not None}
+    told = {name: getattr(declared, name).hex() for name in declared.names}
+    return {name: told.get(name, value) for name, value in computed.items() if name == "sha256" or name in told}
 
 
 async def make_folder(request: web.Request, at: ArtifactPath) -> web.StreamResponse:

@@ -18,6 +18,10 @@ RESULT = "application/vnd.org.jfrog.artifactory.storage.CopyOrMoveResult+json"
 REASONS = {
     "conflict": "a folder is where an artifact should be, or the other way round",
     "length": "the path is too long",
+    "overwrite": "nothing is overwritten in this repository",
+    "delete": "nothing is deleted from the source's repository",
+    "pattern": "the include and exclude patterns of this repository keep it out",
+    "quota": "the quota of this repository is used up",
 }
 
 

@@ -22,16 +22,18 @@ from repo_node.db.errors import (
     CatalogueError,
     CatalogueUnavailable,
     ChangesRefused,
+    Immutable,
     NoSchema,
     OutcomeUnknown,
+    QuotaExceeded,
     RacesLost,
 )
 from repo_node.db.servers import BROKEN, SESSION, Servers, describe, drop
 
 T = TypeVar("T")
 
-READ_ONLY = "HF006"
-"""The SQLSTATE of ``require_writable``."""
+REFUSALS = {"HF006": ChangesRefused, "HF008": Immutable, "HF009": QuotaExceeded}
+"""SQLSTATEs by which the functions of schema.sql refuse a write, wherever it comes from, and what they raise here."""
 
 RETRIED = (
     asyncpg.SerializationError,
@@ -177,8 +179,8 @@ class Database:
                     raise
                 except asyncpg.PostgresError as error:
                     outcome = "error"
-                    if error.sqlstate == READ_ONLY:
-                        raise ChangesRefused(str(error)) from None
+                    if (refusal := REFUSALS.get(error.sqlstate or "")) is not None:
+                        raise refusal(str(error)) from None
                     raise
                 except asyncio.CancelledError:
                     outcome = "error"

@@ -43,7 +43,7 @@ class Page:
     folders: int
     last: Place
     failed: Sequence[tuple[str, str]]
-    """Paths that could not be written, each with the reason: ``conflict`` or ``length``."""
+    """Paths that could not be written, each with the reason, in the words of ``transfer_item``."""
     stopped: bool
 
 

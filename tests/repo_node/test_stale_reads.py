@@ -136,7 +136,7 @@ async def test_the_services_say_that_something_is_absent_only_while_heartbeats_c
         return None
 
     async def repository(*_: object) -> Repository:
-        return Repository(1, "r", "local", "generic", "", None, EPOCH)
+        return Repository(id=1, key="r", rclass="local", package_type="generic", created_at=EPOCH)
 
     beats.is_fresh, catalogue.answer = fresh, lambda: ABSENT
     wanted, by = NotFound if fresh else AbsenceInDoubt, {"principal": "u", "request_id": "q"}
@@ -154,7 +154,7 @@ async def test_the_services_say_that_something_is_absent_only_while_heartbeats_c
         repositories.get("r"),
         repositories.recall("r"),
         repositories.delete("r", **by),
-        repositories.change("r", trash=False, **by),
+        repositories.change("r", {"trash": False}, **by),
     ):
         with pytest.raises(wanted):
             await work

@@ -50,10 +50,7 @@ async def test_changes_of_what_is_kept_in_memory_are_announced(
     database = scene.database
     await settings.write(database, "redundancy", 3, principal="x", request_id="r", check=typed.combine)
     assert await announcements.take() == ["settings"]
-    await repositories.create(
-        database, "new", rclass="local", package_type="generic", description="", redundancy=None, principal="x",
-        request_id="r",
-    )  # fmt: skip
+    await repositories.create(database, "new", repositories.Configuration(), principal="x", request_id="r")
     assert await announcements.take() == ["repositories"]
     await repositories.delete(database, "new", principal="x", request_id="r")
     assert await announcements.take() == ["repositories"]

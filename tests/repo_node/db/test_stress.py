@@ -152,10 +152,8 @@ class Client:
         if await repositories.delete(self._scene.database, key, principal="x", request_id="r"):
             self._ledger.repositories["repository_delete"] += 1
         try:
-            await repositories.create(
-                self._scene.database, key, rclass="local", package_type="generic", description="", redundancy=None,
-                principal="x", request_id="r",
-            )  # fmt: skip
+            configuration = repositories.Configuration()
+            await repositories.create(self._scene.database, key, configuration, principal="x", request_id="r")
             self._ledger.repositories["repository_create"] += 1
         except repositories.RepositoryExists:
             pass
