@@ -18,7 +18,7 @@ up: install
 	@$(BIN)/holdfast up
 
 test: install
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 lint: install
 	@$(BIN)/ruff check .

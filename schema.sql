@@ -100,12 +100,17 @@ CREATE TABLE holds (
 -- ---------------------------------------------------------------- people and what they may do
 
 CREATE TABLE users (
-    id             integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    name           text NOT NULL UNIQUE COLLATE "C",
-    password_hash  text NOT NULL,
-    is_admin       boolean NOT NULL DEFAULT false,
-    is_enabled     boolean NOT NULL DEFAULT true,
-    created_at     timestamptz NOT NULL DEFAULT now()
+    id                   integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    name                 text NOT NULL UNIQUE COLLATE "C",
+    -- '!' where no password fits.
+    password_hash        text NOT NULL,
+    is_admin             boolean NOT NULL DEFAULT false,
+    is_enabled           boolean NOT NULL DEFAULT true,
+    created_at           timestamptz NOT NULL DEFAULT now(),
+    email                text NOT NULL DEFAULT '',
+    password_changed_at  timestamptz NOT NULL DEFAULT now(),
+    -- Nothing else is allowed before that.
+    must_change_password boolean NOT NULL DEFAULT false
 );
 
 CREATE TABLE tokens (
@@ -119,6 +124,44 @@ CREATE TABLE tokens (
     expires_at    timestamptz,
     revoked_at    timestamptz
 );
+
+CREATE TABLE groups (
+    id           integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    name         text NOT NULL UNIQUE COLLATE "C",
+    description  text NOT NULL DEFAULT '',
+    -- Whether new users become members.
+    auto_join    boolean NOT NULL DEFAULT false,
+    created_at   timestamptz NOT NULL DEFAULT now()
+);
+
+CREATE TABLE group_members (
+    user_id   integer NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    group_id  integer NOT NULL REFERENCES groups (id) ON DELETE CASCADE,
+    PRIMARY KEY (user_id, group_id)
+);
+CREATE INDEX group_members_of_group ON group_members (group_id);
+
+-- Where users and groups have which actions. repositories are keys, or ANY, ANY LOCAL, ANY REMOTE: they need not exist.
+CREATE TABLE permission_targets (
+    id            integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    name          text NOT NULL UNIQUE COLLATE "C",
+    repositories  text[] NOT NULL,
+    includes      text[] NOT NULL DEFAULT '{**}',
+    excludes      text[] NOT NULL DEFAULT '{}',
+    created_at    timestamptz NOT NULL DEFAULT now()
+);
+
+CREATE TABLE permission_grants (
+    target_id  integer NOT NULL REFERENCES permission_targets (id) ON DELETE CASCADE,
+    user_id    integer REFERENCES users (id) ON DELETE CASCADE,
+    group_id   integer REFERENCES groups (id) ON DELETE CASCADE,
+    actions    text[] NOT NULL CHECK (actions <@ '{read,annotate,write,delete,manage}' AND cardinality(actions) > 0),
+    CHECK ((user_id IS NULL) <> (group_id IS NULL)),
+    UNIQUE (target_id, user_id),
+    UNIQUE (target_id, group_id)
+);
+CREATE INDEX permission_grants_of_user ON permission_grants (user_id) WHERE user_id IS NOT NULL;
+CREATE INDEX permission_grants_of_group ON permission_grants (group_id) WHERE group_id IS NOT NULL;
 
 -- ---------------------------------------------------------------- content
 
@@ -140,9 +183,8 @@ CREATE TABLE repositories (
     layout        text NOT NULL DEFAULT 'simple-default',
     includes_pattern text NOT NULL DEFAULT '**/*',
     excludes_pattern text NOT NULL DEFAULT '',
-    -- Both as paths are compared with them; null where nothing is kept out.
-    includes_regex text,
-    excludes_regex text,
+    -- Both as one expression that paths are compared with; null where nothing is kept out.
+    paths_regex   text,
     checksum_policy text NOT NULL DEFAULT 'client-checksums'
                   CHECK (checksum_policy IN ('client-checksums', 'server-generated-checksums')),
     blacked_out   boolean NOT NULL DEFAULT false,
@@ -595,14 +637,13 @@ RETURNS boolean LANGUAGE sql STABLE AS $$
       FROM repositories r WHERE r.id = p_repo
 $$;
 
--- Whether a repository's patterns show an artifact; null patterns keep nothing out.
-CREATE FUNCTION shows(p_includes text, p_excludes text, p_folder text, p_name text)
+-- Whether a repository's patterns (paths_regex) show an artifact.
+CREATE FUNCTION shows(p_regex text, p_folder text, p_name text)
 RETURNS boolean LANGUAGE sql STABLE AS $$
-    SELECT (p_includes IS NULL OR concat_ws('/', nullif(p_folder, ''), p_name) ~ p_includes)
-       AND (p_excludes IS NULL OR concat_ws('/', nullif(p_folder, ''), p_name) !~ p_excludes)
+    SELECT p_regex IS NULL OR concat_ws('/', nullif(p_folder, ''), p_name) ~ p_regex
 $$;
 
--- Where nothing may be overwritten, or deleted, nothing is, whoever asks and by whatever function (HF008).
+-- Where nothing may be overwritten, or deleted, nothing is, whoever asks and by whatever function (HF009).
 CREATE FUNCTION refuse_overwrite() RETURNS trigger LANGUAGE plpgsql AS $$
 DECLARE
     v_key text;
@@ -610,7 +651,7 @@ BEGIN
     SELECT r.key INTO v_key FROM repositories r WHERE r.id = OLD.repo_id AND NOT r.allow_overwrite;
     IF FOUND THEN
         RAISE EXCEPTION 'in the repository % nothing is overwritten: %', v_key,
-              concat_ws('/', nullif(OLD.folder, ''), OLD.name) USING ERRCODE = 'HF008';
+              concat_ws('/', nullif(OLD.folder, ''), OLD.name) USING ERRCODE = 'HF009';
     END IF;
     RETURN NEW;
 END
@@ -627,7 +668,7 @@ BEGIN
       FROM gone g JOIN repositories r ON r.id = g.repo_id
      WHERE g.blob_id IS NOT NULL AND NOT r.allow_delete LIMIT 1;
     IF FOUND THEN
-        RAISE EXCEPTION 'from the repository % nothing is deleted: %', v_key, v_path USING ERRCODE = 'HF008';
+        RAISE EXCEPTION 'from the repository % nothing is deleted: %', v_key, v_path USING ERRCODE = 'HF009';
     END IF;
     RETURN NULL;
 END
@@ -655,7 +696,7 @@ RETURNS bigint LANGUAGE sql STABLE AS $$
     SELECT coalesce((SELECT b.size FROM blobs b WHERE b.id = p_blob), 0)
 $$;
 
--- Note that the artifacts of a repository became larger, or smaller. Where it has a quota that they would exceed, HF009.
+-- Note that the artifacts of a repository became larger, or smaller. Where it has a quota that they would exceed, HF010.
 -- Uploads that are committed at the same moment do not see one another: only by those is a quota ever exceeded.
 CREATE FUNCTION note_usage(p_repo integer, p_bytes bigint)
 RETURNS void LANGUAGE plpgsql AS $$
@@ -669,7 +710,7 @@ BEGIN
     END IF;
     IF NOT has_room(p_repo, p_bytes) THEN
         RAISE EXCEPTION 'the repository % has a quota of % bytes, % of which are used', v_key, v_quota, used_bytes(p_repo)
-              USING ERRCODE = 'HF009';
+              USING ERRCODE = 'HF010';
     END IF;
     INSERT INTO usage_changes (repo_id, bytes) VALUES (p_repo, p_bytes);
 END
@@ -823,6 +864,26 @@ BEGIN
 END
 $$;
 
+-- Let a statement do less than it could, because whoever asked may not: p_limits are words, 'overwrite' for what may not
+-- overwrite an artifact with other content, 'folder' for what may not delete a folder (HF008). It holds until the
+-- transaction's end. Returns p_repo, so that a function that takes it is called after this.
+CREATE FUNCTION limit_to(p_limits text, p_repo integer)
+RETURNS integer LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM set_config('holdfast.limits', p_limits, true);
+    RETURN p_repo;
+END
+$$;
+
+CREATE FUNCTION refuse_beyond_limit(p_word text, p_path text)
+RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF p_word = ANY (string_to_array(current_setting('holdfast.limits', true), ' ')) THEN
+        RAISE EXCEPTION '%', p_path USING ERRCODE = 'HF008';
+    END IF;
+END
+$$;
+
 -- Let an artifact refer to a blob that the caller has locked; what it overwrites goes to the trash, or its blob is
 -- released. Returns that blob. Where nothing may be overwritten, the same content again, from somebody who repeats what
 -- was done, leaves the artifact as it is but for its properties. SQLSTATE HF001: a folder is where the artifact should
@@ -833,8 +894,9 @@ CREATE FUNCTION put_artifact(
 )
 RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
-    v_old  bigint;
-    v_kept boolean;
+    v_old        bigint;
+    v_kept       boolean;
+    v_properties jsonb;
 BEGIN
     IF NOT ensure_folder(p_repo, p_folder, p_principal) THEN
         RAISE EXCEPTION 'a parent of % is an artifact', p_name USING ERRCODE = 'HF001';
@@ -846,11 +908,14 @@ BEGIN
         ON CONFLICT (repo_id, folder, name) DO NOTHING;
         EXIT WHEN FOUND;
         -- Known only once it is locked: of two first uploads of a path, the second releases the first one's blob.
-        SELECT a.blob_id INTO v_old FROM artifacts a
+        SELECT a.blob_id, a.properties INTO v_old, v_properties FROM artifacts a
           WHERE a.repo_id = p_repo AND a.folder = p_folder AND a.name = p_name FOR NO KEY UPDATE;
         CONTINUE WHEN NOT FOUND;
         IF v_old IS NULL THEN
             RAISE EXCEPTION '% is a folder', p_name USING ERRCODE = 'HF001';
+        END IF;
+        IF v_old <> p_blob OR v_properties <> p_properties THEN
+            PERFORM refuse_beyond_limit('overwrite', concat_ws('/', nullif(p_folder, ''), p_name));
         END IF;
         IF v_old <> p_blob THEN
             v_kept := throw_away(p_repo, p_folder, p_name, p_principal);
@@ -878,8 +943,8 @@ $$;
 -- Outcomes: 'adopted' (our replicas are now the blob's), 'deduplicated' (the confirmed ones suffice,
 -- ours may be deleted), 'confirm' (content is known and p_confirmed is NULL: nothing was done; ask
 -- the shards of the replicas returned and call again), 'too_old', 'no_repository'. SQLSTATE HF001: a
--- folder is where the artifact should be, or the other way round; HF001, HF008 (nothing may be overwritten there),
--- HF009 (the quota) and 23505 (a generation was condemned before it was committed) leave nothing behind.
+-- folder is where the artifact should be, or the other way round; HF001, HF009 (nothing may be overwritten there),
+-- HF010 (the quota) and 23505 (a generation was condemned before it was committed) leave nothing behind.
 CREATE FUNCTION commit_upload(
     p_upload       uuid,
     p_started      timestamptz,
@@ -1106,7 +1171,7 @@ $$;
 -- the file is there; of these so many copies and zones must still be good, or the bytes are wanted.
 --
 -- Outcomes: 'linked', 'unknown' (the blob is gone, or has too few copies: nothing was done), 'no_repository'. HF001,
--- HF008 and HF009 as in commit_upload.
+-- HF009 and HF010 as in commit_upload.
 CREATE FUNCTION deploy_known(
     p_upload      uuid,
     p_started     timestamptz,
@@ -1286,6 +1351,7 @@ BEGIN
             PERFORM release_blob(v_blob);
         END IF;
     ELSE
+        PERFORM refuse_beyond_limit('folder', v_path);
         PERFORM pg_advisory_xact_lock(1, p_repo);
         gone := take_out(p_repo, v_path || '/', v_path || '0', p_max, p_principal);
         IF gone < p_max THEN
@@ -1322,7 +1388,7 @@ $$;
 
 -- Bring one thing back from the trash, to p_folder/p_name of p_repo. Outcomes: 'restored'; 'exists',
 -- when an artifact is there and p_replace is false (with it, that one goes to the trash); 'gone', when
--- it is in the trash no more. SQLSTATE HF001, HF008 and HF009 as in commit_upload.
+-- it is in the trash no more. SQLSTATE HF001, HF009 and HF010 as in commit_upload.
 CREATE FUNCTION restore_trash(
     p_trash bigint, p_repo integer, p_folder text, p_name text, p_replace boolean, p_principal text, p_request text
 )
@@ -1401,19 +1467,18 @@ DECLARE
     v_low    text := CASE WHEN v_inside THEN p_after_folder WHEN v_path = '' THEN chr(1) ELSE v_path || '/' END;
     v_count  bigint;
     v_left   bigint := p_max;
-    v_includes text;
-    v_excludes text;
+    v_regex  text;
 BEGIN
-    SELECT r.includes_regex, r.excludes_regex INTO v_includes, v_excludes FROM repositories r WHERE r.id = p_repo;
+    SELECT r.paths_regex INTO v_regex FROM repositories r WHERE r.id = p_repo;
     RETURN QUERY SELECT a.* FROM artifacts a
       WHERE a.repo_id = p_repo AND a.folder = p_folder AND a.name = p_name
         AND (a.folder, a.name) > (p_after_folder, p_after_name)
-        AND (a.blob_id IS NULL OR shows(v_includes, v_excludes, a.folder, a.name));
+        AND (a.blob_id IS NULL OR shows(v_regex, a.folder, a.name));
     GET DIAGNOSTICS v_count = ROW_COUNT;
     v_left := v_left - v_count;
     RETURN QUERY SELECT a.* FROM artifacts a
       WHERE a.repo_id = p_repo AND a.folder = v_path AND (a.folder, a.name) > (p_after_folder, p_after_name)
-        AND (a.blob_id IS NULL OR shows(v_includes, v_excludes, a.folder, a.name))
+        AND (a.blob_id IS NULL OR shows(v_regex, a.folder, a.name))
       ORDER BY a.folder, a.name LIMIT v_left;
     GET DIAGNOSTICS v_count = ROW_COUNT;
     v_left := v_left - v_count;
@@ -1421,7 +1486,7 @@ BEGIN
         RETURN QUERY SELECT a.* FROM artifacts a
           WHERE a.repo_id = p_repo AND (a.folder, a.name) > (v_low, CASE WHEN v_inside THEN p_after_name ELSE '' END)
             AND a.folder < CASE WHEN v_path = '' THEN repeat(chr(1114111), 100) ELSE v_path || '0' END
-            AND (a.blob_id IS NULL OR shows(v_includes, v_excludes, a.folder, a.name))
+            AND (a.blob_id IS NULL OR shows(v_regex, a.folder, a.name))
           ORDER BY a.folder, a.name LIMIT v_left;
     END IF;
 END
@@ -1471,12 +1536,13 @@ $$;
 
 -- Copy or move one artifact or folder to p_to_folder/p_to_name of p_to, as it is, with its properties. Of a folder only
 -- the folder. Outcomes: 'done'; 'same', when it is there already; 'gone', when there is nothing to be copied; 'conflict',
--- when a folder is where an artifact should be, or the other way round; 'overwrite', 'pattern' and 'quota', when the
--- target's repository refuses it, 'delete', when the source's does. What was in the place goes to the trash.
--- The caller shares the locks of both repositories.
+-- when a folder is where an artifact should be, or the other way round; 'forbidden', when another artifact is there and
+-- may not be overwritten by whoever asks; 'overwrite', 'pattern' and 'quota', when the target's repository refuses it,
+-- 'delete', when the source's does. What was in the place goes to the trash. The caller shares the locks of both
+-- repositories.
 CREATE FUNCTION transfer_item(
     p_move boolean, p_from integer, p_folder text, p_name text, p_to integer, p_to_folder text, p_to_name text,
-    p_principal text
+    p_principal text, p_may_overwrite boolean DEFAULT true
 )
 RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
@@ -1502,7 +1568,7 @@ BEGIN
         RETURN 'done';
     END IF;
     SELECT r.* INTO v_target FROM repositories r WHERE r.id = p_to;
-    IF NOT shows(v_target.includes_regex, v_target.excludes_regex, p_to_folder, p_to_name) THEN
+    IF NOT shows(v_target.paths_regex, p_to_folder, p_to_name) THEN
         RETURN 'pattern';
     END IF;
     IF p_move AND NOT (SELECT r.allow_delete FROM repositories r WHERE r.id = p_from) THEN
@@ -1541,6 +1607,9 @@ BEGIN
         IF NOT v_target.allow_overwrite THEN
             RETURN 'overwrite';
         END IF;
+        IF NOT p_may_overwrite AND (v_old.blob_id <> v_row.blob_id OR v_old.properties <> v_row.properties) THEN
+            RETURN 'forbidden';
+        END IF;
         IF v_old.blob_id <> v_row.blob_id THEN
             v_kept := throw_away(p_to, p_to_folder, p_to_name, p_principal);
         END IF;
@@ -1573,6 +1642,7 @@ $$;
 CREATE FUNCTION transfer_page(
     p_move boolean, p_fail_fast boolean, p_from integer, p_folder text, p_name text, p_to integer, p_target text,
     p_after_folder text, p_after_name text, p_max bigint, p_path_bytes integer, p_principal text, p_request text,
+    p_from_limit text DEFAULT NULL, p_to_limit text DEFAULT NULL, p_overwrite_limit text DEFAULT NULL,
     OUT seen bigint, OUT artifacts bigint, OUT folders bigint, OUT last_folder text, OUT last_name text,
     OUT failed text[], OUT reasons text[], OUT stopped boolean
 )
@@ -1585,6 +1655,7 @@ DECLARE
     v_to      text;
     v_outcome text;
     v_raised  bigint;
+    v_path    text;
 BEGIN
     seen := 0;
     artifacts := 0;
@@ -1605,17 +1676,20 @@ BEGIN
         seen := seen + 1;
         last_folder := v_row.folder;
         last_name := v_row.name;
-        v_to := concat_ws('/', nullif(v_row.folder, ''), v_row.name);
+        v_path := concat_ws('/', nullif(v_row.folder, ''), v_row.name);
         v_to := concat_ws('/', nullif(p_target, ''),
-                          nullif(substr(v_to, length(v_source) + CASE WHEN v_source = '' THEN 1 ELSE 2 END), ''));
+                          nullif(substr(v_path, length(v_source) + CASE WHEN v_source = '' THEN 1 ELSE 2 END), ''));
         IF octet_length(v_to) > p_path_bytes THEN
             v_outcome := 'length';
+        ELSIF v_path !~ p_from_limit OR v_to !~ p_to_limit THEN
+            v_outcome := CASE WHEN v_row.blob_id IS NULL THEN 'gone' ELSE 'forbidden' END;
         ELSE
             v_outcome := transfer_item(p_move, p_from, v_row.folder, v_row.name, p_to,
                                        coalesce(substring(v_to FROM '^(.*)/[^/]*$'), ''),
-                                       substring(v_to FROM '[^/]*$'), p_principal);
+                                       substring(v_to FROM '[^/]*$'), p_principal,
+                                       v_to ~ coalesce(p_overwrite_limit, ''));
         END IF;
-        IF v_outcome IN ('conflict', 'length', 'overwrite', 'pattern', 'quota', 'delete') THEN
+        IF v_outcome IN ('conflict', 'length', 'forbidden', 'overwrite', 'pattern', 'quota', 'delete') THEN
             failed := failed || v_to;
             reasons := reasons || v_outcome;
             stopped := p_fail_fast;
@@ -2687,6 +2761,14 @@ CREATE TRIGGER repositories_announced AFTER INSERT OR UPDATE OR DELETE ON reposi
 CREATE TRIGGER users_announced AFTER INSERT OR UPDATE OR DELETE ON users
     FOR EACH STATEMENT EXECUTE FUNCTION announce_change();
 CREATE TRIGGER tokens_announced AFTER INSERT OR UPDATE OR DELETE ON tokens
+    FOR EACH STATEMENT EXECUTE FUNCTION announce_change();
+CREATE TRIGGER groups_announced AFTER INSERT OR UPDATE OR DELETE ON groups
+    FOR EACH STATEMENT EXECUTE FUNCTION announce_change();
+CREATE TRIGGER group_members_announced AFTER INSERT OR UPDATE OR DELETE ON group_members
+    FOR EACH STATEMENT EXECUTE FUNCTION announce_change();
+CREATE TRIGGER permission_targets_announced AFTER INSERT OR UPDATE OR DELETE ON permission_targets
+    FOR EACH STATEMENT EXECUTE FUNCTION announce_change();
+CREATE TRIGGER permission_grants_announced AFTER INSERT OR UPDATE OR DELETE ON permission_grants
     FOR EACH STATEMENT EXECUTE FUNCTION announce_change();
 CREATE TRIGGER shards_announced AFTER INSERT OR DELETE ON shards
     FOR EACH STATEMENT EXECUTE FUNCTION announce_change();

@@ -55,6 +55,8 @@ class DeployRequest:
     request_id: str
     properties: Mapping[str, Sequence[str]]
     declared: DeclaredDigests
+    may_overwrite: bool = True
+    """Whether another artifact may be in the place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +129,7 @@ class Artifacts:
     ) -> Deployed:
         """Store ``body``, of ``length`` where it is known, and make it visible at ``request.at``, or change nothing.
 
-        Raises ``NotFound``, ``ChecksumMismatch``, ``BodyTooLarge``, ``PathConflict``,
+        Raises ``NotFound``, ``ChecksumMismatch``, ``BodyTooLarge``, ``PathConflict``, ``NotPermitted``,
         ``WriteQuorumNotMet``, ``OutcomeUnknown``, ``CatalogueUnavailable``, ``Overloaded``, ``ReadOnly``.
         """
         if self._uploads >= self._settings.now.uploads_in_flight_max:
@@ -171,6 +173,7 @@ class Artifacts:
                 blob_uid=upload.uid,
                 digests=digests,
                 redundancy=policy.redundancy,
+                may_overwrite=request.may_overwrite,
             )
             try:
                 created_at = await self._commit(deployment, placement)
@@ -336,10 +339,10 @@ class Artifacts:
         await rows.make_folder(self._database, repository.id, at.path, principal=principal, request_id=request_id)
         return await self.get(at)
 
-    async def delete(self, at: ArtifactPath, *, principal: str, request_id: str) -> None:
-        """Delete an artifact, or a folder with everything in it.
+    async def delete(self, at: ArtifactPath, *, principal: str, request_id: str, folders: bool = True) -> None:
+        """Delete an artifact or, with ``folders``, a folder with everything in it.
 
-        Raises ``NotFound``, ``CatalogueUnavailable``, ``ReadOnly``.
+        Raises ``NotFound``, ``NotPermitted``, ``CatalogueUnavailable``, ``ReadOnly``.
         """
         repository = await self._repositories.get(at.repository)
         try:
@@ -350,6 +353,7 @@ class Artifacts:
                 at.name,
                 principal=principal,
                 request_id=request_id,
+                folders=folders,
                 check=lambda: require_writable(self._settings, begun=True),
             )
         finally:

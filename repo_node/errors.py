@@ -14,13 +14,14 @@ from repo_node.db.errors import (
     CatalogueError,
     ChangesRefused,
     Immutable,
+    NotPermitted,
     OutcomeUnknown,
     QuotaExceeded,
 )
 from repo_node.db.properties import TooManyProperties
 from repo_node.db.repositories import BadRepository, RepositoryExists
 from repo_node.db.searches import SearchTooLong
-from repo_node.paths import BadPath
+from repo_node.paths import ArtifactPath, BadPath
 from repo_node.settings import SettingError
 from sharding.errors import BlobUnavailable, StoreError, WriteQuorumNotMet
 
@@ -71,7 +72,13 @@ class Unauthenticated(RequestError):
 
 
 class Forbidden(RequestError):
+    """``at`` is the path whose existence may have to be hidden from whoever it is told."""
+
     status = 403
+
+    def __init__(self, message: str, at: ArtifactPath | None = None) -> None:
+        super().__init__(message)
+        self.at = at
 
 
 def absent(what: NotFound, *, fresh: bool) -> NotFound | AbsenceInDoubt:
@@ -107,6 +114,10 @@ def answer_for(error: Exception) -> Answer | None:
             return Answer(400, f"Bad setting: {error}.")
         case PathConflict():
             return Answer(409, f"Path conflict: {error}. Nothing was stored.")
+        case NotPermitted():
+            return Answer(
+                403, f"Not enough permissions to delete or overwrite {error}: it needs the permission delete."
+            )
         case TooManyProperties():
             return Answer(400, f"{error} would have more properties than properties_bytes_max allows.")
         case SearchTooLong():

@@ -85,6 +85,12 @@ class Settings(BaseModel):
     heartbeat_seconds: float = Field(2, ge=0.1, le=60, description="between two heartbeats of a node")
     node_down_seconds: float = Field(10, ge=0.5, le=600, description="silence after which a node counts as down")
     password_cache_seconds: float = Field(60, ge=0, le=3600, description="how long a checked password is remembered")
+    anonymous_access: bool = Field(
+        False, description="whether who brings no credentials has the rights of the user anonymous"
+    )
+    hide_unauthorised_resources: bool = Field(
+        False, description="whether who may not read a path hears that nothing is there, rather than a refusal"
+    )
     stale_seconds_max: float = Field(
         300, ge=0, le=86_400, description="how long reads go on from memory while Postgres is away; 0: not at all"
     )

@@ -27,6 +27,22 @@ FAILURES_TOLD_MAX = 100
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """Regular expressions for the paths that may leave, come, and be overwritten; None for all.
+
+    ``prunes``: whether the folders that a move leaves empty may go.
+    """
+
+    source: str | None = None
+    target: str | None = None
+    overwritten: str | None = None
+    prunes: bool = True
+
+
+NO_LIMITS = Limits()
+
+
+@dataclass(frozen=True, slots=True)
 class TransferRequest:
     """``into``: the target was written with a slash at its end, and is a folder for an artifact."""
 
@@ -38,6 +54,7 @@ class TransferRequest:
     fail_fast: bool
     principal: str
     request_id: str
+    limits: Limits = NO_LIMITS
 
 
 @dataclass(slots=True)
@@ -48,6 +65,7 @@ class Transferred:
     artifacts: int = 0
     folders: int = 0
     failures: int = 0
+    forbidden: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -84,10 +102,11 @@ class Transfers:
         if is_folder and not request.dry:
             target = await self._known(lambda: rows.begin(self._database, identity, target))
         by = (request.principal, request.request_id)
-        transfer = Transfer(request.move, from_repository.id, source.path, to_repository.id, target, *by)
+        limits = (request.limits.source, request.limits.target, request.limits.overwritten)
+        transfer = Transfer(request.move, from_repository.id, source.path, to_repository.id, target, *by, limits)
         try:
             done = await self._walk(transfer, request)
-            if request.move and is_folder and not request.dry:
+            if request.move and is_folder and request.limits.prunes and not request.dry:
                 crash_point("transfer.walked")
                 await self._known(lambda: rows.prune(self._database, transfer, items_max=PAGE))
         finally:
@@ -147,6 +166,7 @@ def add(done: Transferred, page: rows.Page) -> None:
     done.artifacts += page.artifacts
     done.folders += page.folders
     done.failures += len(page.failed)
+    done.forbidden += sum(reason == "forbidden" for _, reason in page.failed)
     done.failed += page.failed[: FAILURES_TOLD_MAX - len(done.failed)]
 
 

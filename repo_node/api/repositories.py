@@ -13,16 +13,16 @@ from repo_node.db.repositories import LOCAL, Configuration, Repository
 from repo_node.errors import RequestError
 from repo_node.web.body import read_json
 from repo_node.web.context import REQUEST_ID, SERVICES, TARGET, base_url, principal_of
-from repo_node.web.routes import Routes
+from repo_node.web.routes import ANYWHERE, Place, Routes
 
 BASE = "/artifactory/api/repositories"
 
 
 def add_routes(routes: Routes) -> None:
-    routes.add("GET", BASE, list_all, Permission.READ)
+    routes.add("GET", BASE, list_all, Permission.READ, at=ANYWHERE)
     # Before the one of a key: no repository is called so.
     routes.add("GET", f"{BASE}/configurations", configurations, Permission.ADMIN)
-    routes.add("GET", f"{BASE}/{{key}}", read, Permission.READ)
+    routes.add("GET", f"{BASE}/{{key}}", read, Permission.READ, at=Place(3, below=True))
     routes.add("PUT", f"{BASE}/{{key}}", create, Permission.ADMIN)
     routes.add("POST", f"{BASE}/{{key}}", change, Permission.ADMIN)
     routes.add("DELETE", f"{BASE}/{{key}}", delete, Permission.ADMIN)
@@ -45,7 +45,9 @@ async def asked_for(request: web.Request, class_parameter: str) -> list[Reposito
 
 async def list_all(request: web.Request) -> web.StreamResponse:
     base = base_url(request)
-    return json_response([list_entry(base, repository) for repository in await asked_for(request, "type")])
+    scope = principal_of(request).readable()
+    found = [one for one in await asked_for(request, "type") if scope.reaches(one.key)]
+    return json_response([list_entry(base, repository) for repository in found])
 
 
 async def configurations(request: web.Request) -> web.StreamResponse:

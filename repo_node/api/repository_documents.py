@@ -9,13 +9,13 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from repo_node.api.documents import PlainText, first_fault
 from repo_node.db.repositories import LOCAL, VIRTUAL, Repository
 from repo_node.errors import RequestError
-from repo_node.path_patterns import check_patterns
 
 Digest = Literal["sha256", "sha1", "md5"]
 DIGESTS: tuple[Digest, ...] = get_args(Digest)
 ChecksumPolicy = Literal["client-checksums", "server-generated-checksums"]
 
 MEMBERS_MAX = 100
+PATTERN_CHARACTERS_MAX = 4_096
 BYTES_MAX = (1 << 63) - 1
 
 
@@ -24,6 +24,15 @@ def check_digests(names: list[Digest]) -> list[Digest]:
     if "sha256" not in names:
         raise ValueError("sha256 is always computed: it names the content")
     return [name for name in DIGESTS if name in names]
+
+
+def check_patterns(text: str) -> str:
+    """Return a list of patterns without what surrounds it. Raises ``ValueError``."""
+    if len(text) > PATTERN_CHARACTERS_MAX:
+        raise ValueError(f"a list of patterns has at most {PATTERN_CHARACTERS_MAX} characters")
+    if any(not character.isprintable() or character == "\\" for character in text):
+        raise ValueError("a pattern has no control characters and no backslash: no path has")
+    return text.strip()
 
 
 Digests = Annotated[list[Digest], AfterValidator(check_digests)]

@@ -95,7 +95,7 @@ RESOLVE = Statement(
       LEFT JOIN LATERAL (
             SELECT * FROM artifacts f
              WHERE f.repo_id = r.id AND f.folder = $2 AND f.name = $3
-               AND (f.blob_id IS NULL OR shows(r.includes_regex, r.excludes_regex, f.folder, f.name)) OFFSET 0
+               AND (f.blob_id IS NULL OR shows(r.paths_regex, f.folder, f.name)) OFFSET 0
            ) a ON true
       LEFT JOIN LATERAL (SELECT * FROM blobs f WHERE f.id = a.blob_id OFFSET 0) b ON true
       LEFT JOIN LATERAL (
@@ -110,7 +110,7 @@ CHILDREN = Statement(
     """
     SELECT a.name, a.blob_id IS NULL AS is_folder FROM artifacts a JOIN repositories r ON r.id = a.repo_id
      WHERE a.repo_id = $1 AND a.folder = $2 AND a.name > $3
-       AND (a.blob_id IS NULL OR shows(r.includes_regex, r.excludes_regex, a.folder, a.name))
+       AND (a.blob_id IS NULL OR shows(r.paths_regex, a.folder, a.name))
      ORDER BY a.name LIMIT $4
     """,
 )
@@ -133,6 +133,13 @@ MAKE_FOLDER = Statement(
     """,
 )
 DELETE = Statement("item_delete", "SELECT gone, done FROM require_writable(), delete_step($1, $2, $3, $6, $4, $5)")
+DELETE_ARTIFACT = Statement(
+    "artifact_delete",
+    """
+    SELECT gone, done
+      FROM require_writable(), limit_to('folder', $1) AS l (repo), delete_step(l.repo, $2, $3, $6, $4, $5)
+    """,
+)
 
 DELETE_PAGE = 5_000
 """Rows that one step of a deletion removes: it keeps others from its repository for a fraction of a second."""
@@ -211,9 +218,12 @@ async def delete(
     *,
     principal: str,
     request_id: str,
+    folders: bool = True,
     check: Callable[[], object] = lambda: None,
 ) -> int:
     """Delete an artifact, or a folder with all in it; returns how many items went, 0 when there was none.
+
+    Without ``folders``, a folder raises ``NotPermitted``.
 
     A large folder goes in steps, from its end; one that is interrupted has lost a part, and goes on when asked again.
     ``check`` is asked before each step, and ends the rest by raising.
@@ -221,7 +231,8 @@ async def delete(
     items = 0
     while True:
         check()
-        row: Any = await database.write(DELETE, repository_id, folder, name, principal, request_id, DELETE_PAGE)
+        statement = DELETE if folders else DELETE_ARTIFACT
+        row: Any = await database.write(statement, repository_id, folder, name, principal, request_id, DELETE_PAGE)
         items += int(row["gone"])
         if row["done"]:
             return items

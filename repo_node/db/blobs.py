@@ -44,6 +44,8 @@ class Deployment:
     blob_uid: UUID
     digests: BlobDigests
     redundancy: int
+    may_overwrite: bool = True
+    """Whether an artifact with other content or properties may be in the place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,15 @@ COMMIT = Statement(
     SELECT outcome, created_at, existing_shards, existing_generations
       FROM require_writable(),
            commit_upload($1, $2, $3, $4, $5, $6, $7::jsonb, $8, $9, $10, $11, $12, $13, $14, $15, $16,
+                         $17::smallint[], $18::uuid[], $19, $20::uuid[])
+    """,
+)
+COMMIT_WITHOUT_OVERWRITING = Statement(
+    "upload_commit_new",
+    """
+    SELECT outcome, created_at, existing_shards, existing_generations
+      FROM require_writable(), limit_to('overwrite', $4) AS l (repo),
+           commit_upload($1, $2, $3, l.repo, $5, $6, $7::jsonb, $8, $9, $10, $11, $12, $13, $14, $15, $16,
                          $17::smallint[], $18::uuid[], $19, $20::uuid[])
     """,
 )
@@ -103,12 +114,12 @@ async def commit_upload(
 
     ``short`` asks for a repair; ``confirmed`` are the generations of existing replicas whose shards
     confirmed the file during this upload, None when none was asked. Raises ``PathConflict``,
-    ``OutcomeUnknown``, ``CatalogueUnavailable``.
+    ``NotPermitted``, ``OutcomeUnknown``, ``CatalogueUnavailable``.
     """
     digests = deployment.digests
     with refusing_conflicts():
         row: Any = await database.write(
-            COMMIT,
+            COMMIT if deployment.may_overwrite else COMMIT_WITHOUT_OVERWRITING,
             deployment.upload,
             deployment.started_at,
             timedelta(seconds=age_max_seconds),

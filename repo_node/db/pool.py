@@ -24,6 +24,7 @@ from repo_node.db.errors import (
     ChangesRefused,
     Immutable,
     NoSchema,
+    NotPermitted,
     OutcomeUnknown,
     QuotaExceeded,
     RacesLost,
@@ -32,7 +33,7 @@ from repo_node.db.servers import BROKEN, SESSION, Servers, describe, drop
 
 T = TypeVar("T")
 
-REFUSALS = {"HF006": ChangesRefused, "HF008": Immutable, "HF009": QuotaExceeded}
+REFUSALS = {"HF006": ChangesRefused, "HF008": NotPermitted, "HF009": Immutable, "HF010": QuotaExceeded}
 """SQLSTATEs by which the functions of schema.sql refuse a write, wherever it comes from, and what they raise here."""
 
 RETRIED = (

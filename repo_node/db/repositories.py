@@ -6,15 +6,30 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import lru_cache
 from typing import Any
 
 import asyncpg
 
+from repo_node.auth.path_patterns import EVERYTHING, NEVER, PathPatterns, expression_of
 from repo_node.db.artifacts import DELETE_PAGE
 from repo_node.db.errors import CatalogueError
 from repo_node.db.pool import Database, Statement
-from repo_node.path_patterns import ALL, NOTHING, accepts, lets_all_in, sql_regex
 from sharding.model import ALL_DIGESTS
+
+ALL = "**/*"
+"""The include pattern of who says nothing: it keeps nothing out."""
+
+PATTERNS_KEPT = 4_096
+
+
+@lru_cache(PATTERNS_KEPT)
+def patterns_of(includes: str, excludes: str) -> PathPatterns:
+    """Read lists of patterns, separated by commas."""
+    listed = [pattern.strip() for pattern in includes.split(",")]
+    # Every artifact has a name: this is everything, and costs no comparison.
+    listed = [EVERYTHING if pattern == ALL else pattern for pattern in listed]
+    return PathPatterns.of(listed, [pattern.strip() for pattern in excludes.split(",")])
 
 
 class RepositoryExists(CatalogueError):
@@ -52,7 +67,14 @@ class Configuration:
 
     def accepts(self, path: str) -> bool:
         """Say whether the patterns let in an artifact at ``path``."""
-        return not self.blacked_out and accepts(self.includes_pattern, self.excludes_pattern, path)
+        return not self.blacked_out and patterns_of(self.includes_pattern, self.excludes_pattern).allow(path)
+
+    @property
+    def paths_regex(self) -> str | None:
+        """The same as Postgres reads it; None where nothing is kept out."""
+        if self.blacked_out:
+            return NEVER
+        return expression_of([patterns_of(self.includes_pattern, self.excludes_pattern)])
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,7 +99,7 @@ LOCAL, VIRTUAL = "local", "virtual"
 
 # In the order of ``values_of``.
 CONFIGURED = (
-    "description, notes, layout, includes_pattern, excludes_pattern, includes_regex, excludes_regex, checksum_policy, "
+    "description, notes, layout, includes_pattern, excludes_pattern, paths_regex, checksum_policy, "
     "blacked_out, priority, allow_overwrite, allow_delete, redundancy, trash, digests, quota_bytes"
 )
 COLUMNS = """
@@ -110,10 +132,10 @@ USED_BESIDE = Statement(
 )
 INSERT = f"""
     INSERT INTO repositories (key, rclass, package_type, created_by, {CONFIGURED})
-    VALUES ($1, $2, $3, $4, {", ".join(f"${n}" for n in range(5, 21))}) RETURNING id
+    VALUES ($1, $2, $3, $4, {", ".join(f"${n}" for n in range(5, 20))}) RETURNING id
 """
 UPDATE = f"""
-    UPDATE repositories SET ({CONFIGURED}) = ROW({", ".join(f"${n}" for n in range(2, 18))}) WHERE id = $1
+    UPDATE repositories SET ({CONFIGURED}) = ROW({", ".join(f"${n}" for n in range(2, 17))}) WHERE id = $1
 """
 # Whoever makes or changes a virtual repository does so alone: two could make a circle together.
 LOCK_MEMBERS = "SELECT pg_advisory_xact_lock(5, 0)"
@@ -155,8 +177,7 @@ def values_of(one: Configuration) -> tuple[Any, ...]:
         one.layout,
         one.includes_pattern,
         one.excludes_pattern,
-        includes_regex(one),
-        sql_regex(one.excludes_pattern),
+        one.paths_regex,
         one.checksum_policy,
         one.blacked_out,
         one.priority,
@@ -167,12 +188,6 @@ def values_of(one: Configuration) -> tuple[Any, ...]:
         list(one.digests),
         one.quota_bytes,
     )
-
-
-def includes_regex(one: Configuration) -> str | None:
-    if one.blacked_out:
-        return NOTHING
-    return None if lets_all_in(one.includes_pattern) else sql_regex(one.includes_pattern)
 
 
 async def list_all(database: Database) -> list[Repository]:

@@ -28,6 +28,8 @@ class Transfer:
     target: str
     principal: str
     request_id: str
+    limits: tuple[str | None, str | None, str | None] = (None, None, None)
+    """What the paths at the source, at the target and of what is overwritten must match."""
 
     @property
     def source_place(self) -> tuple[str, str]:
@@ -77,7 +79,8 @@ PAGE = Statement(
     "transfer_page",
     """
     SELECT p.seen, p.artifacts, p.folders, p.last_folder, p.last_name, p.failed, p.reasons, p.stopped
-      FROM require_writable(), transfer_page($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) p
+      FROM require_writable(), transfer_page($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,
+                                             $14, $15, $16) p
     """,
 )
 PRUNE = Statement(
@@ -132,6 +135,7 @@ async def page(
         path_bytes_max,
         transfer.principal,
         transfer.request_id,
+        *transfer.limits,
     )
 
     async def and_undo(connection: asyncpg.Connection) -> asyncpg.Record:
