@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from repo_node.auth.read_scope import EVERYTHING, ReadScope
+from repo_node.blob_catalogue import CatalogueOfBlob
 from repo_node.checksums import Content, DeclaredDigests
 from repo_node.db import artifacts as rows
-from repo_node.db import blobs
-from repo_node.db.artifacts import Blob, Child, Item
+from repo_node.db.artifacts import Blob, Item
 from repo_node.db.blobs import CommitOutcome, CommitResult, Deployment
 from repo_node.db.commit_groups import CommitGroups, UploadToCommit
-from repo_node.db.errors import AbsenceInDoubt, CatalogueUnavailable, OutcomeUnknown
+from repo_node.db.errors import CatalogueUnavailable, OutcomeUnknown
 from repo_node.db.lookups import LookUps
 from repo_node.db.pool import Database
 from repo_node.errors import BodyTooLarge, NotFound, Overloaded, RequestError, absent
@@ -27,15 +26,14 @@ from repo_node.outcome import Known, until_known
 from repo_node.paths import ArtifactPath
 from repo_node.read_only import require_writable
 from repo_node.recent import Found, RecentItems
-from repo_node.repositories import Repositories, no_repository
+from repo_node.repositories import Repositories
+from repo_node.resolution import Hearing, Resolution
 from repo_node.settings import LiveSettings
 from sharding.background import Background
 from sharding.commit import Placement
 from sharding.crash_points import crash_point
-from sharding.errors import ReplicaCorrupt, ReplicaMissing
 from sharding.identifiers import uuid7
-from sharding.maintenance.catalogue import StoredBlob
-from sharding.model import BLOCK_DIGEST_BYTES, EXTRA_DIGESTS, Buffer, Replica, block_count
+from sharding.model import EXTRA_DIGESTS, Buffer
 from sharding.provider import ShardingProvider
 from sharding.reader import BlobReader, BlobToRead
 from sharding.upload import Upload
@@ -71,18 +69,8 @@ class Deployed:
     """Digests that the client declared otherwise, to a repository that trusts its own alone."""
 
 
-class Pulse(Protocol):
+class Pulse(Hearing, Protocol):
     """What a node's heartbeats tell."""
-
-    @property
-    def is_fresh(self) -> bool:
-        """Whether heartbeats and announcements come back."""
-        ...
-
-    @property
-    def silence_seconds(self) -> float:
-        """How long ago the last heartbeat came back, or was refused with a reason."""
-        ...
 
     def database_time(self) -> datetime:
         """Return the database's time without asking it, rather too early than too late."""
@@ -111,7 +99,7 @@ class Artifacts:
         pulse: Pulse,
     ) -> None:
         self._database = database
-        self._look_ups = look_ups
+        self._resolution = Resolution(look_ups, repositories, settings, metrics, recent, pulse)
         self._store = store
         self._repositories = repositories
         self._recent = recent
@@ -263,58 +251,13 @@ class Artifacts:
 
     # ------------------------------------------------------------------ downloads
 
-    async def get(self, at: ArtifactPath) -> Item:
-        """Return the artifact or folder at a path. Raises ``NotFound``, ``CatalogueUnavailable``."""
-        settings = self._settings.now
-        if self._pulse.silence_seconds > max(settings.stale_seconds_max, settings.node_down_seconds):
-            # What answers may be a server that a failover has left behind.
-            raise CatalogueUnavailable("Postgres has confirmed no heartbeat for too long to be believed")
-        found = await self._look_ups.resolve(at)
-        if found.item is not None:
-            return found.item
-        missing = no_repository(at.repository) if found.repository_id is None else NotFound("File not found.")
-        raise absent(missing, fresh=self._pulse.is_fresh)
+    async def get(self, at: ArtifactPath, scope: ReadScope = EVERYTHING) -> Item:
+        """Return the artifact or folder at a path. Contract as ``Resolution.get``."""
+        return await self._resolution.get(at, scope)
 
-    async def get_lately(self, at: ArtifactPath) -> Found:
-        """Return what is at a path or, while Postgres is away, what it told of it lately. Errors as ``get``."""
-        mark, asked_at, fresh = self._recent.mark(at), time.monotonic(), self._pulse.is_fresh
-        try:
-            item = await self._ask(at, patiently=fresh)
-        except (NotFound, AbsenceInDoubt):
-            # In doubt too: what Postgres may well have seen deleted must not come back.
-            self._recent.forget(at)
-            raise
-        except (CatalogueUnavailable, TimeoutError) as error:
-            if (known := self._recent.find(at)) is None or self._has_been_heard_since(asked_at):
-                raise CatalogueUnavailable(str(error) or "Postgres did not answer in time") from error
-            self._metrics.stale_reads.inc()
-            return known
-        if fresh:
-            self._recent.keep(at, item, mark, asked_at)
-        elif (silence_seconds := self._pulse.silence_seconds) > self._settings.now.node_down_seconds:
-            self._metrics.stale_reads.inc()
-            return Found(item, silence_seconds)
-        return Found(item)
-
-    def _has_been_heard_since(self, asked_at: float) -> bool:
-        """Say whether Postgres is there, and only this node's pool has no connection to it that works."""
-        return self._pulse.is_fresh and self._pulse.silence_seconds < time.monotonic() - asked_at
-
-    async def _ask(self, at: ArtifactPath, *, patiently: bool) -> Item:
-        """Ask Postgres; where memory could answer too, for ``stale_after_seconds`` in the end.
-
-        One failure while heartbeats come back says little: a single connection may have broken.
-        """
-        if patiently or self._recent.find(at) is None:
-            try:
-                return await self.get(at)
-            except AbsenceInDoubt:
-                raise
-            except CatalogueUnavailable:
-                if self._recent.find(at) is None:
-                    raise
-        async with asyncio.timeout(self._settings.now.stale_after_seconds):
-            return await self.get(at)
+    async def get_lately(self, at: ArtifactPath, scope: ReadScope = EVERYTHING) -> Found:
+        """Return what is, or lately was, at a path. Contract as ``Resolution.get_lately``."""
+        return await self._resolution.get_lately(at, scope)
 
     def open(self, blob: Blob) -> BlobReader:
         """Return a reader of the artifact's bytes."""
@@ -323,19 +266,9 @@ class Artifacts:
 
     # ------------------------------------------------------------------ folders, deletion
 
-    async def children(self, at: ArtifactPath) -> AsyncGenerator[list[Child], None]:
-        """Yield what lies directly in a folder, or in a repository, in pages, at least one.
-
-        Raises ``NotFound``, ``CatalogueUnavailable``.
-        """
-        repository = await self._repositories.get(at.repository)
-        async with aclosing(rows.children(self._database, repository.id, at.path)) as pages:
-            async for page in pages:
-                yield page
-
     async def make_folder(self, at: ArtifactPath, *, principal: str, request_id: str) -> Item:
         """Make a folder and its ancestors; one that exists is no error. Raises ``PathConflict``, ``NotFound``."""
-        repository = await self._repositories.get(at.repository)
+        repository = await self._repositories.get_own(at.repository)
         await rows.make_folder(self._database, repository.id, at.path, principal=principal, request_id=request_id)
         return await self.get(at)
 
@@ -344,7 +277,7 @@ class Artifacts:
 
         Raises ``NotFound``, ``NotPermitted``, ``CatalogueUnavailable``, ``ReadOnly``.
         """
-        repository = await self._repositories.get(at.repository)
+        repository = await self._repositories.get_own(at.repository)
         try:
             gone = await rows.delete(
                 self._database,
@@ -365,35 +298,3 @@ class Artifacts:
     async def close(self) -> None:
         await self._commits.close()
         await self._reports.close(wait_seconds=2)
-
-
-class CatalogueOfBlob:
-    """What one reader asks about one blob: the look-up's own answer first, then Postgres."""
-
-    def __init__(self, database: Database, blob: Blob | StoredBlob, reports: Background, metrics: Metrics) -> None:
-        self._database = database
-        self._blob = blob
-        self._reports = reports
-        self._metrics = metrics
-        self._window_start = 0
-        self._window = blob.first_digests
-
-    async def block_digests(self, first: int, count: int) -> bytes:
-        start = (first - self._window_start) * BLOCK_DIGEST_BYTES
-        stop = start + count * BLOCK_DIGEST_BYTES
-        if start < 0 or stop > len(self._window):
-            blocks = min(DIGEST_WINDOW, block_count(self._blob.size) - first)
-            self._window = await blobs.block_digests(self._database, self._blob.id, first, blocks)
-            self._window_start, start, stop = first, 0, count * BLOCK_DIGEST_BYTES
-        return self._window[start:stop]
-
-    async def replicas(self) -> tuple[Replica, ...]:
-        return await blobs.replicas_of(self._database, self._blob.id)
-
-    def report(self, replica: Replica, error: ReplicaMissing | ReplicaCorrupt) -> None:
-        self._reports.start(self._mark(replica, error))
-
-    async def _mark(self, replica: Replica, error: ReplicaMissing | ReplicaCorrupt) -> None:
-        if await blobs.mark_suspect(self._database, replica.shard, replica.generation):
-            fault = "missing" if isinstance(error, ReplicaMissing) else "corrupt"
-            self._metrics.bad_replicas.labels(fault).inc()

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 from repo_node.db import repositories as rows
-from repo_node.db.errors import QuotaExceeded
+from repo_node.db.errors import AbsenceInDoubt, CatalogueUnavailable, QuotaExceeded
 from repo_node.db.pool import Database
 from repo_node.db.repositories import LOCAL, Configuration, Repository
-from repo_node.errors import Forbidden, MadeAnew, NotFound, absent
+from repo_node.errors import Forbidden, MadeAnew, NotFound, RequestError, absent
 from repo_node.paths import ArtifactPath, check_repository_key
 from repo_node.read_only import require_writable
 from repo_node.recent import RecentItems
 from repo_node.settings import LiveSettings
+from repo_node.views import Source, View, make_view
 
 
 class Repositories:
@@ -31,6 +32,9 @@ class Repositories:
         self._recent = recent
         self._settings = settings
         self._remembered: dict[str, Repository] = {}
+        self._views: dict[str, View] = {}
+        self._last_views: dict[str, View] = {}
+        """What was remembered last, also when it has been forgotten: for reads while Postgres is away."""
         self._forgotten = 0
 
     @property
@@ -63,6 +67,76 @@ class Repositories:
             self._remembered[key] = found
         return found
 
+    def may_be_virtual(self, key: str) -> bool:
+        """Say whether a repository was virtual when this node last heard of it."""
+        return key in self._last_views
+
+    async def view(self, key: str) -> View | None:
+        """Return a virtual repository as it was until a moment ago, None for a local one.
+
+        Where Postgres cannot be asked, as it was when it last could. Raises ``NotFound``, ``CatalogueUnavailable``.
+        """
+        if self._fresh() and (known := self._views.get(key)) is not None:
+            return known
+        last = self._last_views.get(key)
+        if not self._fresh() and (last is not None or key in self._remembered):
+            return last
+        try:
+            return await self._ask_view(key)
+        except AbsenceInDoubt:
+            raise
+        except CatalogueUnavailable:
+            if last is None:
+                raise
+            return last
+        except NotFound:
+            self._last_views.pop(key, None)
+            raise
+
+    async def _ask_view(self, key: str) -> View | None:
+        forgotten = self._forgotten
+        repository = await self.recall(key)
+        if not repository.is_virtual:
+            self._last_views.pop(key, None)
+            return None
+        view = make_view(repository, await rows.find_members(self._database, repository.id))
+        self._last_views[key] = view
+        if self._fresh() and forgotten == self._forgotten:
+            self._views[key] = view
+        return view
+
+    async def sources(self, key: str) -> Sequence[Source]:
+        """Return where what a repository shows lies: in itself, or in others. Raises ``NotFound``."""
+        repository = await self.get(key)
+        if not repository.is_virtual:
+            return [Source(repository)]
+        return make_view(repository, await rows.find_members(self._database, repository.id)).sources
+
+    async def get_own(self, key: str) -> Repository:
+        """Return a repository that holds what it shows. Raises ``NotFound``, ``RequestError`` for a virtual one."""
+        repository = await self.get(key)
+        if repository.is_virtual:
+            raise RequestError(
+                f"{key} is a virtual repository, which holds nothing itself: "
+                "name the repository in which it lies. Nothing was changed."
+            )
+        return repository
+
+    async def deploy_place(self, at: ArtifactPath) -> ArtifactPath:
+        """Return where an upload to a path goes: through a virtual repository, to the one it names for that.
+
+        Raises ``NotFound``, ``RequestError``, ``Forbidden``.
+        """
+        if not (await self.recall(at.repository)).is_virtual or (view := await self.view(at.repository)) is None:
+            return at
+        target = view.deploy_place(at)
+        if target is None:
+            raise RequestError(
+                f"The virtual repository {at.repository} has no default deployment repository. Nothing was stored."
+            )
+        require_accepted(view.repository, at)
+        return target
+
     async def require_room(self, repository: Repository, at: ArtifactPath, size: int = 0) -> None:
         """Raise ``Forbidden`` when nothing may come to a path, ``QuotaExceeded`` when so many bytes cannot.
 
@@ -88,6 +162,7 @@ class Repositories:
         """Forget every repository: one of them changed."""
         self._forgotten += 1
         self._remembered.clear()
+        self._views.clear()
 
     async def create(
         self,

@@ -9,11 +9,9 @@ from datetime import datetime
 from typing import Any
 
 from repo_node import patterns
-from repo_node.auth.path_patterns import both
 from repo_node.auth.read_scope import ReadScope
 from repo_node.db import searches as rows
 from repo_node.db.pool import Database
-from repo_node.db.repositories import Repository
 from repo_node.db.scopes import RowScope
 from repo_node.db.searches import Hit, Search, Times
 from repo_node.errors import RequestError
@@ -21,6 +19,7 @@ from repo_node.patterns import folder_span, is_wild, like, literal_start, span
 from repo_node.repositories import Repositories
 from repo_node.settings import LiveSettings
 from repo_node.versions import version_key
+from repo_node.views import Source, make_view
 
 VERSION = "version"
 """The property by whose value the latest version is told."""
@@ -135,7 +134,7 @@ class Searches:
         found = await rows.find(
             self._database,
             asked,
-            {one.id: one.key for one in among},
+            {one.repository.id: one.key for one in among},
             rows_in(area.scope, among),
             *args,
             results_max=now.search_results_max,
@@ -156,16 +155,21 @@ class Searches:
             raise RequestError(f"There are more than {VERSIONS_MAX} versions; ask for less.")
         return found
 
-    async def _among(self, area: Area) -> list[Repository]:
-        """Return the repositories of an area; one that is not there holds nothing."""
+    async def _among(self, area: Area) -> list[Source]:
+        """Return where what is in an area lies; a repository that is not there holds nothing.
+
+        What is asked for by its own name is not narrowed by a virtual repository that is asked for too.
+        """
         every = await self._repositories.list_all()
-        return [one for one in every if not area.keys or one.key in area.keys]
+        asked = [one for one in every if one.key in area.keys] if area.keys else every
+        found = {source.key: source for one in asked if one.is_virtual for source in make_view(one, every).sources}
+        return list((found | {one.key: Source(one) for one in asked if not one.is_virtual}).values())
 
 
-def rows_in(scope: ReadScope, repositories: Iterable[Repository]) -> RowScope:
-    """Return what ``scope`` lets be read of repositories, without what their patterns hide."""
-    found = scope.rows({one.id: one.key for one in repositories})
-    limits = dict.fromkeys(found.whole) | dict(zip(found.partial, found.expressions, strict=True))
-    shown = {one.id: both(limits[one.id], one.paths_regex) for one in repositories if one.id in limits}
+def rows_in(scope: ReadScope, sources: Iterable[Source]) -> RowScope:
+    """Return what ``scope`` lets be read, without what patterns hide."""
+    found = scope.rows({one.repository.id: one.key for one in sources})
+    known = {*found.whole, *found.partial}
+    shown = {one.repository.id: one.limit(scope) for one in sources if one.repository.id in known}
     partial = {number: limit for number, limit in shown.items() if limit is not None}
     return RowScope(tuple(shown.keys() - partial.keys()), tuple(partial), tuple(partial.values()))

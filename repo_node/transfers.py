@@ -93,8 +93,8 @@ class Transfers:
         place goes to the trash. Raises ``NotFound``, ``RequestError``, ``OutcomeUnknown``, ``ReadOnly``.
         """
         source, to = request.source, request.to
-        from_repository = await self._repositories.get(source.repository)
-        to_repository = await self._repositories.get(to.repository)
+        from_repository = await self._repositories.get_own(source.repository)
+        to_repository = await self._repositories.get_own(to.repository)
         is_folder = not source.name or (await self._artifacts.get(source)).blob is None
         target = await self._resolve(request, is_folder)
         check_apart(source, to.repository, target)

@@ -77,8 +77,8 @@ class Trash:
         Raises ``NotFound``, ``PathConflict``, ``Forbidden``, ``Immutable``, ``QuotaExceeded``, ``OutcomeUnknown``.
         """
         target = await repositories.find(self._database, to.repository)
-        if target is None:
-            raise NotFound(f"There is no repository {to.repository}; make it, or name another place with ?to=.")
+        if target is None or target.is_virtual:
+            raise NotFound(f"There is no local repository {to.repository}; make it, or name another place with ?to=.")
         restorer = Restorer(self._database, target, self._settings, principal, request_id)
         if (last := await self._last(at)) is not None:
             place = ArtifactPath(to.repository, to.folder, to.name or at.name)

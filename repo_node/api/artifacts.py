@@ -13,7 +13,7 @@ from repo_node.artifacts import Deployed, DeployRequest
 from repo_node.auth.permissions import Permission
 from repo_node.checksum_deploy import SendTheBody
 from repo_node.checksums import DeclaredDigests, checksums_of
-from repo_node.db.artifacts import Blob, Item
+from repo_node.db.artifacts import Blob, Item, place_of
 from repo_node.db.errors import CatalogueUnavailable
 from repo_node.errors import ChecksumMismatch, NotFound, RequestError
 from repo_node.paths import ArtifactPath, Target
@@ -43,7 +43,7 @@ async def retrieve(request: web.Request) -> web.StreamResponse:
     at = artifact_at(request)
     if not at.name:
         raise NotFound("File not found.")
-    found = await request.app[SERVICES].artifacts.get_lately(at)
+    found = await request.app[SERVICES].artifacts.get_lately(at, principal_of(request).readable())
     try:
         blob = blob_asked_for(request, found.item)
     except NotFound as error:
@@ -53,7 +53,7 @@ async def retrieve(request: web.Request) -> web.StreamResponse:
         raise
     response = await send_artifact(request, found, blob)
     if is_download(request, response):
-        request.app[SERVICES].downloads.count(at, principal_of(request).name)
+        request.app[SERVICES].downloads.count(place_of(found.item), principal_of(request).name)
     return response
 
 
@@ -94,6 +94,9 @@ async def deploy(request: web.Request) -> web.StreamResponse:
     services, at = request.app[SERVICES], artifact_at(request)
     if not at.name:
         raise RequestError("To make a repository, use PUT api/repositories/{key}.")
+    if (place := await services.repositories.deploy_place(at)) != at:
+        require(request, Permission.WRITE, place)
+        at = place
     if request[TARGET].is_folder:
         return await make_folder(request, at)
     refuse_large(request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from aiohttp import web
@@ -11,6 +12,7 @@ from repo_node.api.repository_documents import BY_CLASS, document_of, list_entry
 from repo_node.auth.permissions import Permission
 from repo_node.db.repositories import LOCAL, Configuration, Repository
 from repo_node.errors import RequestError
+from repo_node.views import make_view
 from repo_node.web.body import read_json
 from repo_node.web.context import REQUEST_ID, SERVICES, TARGET, base_url, principal_of
 from repo_node.web.routes import ANYWHERE, Place, Routes
@@ -32,13 +34,13 @@ def key_of(request: web.Request) -> str:
     return request[TARGET].segments[3]
 
 
-async def asked_for(request: web.Request, class_parameter: str) -> list[Repository]:
+def narrowed(request: web.Request, every: Iterable[Repository], class_parameter: str) -> list[Repository]:
     """Return the repositories of the class and the package type that the query names, or of all."""
     rclass = request.query.get(class_parameter, "").lower()
     package = request.query.get("packageType", "").lower()
     return [
         repository
-        for repository in await request.app[SERVICES].repositories.list_all()
+        for repository in every
         if rclass in ("", repository.rclass) and package in ("", repository.package_type)
     ]
 
@@ -46,14 +48,17 @@ async def asked_for(request: web.Request, class_parameter: str) -> list[Reposito
 async def list_all(request: web.Request) -> web.StreamResponse:
     base = base_url(request)
     scope = principal_of(request).readable()
-    found = [one for one in await asked_for(request, "type") if scope.reaches(one.key)]
+    every = await request.app[SERVICES].repositories.list_all()
+    known = {one.key for one in every if scope.reaches(one.key)}
+    known |= {one.key for one in every if one.is_virtual and make_view(one, every).reaches_any(known)}
+    found = [one for one in narrowed(request, every, "type") if one.key in known]
     return json_response([list_entry(base, repository) for repository in found])
 
 
 async def configurations(request: web.Request) -> web.StreamResponse:
     """Answer with every repository's configuration, by class."""
     found: dict[str, list[dict[str, Any]]] = {rclass.upper(): [] for rclass in BY_CLASS}
-    for repository in await asked_for(request, "repoType"):
+    for repository in narrowed(request, await request.app[SERVICES].repositories.list_all(), "repoType"):
         found[repository.rclass.upper()].append(document_of(repository))
     return json_response({rclass: documents for rclass, documents in found.items() if documents})
 

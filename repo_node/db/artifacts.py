@@ -18,7 +18,7 @@ from repo_node.db.blobs import PathConflict
 from repo_node.db.errors import CatalogueUnavailable
 from repo_node.db.paging import pages
 from repo_node.db.pool import Database, Statement
-from repo_node.paths import join_path
+from repo_node.paths import ArtifactPath, join_path
 from sharding.model import BLOCK_DIGEST_BYTES, Generation, Replica, ShardId
 
 FIRST_BLOCKS = 256
@@ -60,6 +60,11 @@ class Item:
     @property
     def path(self) -> str:
         return join_path(self.folder, self.name)
+
+
+def place_of(item: Item) -> ArtifactPath:
+    """Return where an item lies."""
+    return ArtifactPath(item.repository, item.folder, item.name)
 
 
 @dataclass(frozen=True, slots=True)

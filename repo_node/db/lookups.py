@@ -7,7 +7,7 @@ with the next round trip. So what a request hears was always asked after it came
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import Context
 from copy import copy
 from itertools import islice
@@ -59,6 +59,18 @@ class LookUps:
             return await answer
         finally:
             self._waiting.pop(answer, None)
+
+    async def resolve_all(self, places: Sequence[ArtifactPath]) -> list[LookUp]:
+        """Return what is at each of these paths, asked for together. Raises ``CatalogueUnavailable``."""
+        loop = asyncio.get_running_loop()
+        answers: list[Answer] = [loop.create_future() for _ in places]
+        self._waiting.update({answer: Question(at, loop.time()) for answer, at in zip(answers, places, strict=True)})
+        self._begin()
+        try:
+            return await asyncio.gather(*answers)
+        finally:
+            for answer in answers:
+                self._waiting.pop(answer, None)
 
     async def close(self) -> None:
         """Stop. Whoever still waits hears that Postgres was not asked."""

@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 
 from repo_node.artifacts import Artifacts
+from repo_node.auth.read_scope import EVERYTHING
 from repo_node.db import artifacts as rows
 from repo_node.db import repositories as repository_rows
 from repo_node.db.artifacts import Blob, Item, LookUp
@@ -21,6 +22,7 @@ from repo_node.paths import ArtifactPath
 from repo_node.recent import RecentItems
 from repo_node.repositories import Repositories
 from repo_node.settings import LiveSettings
+from repo_node.trees import Trees
 from sharding.model import BLOCK_DIGEST_BYTES
 
 EPOCH = datetime(2031, 5, 4, tzinfo=UTC)
@@ -149,7 +151,7 @@ async def test_the_services_say_that_something_is_absent_only_while_heartbeats_c
         monkeypatch.setattr(repository_rows, name, nothing)
     repositories = artifacts._repositories
     for work in (
-        anext(artifacts.children(AT)),
+        anext(Trees(artifacts._database, repositories).children(AT, EVERYTHING)),
         artifacts.make_folder(AT, **by),
         repositories.get("r"),
         repositories.recall("r"),
