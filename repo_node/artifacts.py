@@ -106,7 +106,11 @@ class Artifacts:
         self._pulse = pulse
         self._settings = settings
         self._metrics = metrics
-        self._commits = CommitGroups(database)
+        self._commits = CommitGroups(
+            database,
+            lambda: settings.now.commit_gather_milliseconds / 1000,
+            metrics.commit_group_uploads.labels().observe,
+        )
         self._reports = Background(REPORTS_MAX)
         self._uploads = 0
 
@@ -146,7 +150,7 @@ class Artifacts:
             require_writable(self._settings)
             crash_point("upload.staged")
             began = self._stage("receive", began)
-            placement = await self._store.commit(upload)
+            placement = await self._make_durable(upload)
             crash_point("upload.durable")
             began = self._stage("store", began)
             deployment = Deployment(
@@ -174,6 +178,13 @@ class Artifacts:
                 facts = {"path": f"{request.at.repository}/{request.at.path}", "digests": list(mismatched)}
                 log.warning("stored what its client declared otherwise", extra={"facts": facts})
             return Deployed(request.at, created_at, request.principal, digests, mismatched)
+
+    async def _make_durable(self, upload: Upload) -> Placement:
+        if upload.small is None:
+            # It may take much longer than the commit of those that would wait for it.
+            return await self._store.commit(upload)
+        with self._commits.expect():
+            return await self._store.commit(upload)
 
     def _stage(self, stage: str, began: float) -> float:
         now = time.perf_counter()

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from repo_node.aql.tree import AqlError
+from repo_node.db.aql import TooManyResults
 from repo_node.db.blobs import PathConflict
 from repo_node.db.errors import (
     AbsenceInDoubt,
@@ -120,6 +122,8 @@ def answer_for(error: Exception) -> Answer | None:
             )
         case TooManyProperties():
             return Answer(400, f"{error} would have more properties than properties_bytes_max allows.")
+        case AqlError() | TooManyResults():
+            return Answer(400, str(error))
         case SearchTooLong():
             return Answer(400, "The search took longer than search_seconds_max allows; ask for less.")
         case RepositoryExists():

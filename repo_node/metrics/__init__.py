@@ -106,6 +106,12 @@ class Metrics:
         self.uploads = Labelled(
             Counter("holdfast_uploads_total", "Uploads by how their commit ended", ["outcome"], registry=registry)
         )
+        self.commit_group_uploads = Timings(
+            "holdfast_upload_commit_group_uploads",
+            "Uploads that one statement is to commit",
+            bounds=(1, 2, 4, 8, 16, 32, 64),
+            registry=registry,
+        )
         self.uploads_in_flight = Gauge("holdfast_uploads_in_flight", "Uploads under way", registry=registry)
         self.short_writes = Counter(
             "holdfast_replicas_written_short_total",

@@ -15,6 +15,7 @@ from repo_node.config import HttpSection
 from repo_node.downloads import DownloadCounts
 from repo_node.errors import Forbidden
 from repo_node.folder_download import FolderDownload
+from repo_node.item_queries import ItemQueries
 from repo_node.metrics import Metrics
 from repo_node.paths import ArtifactPath, Target, artifact_path, check_segment
 from repo_node.properties import Properties
@@ -40,6 +41,7 @@ class Services:
     downloads: DownloadCounts
     trees: Trees
     searches: Searches
+    item_queries: ItemQueries
     folder_download: FolderDownload
     trash: Trash
     authenticator: Authenticator
