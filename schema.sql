@@ -163,6 +163,16 @@ CREATE TABLE permission_grants (
 CREATE INDEX permission_grants_of_user ON permission_grants (user_id) WHERE user_id IS NOT NULL;
 CREATE INDEX permission_grants_of_group ON permission_grants (group_id) WHERE group_id IS NOT NULL;
 
+-- Wrong logins, by the name that was given and by the address they came from; what is old means nothing.
+CREATE TABLE login_failures (
+    kind      text NOT NULL CHECK (kind IN ('user', 'address')),
+    name      text NOT NULL COLLATE "C",
+    failures  integer NOT NULL DEFAULT 1,
+    last_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (kind, name)
+);
+CREATE INDEX login_failures_by_age ON login_failures (last_at);
+
 -- ---------------------------------------------------------------- content
 
 CREATE TABLE repositories (

@@ -31,6 +31,11 @@ from repo_node.api import transfers as transfers_api
 from repo_node.api import trash as trash_api
 from repo_node.api.epochs import EpochHandlers
 from repo_node.api.internal import STAGED_UPLOADS_MAX, internal_app
+from repo_node.api.security import accounts as accounts_api
+from repo_node.api.security import groups as groups_api
+from repo_node.api.security import permissions as permissions_api
+from repo_node.api.security import tokens as tokens_api
+from repo_node.api.security import users as users_api
 from repo_node.api.shards import ReadElsewhere
 from repo_node.api.staged import StagedUploads
 from repo_node.artifacts import Artifacts
@@ -286,7 +291,9 @@ def public_app(services: Services, node: Node) -> web.Application:
     routes = Routes(app)
     trees_apis = (storage_api, properties_api, transfers_api, searches_api, aql_api, folder_download_api)
     own_apis = (holdfast_api, events_api, jobs_api, members_api, checks_api, gc_api, trash_api)
-    for api in (system_api, repositories_api, *trees_apis, *own_apis, artifacts_api):
+    # What is done to accounts comes before users, whose names it could be.
+    security_apis = (accounts_api, users_api, groups_api, permissions_api, tokens_api)
+    for api in (system_api, repositories_api, *security_apis, *trees_apis, *own_apis, artifacts_api):
         api.add_routes(routes)
     return app
 

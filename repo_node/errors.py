@@ -23,6 +23,7 @@ from repo_node.db.errors import (
 from repo_node.db.properties import TooManyProperties
 from repo_node.db.repositories import BadRepository, RepositoryExists
 from repo_node.db.searches import SearchTooLong
+from repo_node.db.users import LastAdministrator, NameTaken, NoSuchName, UnknownName
 from repo_node.paths import ArtifactPath, BadPath
 from repo_node.settings import SettingError
 from sharding.errors import BlobUnavailable, StoreError, WriteQuorumNotMet
@@ -126,6 +127,14 @@ def answer_for(error: Exception) -> Answer | None:
             return Answer(400, str(error))
         case SearchTooLong():
             return Answer(400, "The search took longer than search_seconds_max allows; ask for less.")
+        case NoSuchName():
+            return Answer(404, str(error))
+        case UnknownName():
+            return Answer(400, str(error))
+        case NameTaken():
+            return Answer(409, f"There is something named {error} already.")
+        case LastAdministrator():
+            return Answer(409, f"{error} is the last administrator: make another one first.")
         case RepositoryExists():
             return Answer(409, f"A repository named {error} exists already.")
         case BadRepository():

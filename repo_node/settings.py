@@ -88,6 +88,22 @@ class Settings(BaseModel):
     heartbeat_seconds: float = Field(2, ge=0.1, le=60, description="between two heartbeats of a node")
     node_down_seconds: float = Field(10, ge=0.5, le=600, description="silence after which a node counts as down")
     password_cache_seconds: float = Field(60, ge=0, le=3600, description="how long a checked password is remembered")
+    login_failures_max: int = Field(
+        10, ge=0, le=1_000_000, description="wrong logins by one name after which none is accepted; 0: any number"
+    )
+    login_failures_per_address_max: int = Field(
+        100, ge=0, le=1_000_000, description="wrong logins from one address after which none is accepted; 0: any number"
+    )
+    login_lock_seconds: float = Field(
+        300, ge=1, le=86_400, description="after the last wrong login, until logins are accepted again"
+    )
+    password_characters_min: int = Field(8, ge=1, le=256, description="least characters of a new password")
+    password_kinds_min: int = Field(
+        1, ge=1, le=4, description="of small letters, capital letters, digits and others, how many a new password has"
+    )
+    token_seconds_default: int = Field(
+        31_536_000, ge=1, le=316_224_000, description="lifetime of a token for which none is asked, by access/api/v1"
+    )
     anonymous_access: bool = Field(
         False, description="whether who brings no credentials has the rights of the user anonymous"
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any
 
 from aiohttp import web
@@ -11,8 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from repo_node.api.documents import PlainText, first_fault, json_response, timestamp
 from repo_node.api.members import node_document
-from repo_node.auth import tokens
-from repo_node.auth.permissions import SCOPES, Permission
+from repo_node.api.security.tokens import SCOPES_MAX, record
+from repo_node.auth.permissions import Permission
 from repo_node.db import principals, totals
 from repo_node.db import settings as rows
 from repo_node.errors import NotFound, RequestError
@@ -31,7 +30,8 @@ class TokenDocument(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     description: PlainText = Field("", max_length=500)
-    scopes: list[str] = Field(min_length=1, max_length=len(SCOPES))
+    scopes: list[PlainText] = Field(min_length=1, max_length=SCOPES_MAX)
+    user: PlainText | None = None
     expires_in_seconds: int | None = Field(None, ge=1, le=10 * 366 * 86_400)
 
 
@@ -172,25 +172,14 @@ def token_document(token: principals.Token) -> dict[str, Any]:
 
 
 async def create_token(request: web.Request) -> web.StreamResponse:
-    """Make a token of the caller's; its secret is in this one answer and nowhere else."""
+    """Make a token of the caller's, or of ``user``; its secret is in this one answer and nowhere else."""
     try:
         document = TokenDocument.model_validate(await read_json(request))
     except ValidationError as error:
         raise RequestError(f"The token's description cannot be read: {first_fault(error)}") from None
-    if unknown := set(document.scopes) - SCOPES:
-        raise RequestError(f"There is no scope {', '.join(sorted(unknown))}; there are {', '.join(sorted(SCOPES))}.")
-    secret, lifetime = tokens.new_secret(), document.expires_in_seconds
-    identity = await principals.create_token(
-        request.app[NODE].database,
-        principal_of(request).name,
-        secret_sha256=tokens.digest(secret),
-        ending=secret[-4:],
-        description=document.description,
-        scopes=sorted(set(document.scopes)),
-        expires_in=None if lifetime is None else timedelta(seconds=lifetime),
-        request_id=request[REQUEST_ID],
-    )
-    answer = {"id": identity, "token": secret, "scopes": sorted(set(document.scopes)), "expires_in_seconds": lifetime}
+    scopes, lifetime = sorted(set(document.scopes)), document.expires_in_seconds
+    made = await record(request, document.user, scopes, lifetime, document.description)
+    answer = {"id": made.id, "token": made.secret, "scopes": scopes, "expires_in_seconds": lifetime}
     return json_response(answer, status=201, headers={"Cache-Control": "no-store"})
 
 

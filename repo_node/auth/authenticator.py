@@ -17,9 +17,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from repo_node.auth import tokens
+from repo_node.auth.logins import WRONG, Logins
 from repo_node.auth.passwords import PasswordVerifier
 from repo_node.auth.path_patterns import PathPatterns
 from repo_node.auth.permissions import ANONYMOUS, Permission, Principal
@@ -35,18 +36,16 @@ from sharding.tasks import stop
 
 REMEMBERED_MAX = 10_000
 TOKEN_SECONDS = 60.0
-WAITING_MAX = 64
-"""Password checks under way or in line; more are refused, so that a flood of logins stays bounded."""
-
-WRONG = "Wrong user name, password or token."
+MUST_CHANGE = "The password must be changed first: POST /artifactory/api/security/users/authorization/changePassword."
 
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """Either a token, or a user with a password."""
+    """Either a token, or a user with a password. ``address`` is where they came from: no part of what they prove."""
 
     secret: str
     user: str | None = None
+    address: str = field(default="", compare=False)
 
 
 NO_CREDENTIALS = Credentials("", f"\0{ANONYMOUS}")
@@ -71,23 +70,27 @@ class Authenticator:
         self._fresh = fresh
         self._settings = settings
         self._verifier = PasswordVerifier()
-        self._waiting = 0
+        self._logins = Logins(database, settings, self._verifier)
         self._key = secrets.token_bytes(32)
         self._remembered: OrderedDict[bytes, Proof] = OrderedDict()
         self._forgotten = 0
         self._checks: dict[bytes, asyncio.Task[Principal]] = {}
 
-    async def authenticate(self, headers: Mapping[str, str], *, reading: bool = False) -> Principal | None:
+    async def authenticate(
+        self, headers: Mapping[str, str], *, reading: bool = False, address: str = ""
+    ) -> Principal | None:
         """Return who sent ``headers``; None when they carry no credentials and access without any is off.
 
-        ``reading``: who was proved lately may go on while Postgres is away. Raises ``Unauthenticated``,
-        ``Overloaded``, ``CatalogueUnavailable``.
+        ``address`` is where they came from: wrong logins are counted by it. ``reading``: who was proved lately may go
+        on while Postgres is away. Raises ``Unauthenticated``, ``Overloaded``, ``CatalogueUnavailable``.
         """
         credentials = parse(headers)
         if credentials is None:
             if not self._settings.now.anonymous_access:
                 return None
             credentials = NO_CREDENTIALS
+        elif credentials.user is not None:
+            credentials = replace(credentials, address=address)
         handle = self._handle(credentials)
         if (known := self._recall(handle)) is not None:
             return known
@@ -192,7 +195,7 @@ class Authenticator:
             return await self._check_token(credentials.secret)
         if credentials.user is None:
             raise Unauthenticated(WRONG)
-        return await self._check_password(credentials.user, credentials.secret)
+        return await self._check_password(credentials)
 
     async def _check_token(self, secret: str) -> Proof:
         asked_at = time.monotonic()
@@ -206,22 +209,14 @@ class Authenticator:
             raise Unauthenticated(WRONG) from None
         is_admin = token.is_admin and scope.groups is None
         rights = {} if is_admin else await self._rights_in(scope, token)
-        principal = Principal(token.user, is_admin, scope.permissions, rights)
+        principal = Principal(token.user, is_admin, scope.permissions, rights, is_whole=scope.groups is None)
         return Proof(principal, asked_at, asked_at + min(left_seconds, TOKEN_SECONDS), asked_at + left_seconds)
 
-    async def _check_password(self, name: str, password: str) -> Proof:
-        if self._waiting >= WAITING_MAX:
-            raise Overloaded("Too many logins at once; retry, or use a token.")
-        self._waiting += 1
+    async def _check_password(self, credentials: Credentials) -> Proof:
         asked_at = time.monotonic()
-        try:
-            user = await principals.find_user(self._database, name)
-            has_password = user is not None and user.password_hash != principals.NO_PASSWORD
-            fits = await self._verifier.verify(user.password_hash if user and has_password else None, password)
-        finally:
-            self._waiting -= 1
-        if user is None or not fits:
-            raise Unauthenticated(WRONG)
+        user = await self._logins.check(credentials.user or "", credentials.secret, credentials.address)
+        if user.must_change_password:
+            raise Unauthenticated(MUST_CHANGE)
         holds_until = asked_at + self._settings.now.password_cache_seconds
         rights = {} if user.is_admin else await self._rights_of(user.id)
         return Proof(Principal(user.name, user.is_admin, rights=rights), asked_at, holds_until, math.inf)
@@ -244,6 +239,14 @@ class Authenticator:
             return await self._rights_of(token.user_id)
         found = await right_rows.of_groups(self._database, token.user_id, scope.groups, member_or_not=token.is_admin)
         return compile_rights(map(grant_of, found))
+
+    async def check_login(self, name: str, password: str, address: str) -> principals.User:
+        """Return the user of that name and password, also one who must change it. Errors as ``authenticate``."""
+        return await self._logins.check(name, password, address)
+
+    async def hash_password(self, password: str) -> str:
+        """Return what is stored of a password. Raises ``ValueError`` for one that cannot be."""
+        return await self._verifier.hash(password)
 
     async def close(self) -> None:
         await stop(tuple(self._checks.values()))

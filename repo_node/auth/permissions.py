@@ -25,13 +25,15 @@ ANONYMOUS = "anonymous"
 class Principal:
     """Someone who proved who they are. ``scopes`` narrow a token; None for a password.
 
-    ``rights`` are what permission targets give; an administrator needs none.
+    ``rights`` are what permission targets give; an administrator needs none. ``is_whole`` is false for a token that
+    carries the rights of groups alone.
     """
 
     name: str
     is_admin: bool
     scopes: frozenset[str] | None = None
     rights: Rights = field(default_factory=dict, hash=False, repr=False)
+    is_whole: bool = True
 
     def is_unlimited(self, permission: Permission) -> bool:
         """Say whether this principal has ``permission`` at every path."""
@@ -82,6 +84,8 @@ class Principal:
             return True
         if self.scopes is not None and not self._is_in_scope(permission):
             return False
+        if permission is Permission.ACCOUNT:
+            return self.is_whole and self.name != ANONYMOUS
         return self.is_admin or self.rights.get(permission, NOWHERE)
 
     def _is_in_scope(self, permission: Permission) -> bool:

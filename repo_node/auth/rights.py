@@ -10,7 +10,7 @@ from repo_node.auth.path_patterns import PathPatterns
 
 
 class Permission(StrEnum):
-    """What a route needs. PUBLIC needs nothing, not even credentials."""
+    """What a route needs. PUBLIC needs nothing, not even credentials; ACCOUNT that somebody acts for a whole user."""
 
     PUBLIC = "public"
     READ = "read"
@@ -18,6 +18,7 @@ class Permission(StrEnum):
     WRITE = "write"
     DELETE = "delete"
     MANAGE = "manage"
+    ACCOUNT = "account"
     METRICS = "metrics"
     ADMIN = "admin"
 

@@ -50,7 +50,8 @@ TOKEN_COLUMNS = """
 FIND_TOKEN = Statement(
     "token_find",
     f"""
-    SELECT {TOKEN_COLUMNS} FROM tokens t JOIN users u ON u.id = t.user_id AND u.is_enabled
+    SELECT {TOKEN_COLUMNS} FROM tokens t
+      JOIN users u ON u.id = t.user_id AND u.is_enabled AND NOT u.must_change_password
      WHERE t.secret_sha256 = $1 AND t.revoked_at IS NULL
        AND (t.expires_at IS NULL OR t.expires_at > clock_timestamp())
     """,
@@ -73,16 +74,27 @@ CREATE_TOKEN = Statement(
         RETURNING id
     ), event AS (
         INSERT INTO events (kind, principal, request_id, detail)
-        SELECT 'token_create', $1, $7, jsonb_build_object('token', id, 'scopes', to_jsonb($5::text[])) FROM made
+        SELECT 'token_create', $8, $7,
+               jsonb_build_object('token', id, 'user', $1::text, 'scopes', to_jsonb($5::text[])) FROM made
     )
     SELECT id FROM made
+    """,
+)
+FIND_TOKEN_BY_ID = Statement(
+    "token_find_by_id",
+    f"""
+    SELECT {TOKEN_COLUMNS} FROM tokens t JOIN users u ON u.id = t.user_id
+     WHERE t.id = $1 AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > clock_timestamp())
     """,
 )
 REVOKE_TOKEN = Statement(
     "token_revoke",
     """
     WITH gone AS (
-        UPDATE tokens SET revoked_at = clock_timestamp() WHERE id = $1 AND revoked_at IS NULL RETURNING id
+        UPDATE tokens t SET revoked_at = clock_timestamp()
+         WHERE t.id = $1 AND t.revoked_at IS NULL
+           AND ($4::text IS NULL OR t.user_id = (SELECT u.id FROM users u WHERE u.name = $4))
+        RETURNING t.id
     ), event AS (
         INSERT INTO events (kind, principal, request_id, detail)
         SELECT 'token_revoke', $2, $3, jsonb_build_object('token', id) FROM gone
@@ -121,20 +133,28 @@ async def create_token(
     scopes: Sequence[str],
     expires_in: timedelta | None,
     request_id: str,
+    principal: str | None = None,
 ) -> int:
-    """Record a new token of ``user`` and return its id."""
-    row = await database.write(
-        CREATE_TOKEN, user, secret_sha256, ending, description, list(scopes), expires_in, request_id
-    )
+    """Record a new token of ``user``, made by ``principal`` or by themselves, and return its id."""
+    by = (request_id, principal or user)
+    row = await database.write(CREATE_TOKEN, user, secret_sha256, ending, description, list(scopes), expires_in, *by)
     if row is None:
         # Gone since the request was let in; the next one will not be.
         raise CatalogueUnavailable(f"there is no enabled user {user} now")
     return int(row["id"])
 
 
-async def revoke_token(database: Database, token: int, *, principal: str, request_id: str) -> bool:
-    """Revoke a token at once, on every node; False when there is no such valid token."""
-    return await database.write(REVOKE_TOKEN, token, principal, request_id) is not None
+async def find_token_by_id(database: Database, token: int) -> Token | None:
+    """Return a valid token by its id, or None."""
+    row = await database.fetchrow(FIND_TOKEN_BY_ID, token)
+    return None if row is None else token_from(row)
+
+
+async def revoke_token(
+    database: Database, token: int, *, principal: str, request_id: str, owner: str | None = None
+) -> bool:
+    """Revoke a token, of ``owner`` or of anybody, at once on every node; False when there is no such valid token."""
+    return await database.write(REVOKE_TOKEN, token, principal, request_id, owner) is not None
 
 
 def token_from(row: Any) -> Token:

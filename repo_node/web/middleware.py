@@ -108,7 +108,8 @@ async def authorise(request: web.Request) -> None:
     permission, services = permission_of(request), request.app[SERVICES]
     try:
         reading = permission is Permission.READ
-        principal = await services.authenticator.authenticate(request.headers, reading=reading)
+        address = request.remote or ""
+        principal = await services.authenticator.authenticate(request.headers, reading=reading, address=address)
     except Unauthenticated:
         services.metrics.auth_failures.labels("wrong_credentials").inc()
         raise

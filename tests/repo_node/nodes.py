@@ -204,6 +204,9 @@ def prepare(dsn: str) -> None:
     """Make a database copied from the template a cluster of its own, whose first user has ``PASSWORD``."""
     query(dsn, "UPDATE users SET password_hash = $1 WHERE name = 'admin'", hash_password(PASSWORD))
     query(dsn, "UPDATE cluster SET cluster_id = gen_random_uuid()")
+    # Tests log in wrongly from one address, and often.
+    for key in ("login_failures_max", "login_failures_per_address_max"):
+        query(dsn, "INSERT INTO settings (key, value, updated_by) VALUES ($1, '0', 'test')", key)
 
 
 @contextmanager

@@ -10,10 +10,14 @@ from collections.abc import Callable
 from uuid import uuid4
 
 import pytest
+from aiohttp import web
 
+from repo_node.auth.permissions import Permission
+from repo_node.web.routes import Place, Routes
 from tests.repo_node.http import Client
 from tests.repo_node.nodes import RunningCluster, random_bytes, wait_until
 from tests.repo_node.people import client_of, grant, new_user, somebody
+from tests.repo_node.test_auth import ROUTES, filled
 
 REPO = "/artifactory/generic-local"
 STORAGE = "/artifactory/api/storage/generic-local"
@@ -299,3 +303,36 @@ def test_s3_no_way_to_write_a_path_changes_the_decision(one: RunningCluster, pla
     upper = f"{REPO}/{place}/OPEN/a"
     assert who.get(upper).status == 403
     assert one.admin.get(f"{REPO}/{place}/closed/b").body == b"closed/b"
+
+
+# ---------------------------------------------------------------------- every route
+
+FREE = {Permission.PUBLIC, Permission.ACCOUNT}
+
+
+@pytest.mark.parametrize("actions", [(), ("read",)], ids=["powerless", "read-only"])
+def test_s4_no_route_lets_a_lower_user_in_further_than_their_rights(
+    one: RunningCluster, actions: tuple[str, ...]
+) -> None:
+    user = new_user(one)
+    if actions:
+        grant(one, user, actions, ["ANY"])
+    who = client_of(one, user)
+    before = one.sql("SELECT count(*) AS n FROM events")[0]["n"]
+    for method, template, permission in ROUTES:
+        if permission in FREE:
+            continue
+        status = who.request(method, filled(template)).status
+        assert (status == 403) is (permission not in actions), (method, template, status)
+    assert one.sql("SELECT count(*) AS n FROM events")[0]["n"] == before
+
+
+def test_s4_a_route_for_artifacts_without_a_place_cannot_be_added() -> None:
+    async def handler(request: web.Request) -> web.StreamResponse:
+        raise AssertionError
+
+    routes = Routes(web.Application())
+    with pytest.raises(ValueError, match="at which path"):
+        routes.add("GET", "/new", handler, Permission.READ)
+    with pytest.raises(ValueError, match="at which path"):
+        routes.add("GET", "/new", handler, Permission.ADMIN, at=Place(1))

@@ -45,6 +45,16 @@ CREATE TABLE permission_grants (
 CREATE INDEX permission_grants_of_user ON permission_grants (user_id) WHERE user_id IS NOT NULL;
 CREATE INDEX permission_grants_of_group ON permission_grants (group_id) WHERE group_id IS NOT NULL;
 
+-- Wrong logins, by the name that was given and by the address they came from; what is old means nothing.
+CREATE TABLE login_failures (
+    kind      text NOT NULL CHECK (kind IN ('user', 'address')),
+    name      text NOT NULL COLLATE "C",
+    failures  integer NOT NULL DEFAULT 1,
+    last_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (kind, name)
+);
+CREATE INDEX login_failures_by_age ON login_failures (last_at);
+
 CREATE TRIGGER groups_announced AFTER INSERT OR UPDATE OR DELETE ON groups
     FOR EACH STATEMENT EXECUTE FUNCTION announce_change();
 CREATE TRIGGER group_members_announced AFTER INSERT OR UPDATE OR DELETE ON group_members

@@ -39,6 +39,7 @@ EMPTIED = (
     "shards",
     "nodes",
     "tokens",
+    "login_failures",
     "permission_grants",
     "permission_targets",
     "group_members",

@@ -52,7 +52,7 @@ async def test_token_is_found_by_its_secret_alone(scene: Scene, connection: asyn
     assert await principals.find_token(scene.database, secret("secret-abce")) is None
     assert await principals.find_token(scene.database, b"") is None
     [(detail, by)] = await table(connection, "SELECT detail, principal FROM events WHERE kind = 'token_create'")
-    assert (json.loads(detail), by) == ({"token": identity, "scopes": ["read", "write"]}, "admin")
+    assert (json.loads(detail), by) == ({"token": identity, "user": "admin", "scopes": ["read", "write"]}, "admin")
 
 
 async def test_token_stores_no_secret(scene: Scene, connection: asyncpg.Connection) -> None:
