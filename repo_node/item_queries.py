@@ -22,8 +22,10 @@ from repo_node.db.pool import Database
 from repo_node.db.repositories import Repository
 from repo_node.db.searches import Hit
 from repo_node.repositories import Repositories
+from repo_node.searches import rows_in
 from repo_node.settings import LiveSettings
 from repo_node.turns import Turns
+from repo_node.views import Source, make_view
 
 CHARACTERS_AT_ONCE = 2_048
 """A longer query is read beside the event loop: reading takes some 10 us for each character."""
@@ -77,8 +79,16 @@ class ItemQueries:
 
 
 def reach_of(repositories: Sequence[Repository], scope: ReadScope) -> Reach:
-    """Return where a query looks. The name of a virtual repository would stand here for the ids of its members."""
-    keys = {one.id: one.key for one in repositories}
-    readable = scope.rows(keys)
-    seen = {id: keys[id] for id in (*readable.whole, *readable.partial)}
-    return Reach({key: (id,) for id, key in seen.items()}, seen, readable)
+    """Return where a query looks. The name of a virtual repository stands for those of its members that it shows whole.
+
+    Of a member whose artifacts it shows in part, by patterns of its own, a query has to name the member.
+    """
+    held = [Source(one) for one in repositories if not one.is_virtual]
+    readable = rows_in(scope, held)
+    seen = {one.repository.id: one.key for one in held if one.repository.id in {*readable.whole, *readable.partial}}
+    names: dict[str, tuple[int, ...]] = {key: (number,) for number, key in seen.items()}
+    for one in repositories:
+        if one.is_virtual:
+            shown = [source.repository.id for source in make_view(one, repositories).sources if not source.above]
+            names[one.key] = tuple(number for number in shown if number in seen)
+    return Reach(names, seen, readable)

@@ -295,3 +295,19 @@ def test_uploading_through_it_needs_write_where_the_upload_goes(one: RunningClus
     assert who.put(f"/artifactory/{key}/a/b", b"x").status == 201
     assert who.put(f"/artifactory/{key}/b", b"x").status == 403
     assert who.put(f"/artifactory/{key}/a/b", b"other").status == 403, "over another artifact it needs delete"
+
+
+def test_a_query_finds_through_it_what_its_members_have(one: RunningCluster, admin: Client, make: Make) -> None:
+    member, other = make(excludesPattern="**/*.exe"), make()
+    key, partly = make(make(), member), make(member, excludesPattern="b/**")
+    for path in (f"{member}/a/b", f"{other}/a/b"):
+        put(admin, path)
+
+    def found(name: str) -> list[tuple[str, str]]:
+        query = f'items.find({{"repo": "{name}"}}).include("repo", "path", "name")'
+        answer = admin.request("POST", f"{API}/search/aql", query.encode())
+        assert answer.status == 200, answer
+        return [(result["repo"], result["name"]) for result in answer.json()["results"]]
+
+    assert found(key) == [(member, "b")]
+    assert found(partly) == [], "it shows its member in part: the query names the member"
