@@ -4,19 +4,28 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from tests.repo_node.http import Client
-from tests.repo_node.nodes import RunningCluster, errors_of, wait_until
+from tests.repo_node.nodes import RunningCluster, errors_of, remove_repositories, wait_until
 from tests.repo_node.people import client_of, grant, new_user
 
 API = "/artifactory/api"
 BASE = f"{API}/repositories"
 
 Make = Callable[..., str]
+
+
+@pytest.fixture(autouse=True)
+def left_as_they_were(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Take away what a test made in the clusters that it shares with others."""
+    used = [request.getfixturevalue(name) for name in ("one", "three") if name in request.fixturenames]
+    yield
+    for cluster in used:
+        remove_repositories(cluster.admin, "r-")
 
 
 @pytest.fixture
