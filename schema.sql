@@ -303,7 +303,9 @@ CREATE TABLE events (
     adopted     boolean,
     principal   text NOT NULL,
     request_id  text NOT NULL,
-    detail      jsonb
+    detail      jsonb,
+    -- Of the client, as the node saw it or a trusted proxy told; NULL for what the cluster does by itself.
+    address     inet
 );
 
 -- ---------------------------------------------------------------- work for the maintenance jobs
@@ -976,6 +978,7 @@ CREATE FUNCTION commit_upload(
     p_generations  uuid[],
     p_short        boolean,
     p_confirmed    uuid[],
+    p_address      inet DEFAULT NULL,
     OUT outcome              text,
     OUT created_at           timestamptz,
     OUT existing_shards      smallint[],
@@ -1000,9 +1003,9 @@ BEGIN
     SELECT r.key, r.quota_bytes IS NOT NULL INTO v_key, v_counted
       FROM repositories r WHERE r.id = p_repo AND r.rclass <> 'virtual';
     IF FOUND THEN
-        INSERT INTO events AS e (kind, upload_id, repository, path, sha256, adopted, principal, request_id)
+        INSERT INTO events AS e (kind, upload_id, repository, path, sha256, adopted, principal, request_id, address)
         VALUES ('deploy', p_upload, v_key, concat_ws('/', nullif(p_folder, ''), p_name), p_sha256, true,
-                p_principal, p_request)
+                p_principal, p_request, p_address)
         ON CONFLICT (upload_id) DO NOTHING
         RETURNING e.id, e.at INTO v_event, v_at;
     END IF;
@@ -1110,6 +1113,7 @@ CREATE FUNCTION commit_new_uploads(
     p_replica_of   integer[],
     p_shards       smallint[],
     p_generations  uuid[],
+    p_addresses    inet[] DEFAULT NULL,
     OUT committed  integer[],
     OUT created_at timestamptz[]
 )
@@ -1141,9 +1145,9 @@ BEGIN
                AND f.name = substring(u.folder FROM '[^/]*$') AND f.blob_id IS NULL) IS NOT NULL);
 
     WITH noted AS (
-        INSERT INTO events AS e (kind, upload_id, repository, path, sha256, adopted, principal, request_id)
+        INSERT INTO events AS e (kind, upload_id, repository, path, sha256, adopted, principal, request_id, address)
         SELECT 'deploy', p_uploads[u.n], u.key, concat_ws('/', nullif(p_folders[u.n], ''), p_names[u.n]),
-               p_sha256[u.n], true, p_principals[u.n], p_requests[u.n]
+               p_sha256[u.n], true, p_principals[u.n], p_requests[u.n], p_addresses[u.n]
           FROM unnest(v_plain, v_keys) AS u (n, key) ORDER BY p_uploads[u.n]
         ON CONFLICT (upload_id) DO NOTHING
         RETURNING e.upload_id, e.at
@@ -1196,6 +1200,7 @@ CREATE FUNCTION deploy_known(
     p_confirmed   uuid[],
     p_copies_min  smallint,
     p_zones_min   smallint,
+    p_address      inet DEFAULT NULL,
     OUT outcome    text,
     OUT created_at timestamptz
 )
@@ -1229,9 +1234,9 @@ BEGIN
                       WHEN v_size = 0 THEN NULL
                       WHEN v_size IS NULL OR v_copies < p_copies_min OR v_zones < p_zones_min THEN 'unknown'
                       WHEN history_is_lost() THEN 'unknown' END;
-    INSERT INTO events AS e (kind, upload_id, repository, path, sha256, adopted, principal, request_id)
+    INSERT INTO events AS e (kind, upload_id, repository, path, sha256, adopted, principal, request_id, address)
     SELECT 'deploy', p_upload, v_key, concat_ws('/', nullif(p_folder, ''), p_name), v_sha256, false, p_principal,
-           p_request
+           p_request, p_address
      WHERE v_refusal IS NULL
     ON CONFLICT (upload_id) DO NOTHING
     RETURNING e.id, e.at INTO v_event, v_at;
@@ -1322,6 +1327,7 @@ $$;
 -- empty, the index of all blobs' artifacts looks as good as the one of paths.
 CREATE FUNCTION delete_step(
     p_repo integer, p_folder text, p_name text, p_max bigint, p_principal text, p_request text,
+    p_address      inet DEFAULT NULL,
     OUT gone bigint, OUT done boolean
 )
 LANGUAGE plpgsql SET plan_cache_mode = force_custom_plan AS $$
@@ -1381,8 +1387,8 @@ BEGIN
         IF v_size > 0 THEN
             PERFORM note_usage(p_repo, -v_size);
         END IF;
-        INSERT INTO events (kind, repository, path, sha256, principal, request_id, detail)
-        SELECT 'delete', r.key, v_path, v_sha256, p_principal, p_request, jsonb_build_object('items', gone)
+        INSERT INTO events (kind, repository, path, sha256, principal, request_id, address, detail)
+        SELECT 'delete', r.key, v_path, v_sha256, p_principal, p_request, p_address, jsonb_build_object('items', gone)
           FROM repositories r WHERE r.id = p_repo;
     END IF;
 END
@@ -1390,17 +1396,18 @@ $$;
 
 -- All at once, as releases before this one ask for it; returns how many rows went.
 CREATE FUNCTION delete_item(
-    p_repo integer, p_folder text, p_name text, p_principal text, p_request text
+    p_repo integer, p_folder text, p_name text, p_principal text, p_request text, p_address inet DEFAULT NULL
 )
 RETURNS bigint LANGUAGE sql AS $$
-    SELECT d.gone FROM delete_step(p_repo, p_folder, p_name, 1000000000, p_principal, p_request) d
+    SELECT d.gone FROM delete_step(p_repo, p_folder, p_name, 1000000000, p_principal, p_request, p_address) d
 $$;
 
 -- Bring one thing back from the trash, to p_folder/p_name of p_repo. Outcomes: 'restored'; 'exists',
 -- when an artifact is there and p_replace is false (with it, that one goes to the trash); 'gone', when
 -- it is in the trash no more. SQLSTATE HF001, HF009 and HF010 as in commit_upload.
 CREATE FUNCTION restore_trash(
-    p_trash bigint, p_repo integer, p_folder text, p_name text, p_replace boolean, p_principal text, p_request text
+    p_trash bigint, p_repo integer, p_folder text, p_name text, p_replace boolean, p_principal text, p_request text,
+    p_address inet DEFAULT NULL
 )
 RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
@@ -1454,8 +1461,8 @@ BEGIN
     END IF;
     PERFORM note_usage(p_repo, size_of(v_row.blob_id) - size_of(v_old));
     DELETE FROM trash WHERE id = p_trash;
-    INSERT INTO events (kind, repository, path, sha256, principal, request_id, detail)
-    SELECT 'restore', v_key, concat_ws('/', nullif(p_folder, ''), p_name), b.sha256, p_principal, p_request,
+    INSERT INTO events (kind, repository, path, sha256, principal, request_id, address, detail)
+    SELECT 'restore', v_key, concat_ws('/', nullif(p_folder, ''), p_name), b.sha256, p_principal, p_request, p_address,
            jsonb_build_object('from', concat_ws('/', v_row.repository, nullif(v_row.folder, ''), v_row.name))
       FROM blobs b WHERE b.id = v_row.blob_id;
     RETURN 'restored';
@@ -1508,6 +1515,7 @@ $$;
 CREATE FUNCTION change_properties(
     p_repo integer, p_folder text, p_name text, p_recursive boolean, p_after_folder text, p_after_name text,
     p_max bigint, p_set jsonb, p_drop text[], p_bytes_max integer, p_principal text, p_request text,
+    p_address      inet DEFAULT NULL,
     OUT seen bigint, OUT last_folder text, OUT last_name text
 )
 LANGUAGE plpgsql AS $$
@@ -1536,8 +1544,8 @@ BEGIN
         v_changed := v_changed + 1;
     END LOOP;
     IF v_changed > 0 THEN
-        INSERT INTO events (kind, repository, path, principal, request_id, detail)
-        SELECT 'properties', r.key, concat_ws('/', nullif(p_folder, ''), p_name), p_principal, p_request,
+        INSERT INTO events (kind, repository, path, principal, request_id, address, detail)
+        SELECT 'properties', r.key, concat_ws('/', nullif(p_folder, ''), p_name), p_principal, p_request, p_address,
                jsonb_build_object('items', v_changed, 'set', p_set, 'dropped', to_jsonb(p_drop))
           FROM repositories r WHERE r.id = p_repo;
     END IF;
@@ -1653,6 +1661,7 @@ CREATE FUNCTION transfer_page(
     p_move boolean, p_fail_fast boolean, p_from integer, p_folder text, p_name text, p_to integer, p_target text,
     p_after_folder text, p_after_name text, p_max bigint, p_path_bytes integer, p_principal text, p_request text,
     p_from_limit text DEFAULT NULL, p_to_limit text DEFAULT NULL, p_overwrite_limit text DEFAULT NULL,
+    p_address inet DEFAULT NULL,
     OUT seen bigint, OUT artifacts bigint, OUT folders bigint, OUT last_folder text, OUT last_name text,
     OUT failed text[], OUT reasons text[], OUT stopped boolean
 )
@@ -1715,10 +1724,10 @@ BEGIN
         END IF;
     END LOOP;
     IF artifacts + folders > 0 THEN
-        INSERT INTO events (kind, repository, path, sha256, principal, request_id, detail)
+        INSERT INTO events (kind, repository, path, sha256, principal, request_id, address, detail)
         SELECT CASE WHEN p_move THEN 'move' ELSE 'copy' END, t.key, p_target,
                CASE WHEN folders = 0 AND seen = 1 THEN (SELECT b.sha256 FROM blobs b WHERE b.id = v_row.blob_id) END,
-               p_principal, p_request,
+               p_principal, p_request, p_address,
                jsonb_build_object('from', concat_ws('/', f.key, nullif(v_source, '')), 'items', artifacts + folders)
           FROM repositories t, repositories f WHERE t.id = p_to AND f.id = p_from;
     END IF;
@@ -2152,7 +2161,10 @@ END
 $$;
 
 -- Set a shard's state, start the walk it calls for, and note who did it and why. False where it is so already.
-CREATE FUNCTION set_shard_state(p_shard smallint, p_state text, p_reason text, p_principal text, p_request text)
+CREATE FUNCTION set_shard_state(
+    p_shard smallint, p_state text, p_reason text, p_principal text, p_request text,
+    p_address inet DEFAULT NULL
+)
 RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     v_before text;
@@ -2167,8 +2179,8 @@ BEGIN
         INSERT INTO shard_walks (shard_id, kind)
         VALUES (p_shard, CASE p_state WHEN 'lost' THEN 'lost' ELSE 'drain' END);
     END IF;
-    INSERT INTO events (kind, principal, request_id, detail)
-    VALUES ('shard_state', p_principal, p_request, jsonb_build_object(
+    INSERT INTO events (kind, principal, request_id, address, detail)
+    VALUES ('shard_state', p_principal, p_request, p_address, jsonb_build_object(
         'shard', p_shard, 'before', v_before, 'state', p_state, 'reason', p_reason));
     RETURN true;
 END
@@ -2177,7 +2189,10 @@ $$;
 -- What an administrator asks of a shard: 'drain', 'readonly', 'activate', 'replace'. Outcomes: 'done'; 'unchanged';
 -- 'absent'; 'lost' (a lost shard can only come back, be replaced or be removed); 'replaced' (another disk has its
 -- place); 'returning' (a walk doubts its copies, then it is active).
-CREATE FUNCTION change_shard(p_shard smallint, p_action text, p_principal text, p_request text)
+CREATE FUNCTION change_shard(
+    p_shard smallint, p_action text, p_principal text, p_request text,
+    p_address inet DEFAULT NULL
+)
 RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
     v_state    text;
@@ -2188,12 +2203,12 @@ BEGIN
         RETURN 'absent';
     ELSIF p_action = 'replace' THEN
         UPDATE shards s SET replaced = true WHERE s.id = p_shard;
-        PERFORM set_shard_state(p_shard, 'lost', 'replaced by another disk', p_principal, p_request);
+        PERFORM set_shard_state(p_shard, 'lost', 'replaced by another disk', p_principal, p_request, p_address);
         RETURN CASE WHEN v_replaced THEN 'unchanged' ELSE 'done' END;
     ELSIF v_state <> 'lost' THEN
         RETURN CASE WHEN set_shard_state(p_shard, CASE p_action WHEN 'drain' THEN 'draining'
                                                                 WHEN 'readonly' THEN 'read_only' ELSE 'active' END,
-                                         'by an administrator', p_principal, p_request)
+                                         'by an administrator', p_principal, p_request, p_address)
                THEN 'done' ELSE 'unchanged' END;
     ELSIF p_action <> 'activate' THEN
         RETURN 'lost';
@@ -2204,14 +2219,14 @@ BEGIN
     ON CONFLICT (shard_id) DO UPDATE
        SET kind = 'return', cursor = NULL, walked = 0, kept_back = 0, passes = 0, due_at = now(), started_at = now()
      WHERE w.kind <> 'return';
-    INSERT INTO events (kind, principal, request_id, detail)
-    VALUES ('shard_return', p_principal, p_request, jsonb_build_object('shard', p_shard));
+    INSERT INTO events (kind, principal, request_id, address, detail)
+    VALUES ('shard_return', p_principal, p_request, p_address, jsonb_build_object('shard', p_shard));
     RETURN 'returning';
 END
 $$;
 
 -- Remove a node that is down and has no shard left. Outcomes: 'absent', 'up', 'has_shards', 'removed'.
-CREATE FUNCTION remove_node(p_node text, p_principal text, p_request text)
+CREATE FUNCTION remove_node(p_node text, p_principal text, p_request text, p_address inet DEFAULT NULL)
 RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
     v_up boolean;
@@ -2226,8 +2241,8 @@ BEGIN
     END IF;
     DELETE FROM jobs j WHERE j.node_id = p_node;
     DELETE FROM nodes n WHERE n.id = p_node;
-    INSERT INTO events (kind, principal, request_id, detail)
-    VALUES ('node_remove', p_principal, p_request, jsonb_build_object('node', p_node));
+    INSERT INTO events (kind, principal, request_id, address, detail)
+    VALUES ('node_remove', p_principal, p_request, p_address, jsonb_build_object('node', p_node));
     RETURN 'removed';
 END
 $$;
@@ -2235,7 +2250,7 @@ $$;
 -- Remove a shard for good. Outcomes: 'absent'; 'in_use' (a living node has it open); 'not_drained' (neither draining
 -- nor lost); 'holds' (copies are still on it); 'forgetting' (it is lost: a walk drops the copies that have been made
 -- good elsewhere, and then the shard); 'removed'.
-CREATE FUNCTION remove_shard(p_shard smallint, p_principal text, p_request text)
+CREATE FUNCTION remove_shard(p_shard smallint, p_principal text, p_request text, p_address inet DEFAULT NULL)
 RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
     v_state text;
@@ -2272,15 +2287,18 @@ BEGIN
     DELETE FROM quarantine q WHERE q.shard_id = p_shard;
     DELETE FROM shard_space f WHERE f.shard_id = p_shard;
     DELETE FROM shards s WHERE s.id = p_shard;
-    INSERT INTO events (kind, principal, request_id, detail)
-    VALUES ('shard_remove', p_principal, p_request, jsonb_build_object('shard', p_shard));
+    INSERT INTO events (kind, principal, request_id, address, detail)
+    VALUES ('shard_remove', p_principal, p_request, p_address, jsonb_build_object('shard', p_shard));
     RETURN 'removed';
 END
 $$;
 
 -- Let the walk that forgets a lost shard drop the p_copies last copies that it counted there. Outcomes: 'absent';
 -- 'not_lost'; 'not_counted' (no whole walk is over); 'counted_otherwise'; 'forgetting'.
-CREATE FUNCTION give_up_last_copies(p_shard smallint, p_copies bigint, p_principal text, p_request text)
+CREATE FUNCTION give_up_last_copies(
+    p_shard smallint, p_copies bigint, p_principal text, p_request text,
+    p_address inet DEFAULT NULL
+)
 RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
     v_state text;
@@ -2299,8 +2317,8 @@ BEGIN
         RETURN 'counted_otherwise';
     END IF;
     UPDATE shard_walks w SET give_up = p_copies, passes = 0, due_at = clock_timestamp() WHERE w.shard_id = p_shard;
-    INSERT INTO events (kind, principal, request_id, detail)
-    VALUES ('shard_give_up', p_principal, p_request, jsonb_build_object('shard', p_shard, 'copies', p_copies));
+    INSERT INTO events (kind, principal, request_id, address, detail)
+    VALUES ('shard_give_up', p_principal, p_request, p_address, jsonb_build_object('shard', p_shard, 'copies', p_copies));
     RETURN 'forgetting';
 END
 $$;

@@ -22,6 +22,7 @@ from repo_node.db.lookups import LookUps
 from repo_node.db.pool import Database
 from repo_node.errors import BodyTooLarge, NotFound, Overloaded, RequestError, absent
 from repo_node.metrics import Metrics
+from repo_node.origin import Origin
 from repo_node.outcome import Known, until_known
 from repo_node.paths import ArtifactPath
 from repo_node.read_only import require_writable
@@ -49,8 +50,7 @@ class DeployRequest:
     """Where an upload goes, who sends it, and what they say of it."""
 
     at: ArtifactPath
-    principal: str
-    request_id: str
+    by: Origin
     properties: Mapping[str, Sequence[str]]
     declared: DeclaredDigests
     may_overwrite: bool = True
@@ -160,8 +160,7 @@ class Artifacts:
                 folder=request.at.folder,
                 name=request.at.name,
                 properties=request.properties,
-                principal=request.principal,
-                request_id=request.request_id,
+                by=request.by,
                 blob_uid=upload.uid,
                 digests=digests,
                 redundancy=policy.redundancy,
@@ -177,7 +176,7 @@ class Artifacts:
             if mismatched:
                 facts = {"path": f"{request.at.repository}/{request.at.path}", "digests": list(mismatched)}
                 log.warning("stored what its client declared otherwise", extra={"facts": facts})
-            return Deployed(request.at, created_at, request.principal, digests, mismatched)
+            return Deployed(request.at, created_at, request.by.principal, digests, mismatched)
 
     async def _make_durable(self, upload: Upload) -> Placement:
         if upload.small is None:
@@ -277,13 +276,13 @@ class Artifacts:
 
     # ------------------------------------------------------------------ folders, deletion
 
-    async def make_folder(self, at: ArtifactPath, *, principal: str, request_id: str) -> Item:
+    async def make_folder(self, at: ArtifactPath, *, by: Origin) -> Item:
         """Make a folder and its ancestors; one that exists is no error. Raises ``PathConflict``, ``NotFound``."""
         repository = await self._repositories.get_own(at.repository)
-        await rows.make_folder(self._database, repository.id, at.path, principal=principal, request_id=request_id)
+        await rows.make_folder(self._database, repository.id, at.path, by=by)
         return await self.get(at)
 
-    async def delete(self, at: ArtifactPath, *, principal: str, request_id: str, folders: bool = True) -> None:
+    async def delete(self, at: ArtifactPath, *, by: Origin, folders: bool = True) -> None:
         """Delete an artifact or, with ``folders``, a folder with everything in it.
 
         Raises ``NotFound``, ``NotPermitted``, ``CatalogueUnavailable``, ``ReadOnly``.
@@ -295,8 +294,7 @@ class Artifacts:
                 repository.id,
                 at.folder,
                 at.name,
-                principal=principal,
-                request_id=request_id,
+                by=by,
                 folders=folders,
                 check=lambda: require_writable(self._settings, begun=True),
             )

@@ -80,8 +80,7 @@ class ChecksumDeploy:
             folder=request.at.folder,
             name=request.at.name,
             properties_json=json.dumps(request.properties),
-            principal=request.principal,
-            request_id=request.request_id,
+            by=request.by,
             blob_id=content.id,
             redundancy=policy.redundancy,
             copies_min=policy.quorum,
@@ -93,7 +92,7 @@ class ChecksumDeploy:
         finally:
             self._recent.forget(request.at)
         self._metrics.uploads.labels(LinkOutcome.LINKED.value).inc()
-        return Deployed(request.at, created_at, request.principal, content)
+        return Deployed(request.at, created_at, request.by.principal, content)
 
     async def _find(self, declared: DeclaredDigests, scope: ReadScope) -> KnownContent:
         """Return the content that is all that was declared, and that some artifact in ``scope`` has."""

@@ -10,6 +10,7 @@ from repo_node.db.errors import AbsenceInDoubt, CatalogueUnavailable, QuotaExcee
 from repo_node.db.pool import Database
 from repo_node.db.repositories import LOCAL, Configuration, Repository
 from repo_node.errors import Forbidden, MadeAnew, NotFound, RequestError, absent
+from repo_node.origin import Origin
 from repo_node.paths import ArtifactPath, check_repository_key
 from repo_node.read_only import require_writable
 from repo_node.recent import RecentItems
@@ -170,18 +171,15 @@ class Repositories:
         configuration: Configuration,
         *,
         rclass: str = LOCAL,
-        principal: str,
-        request_id: str,
+        by: Origin,
     ) -> None:
         """Make a generic repository. Raises ``BadPath``, ``RepositoryExists``, ``BadRepository``."""
-        by = {"principal": principal, "request_id": request_id}
-        await rows.create(self._database, check_repository_key(key), configuration, rclass=rclass, **by)
+        await rows.create(self._database, check_repository_key(key), configuration, rclass=rclass, by=by)
         self.forget()
 
-    async def change(self, key: str, changes: Mapping[str, Any], *, principal: str, request_id: str) -> None:
+    async def change(self, key: str, changes: Mapping[str, Any], *, by: Origin) -> None:
         """Change fields of a repository's ``Configuration``. Raises ``NotFound``, ``BadRepository``."""
-        by = {"principal": principal, "request_id": request_id}
-        if await rows.change(self._database, key, changes, **by) is None:
+        if await rows.change(self._database, key, changes, by=by) is None:
             raise absent(no_repository(key), fresh=self._fresh())
         self.forget()
 
@@ -189,14 +187,14 @@ class Repositories:
         """Return the bytes in a repository with a quota; None for others, and until they are counted."""
         return await rows.used_bytes(self._database, repository.id) if repository.quota_bytes is not None else None
 
-    async def delete(self, key: str, *, principal: str, request_id: str) -> None:
+    async def delete(self, key: str, *, by: Origin) -> None:
         """Delete a repository with everything in it. Raises ``NotFound``, ``ReadOnly``."""
 
         def check() -> None:
             require_writable(self._settings, begun=True)
 
         try:
-            gone = await rows.delete(self._database, key, principal=principal, request_id=request_id, check=check)
+            gone = await rows.delete(self._database, key, by=by, check=check)
         finally:
             self.forget()
             self._recent.forget_tree(ArtifactPath(key, "", ""))

@@ -12,6 +12,7 @@ from repo_node.db.pool import Database
 from repo_node.db.properties import Place
 from repo_node.db.transfers import Transfer
 from repo_node.errors import NotFound, RequestError, absent
+from repo_node.origin import Origin
 from repo_node.outcome import until_known
 from repo_node.paths import ArtifactPath, split_path
 from repo_node.read_only import require_writable
@@ -52,8 +53,7 @@ class TransferRequest:
     into: bool
     dry: bool
     fail_fast: bool
-    principal: str
-    request_id: str
+    by: Origin
     limits: Limits = NO_LIMITS
 
 
@@ -101,9 +101,8 @@ class Transfers:
         identity = rows.transfer_id(str(request.move), *map(str, (source, to, request.into)))
         if is_folder and not request.dry:
             target = await self._known(lambda: rows.begin(self._database, identity, target))
-        by = (request.principal, request.request_id)
         limits = (request.limits.source, request.limits.target, request.limits.overwritten)
-        transfer = Transfer(request.move, from_repository.id, source.path, to_repository.id, target, *by, limits)
+        transfer = Transfer(request.move, from_repository.id, source.path, to_repository.id, target, request.by, limits)
         try:
             done = await self._walk(transfer, request)
             if request.move and is_folder and request.limits.prunes and not request.dry:

@@ -17,8 +17,9 @@ from repo_node.db.artifacts import Blob, Item, place_of
 from repo_node.db.errors import CatalogueUnavailable
 from repo_node.errors import ChecksumMismatch, NotFound, RequestError
 from repo_node.paths import ArtifactPath, Target
+from repo_node.web.addresses import origin_of
 from repo_node.web.body import leave_unread, read_body, receive_upload, refuse_large
-from repo_node.web.context import REQUEST_ID, SERVICES, TARGET, artifact_at, base_url, principal_of, require
+from repo_node.web.context import SERVICES, TARGET, artifact_at, base_url, principal_of, require
 from repo_node.web.routes import Place, Routes, WhileReadOnly
 from repo_node.web.streaming import media_type, send_artifact
 
@@ -104,9 +105,8 @@ async def deploy(request: web.Request) -> web.StreamResponse:
         raise RequestError("Archives are not unpacked here; nothing was stored.")
     if request[TARGET].properties:
         require(request, Permission.ANNOTATE, at)
-    principal, declared = principal_of(request), declared_digests(request)
-    may_overwrite = principal.may(Permission.DELETE, at)
-    asked = DeployRequest(at, principal.name, request[REQUEST_ID], request[TARGET].properties, declared, may_overwrite)
+    declared, may_overwrite = declared_digests(request), principal_of(request).may(Permission.DELETE, at)
+    asked = DeployRequest(at, origin_of(request), request[TARGET].properties, declared, may_overwrite)
     if request.headers.get("X-Checksum-Deploy", "false").lower() == "true":
         deployed = await deploy_known(request, asked)
     else:
@@ -148,8 +148,7 @@ def original_checksums(declared: DeclaredDigests, computed: dict[str, str]) -> d
 async def make_folder(request: web.Request, at: ArtifactPath) -> web.StreamResponse:
     async for _ in read_body(request):
         raise RequestError("A folder has no body; leave out the trailing slash to deploy a file.")
-    by = {"principal": principal_of(request).name, "request_id": request[REQUEST_ID]}
-    item = await request.app[SERVICES].artifacts.make_folder(at, **by)
+    item = await request.app[SERVICES].artifacts.make_folder(at, by=origin_of(request))
     document = folder_document(base_url(request), at, item) | {"children": []}
     return json_response(document, status=201, headers={"Location": document["uri"]})
 
@@ -161,13 +160,8 @@ async def delete(request: web.Request) -> web.StreamResponse:
         raise RequestError("To delete a repository, use DELETE api/repositories/{key}.")
     if request[TARGET].properties:
         raise RequestError("DELETE takes no matrix parameters: it would delete whatever the properties are.")
-    principal = principal_of(request)
-    await services.artifacts.delete(
-        at,
-        principal=principal.name,
-        request_id=request[REQUEST_ID],
-        folders=principal.may_throughout(Permission.DELETE, at),
-    )
+    folders = principal_of(request).may_throughout(Permission.DELETE, at)
+    await services.artifacts.delete(at, by=origin_of(request), folders=folders)
     return web.Response(status=204)
 
 

@@ -8,8 +8,9 @@ from repo_node.auth.permissions import Permission
 from repo_node.db.properties import Changes
 from repo_node.errors import RequestError
 from repo_node.properties import parse_properties, read_patch, without
+from repo_node.web.addresses import origin_of
 from repo_node.web.body import read_json
-from repo_node.web.context import REQUEST_ID, SERVICES, artifact_at, principal_of, require_throughout
+from repo_node.web.context import SERVICES, artifact_at, principal_of, require_throughout
 from repo_node.web.queries import flag
 from repo_node.web.routes import Place, Routes, WhileReadOnly
 
@@ -52,6 +53,5 @@ async def change(request: web.Request, changes: Changes, *, recursive: bool) -> 
         if not at.name or (await request.app[SERVICES].artifacts.get(at)).blob is None:
             require_throughout(request, Permission.ANNOTATE, at)
         recursive = False
-    by = {"principal": principal_of(request).name, "request_id": request[REQUEST_ID]}
-    await request.app[SERVICES].properties.change(at, changes, recursive=recursive, **by)
+    await request.app[SERVICES].properties.change(at, changes, recursive=recursive, by=origin_of(request))
     return web.Response(status=204)

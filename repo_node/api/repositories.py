@@ -13,8 +13,9 @@ from repo_node.auth.permissions import Permission
 from repo_node.db.repositories import LOCAL, Configuration, Repository
 from repo_node.errors import RequestError
 from repo_node.views import make_view
+from repo_node.web.addresses import origin_of
 from repo_node.web.body import read_json
-from repo_node.web.context import REQUEST_ID, SERVICES, TARGET, base_url, principal_of
+from repo_node.web.context import SERVICES, TARGET, base_url, principal_of
 from repo_node.web.routes import ANYWHERE, Place, Routes
 
 BASE = "/artifactory/api/repositories"
@@ -80,8 +81,7 @@ async def create(request: web.Request) -> web.StreamResponse:
         key,
         Configuration(**document.fields_for(rclass)),
         rclass=rclass,
-        principal=principal_of(request).name,
-        request_id=request[REQUEST_ID],
+        by=origin_of(request),
     )
     return web.Response(text=f"Successfully created repository '{key}'\n")
 
@@ -93,14 +93,11 @@ async def change(request: web.Request) -> web.StreamResponse:
     rclass = (await repositories.get(key)).rclass
     if document.rclass not in (None, rclass):
         raise RequestError(f"The repository {key} is {rclass}, and stays so.")
-    by = {"principal": principal_of(request).name, "request_id": request[REQUEST_ID]}
-    await repositories.change(key, document.fields_for(rclass), **by)
+    await repositories.change(key, document.fields_for(rclass), by=origin_of(request))
     return web.Response(text=f"Repository {key} update successfully.\n")
 
 
 async def delete(request: web.Request) -> web.StreamResponse:
     key = key_of(request)
-    await request.app[SERVICES].repositories.delete(
-        key, principal=principal_of(request).name, request_id=request[REQUEST_ID]
-    )
+    await request.app[SERVICES].repositories.delete(key, by=origin_of(request))
     return web.Response(text=f"Repository {key} and all its content have been removed successfully.\n")

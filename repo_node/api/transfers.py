@@ -13,7 +13,8 @@ from repo_node.db.artifacts import place_of
 from repo_node.errors import Forbidden, RequestError
 from repo_node.paths import ArtifactPath
 from repo_node.transfers import Limits, Transferred, TransferRequest
-from repo_node.web.context import REQUEST_ID, SERVICES, artifact_at, artifact_in, principal_of, require_below
+from repo_node.web.addresses import origin_of
+from repo_node.web.context import SERVICES, artifact_at, artifact_in, principal_of, require_below
 from repo_node.web.queries import flag
 from repo_node.web.routes import Place, Routes, WhileReadOnly
 
@@ -57,7 +58,7 @@ async def transfer(request: web.Request, *, is_move: bool) -> web.StreamResponse
         require_below(request, Permission.DELETE, asked.source)
     done = await request.app[SERVICES].transfers.run(asked)
     if done.forbidden and not (done.artifacts or done.folders):
-        raise Forbidden(f"{asked.principal} may not do this to any of it: {REASONS['forbidden']}.", asked.source)
+        raise Forbidden(f"{asked.by.principal} may not do this to any of it: {REASONS['forbidden']}.", asked.source)
     return json_response({"messages": messages(asked, done)}, status=409 if done.failures else 200, kind=RESULT)
 
 
@@ -84,8 +85,7 @@ def request_of(request: web.Request, source: ArtifactPath, *, is_move: bool) -> 
         into=request.query["to"].endswith("/"),
         dry=flag(request, "dry", False),
         fail_fast=flag(request, "failFast", False),
-        principal=principal_of(request).name,
-        request_id=request[REQUEST_ID],
+        by=origin_of(request),
         limits=limits_of(principal_of(request), source, artifact_in(request, "to"), is_move),
     )
 

@@ -44,6 +44,14 @@ class Credentials:
     def basic(cls, user: str, password: str, source: str) -> Credentials:
         return cls("Basic " + base64.b64encode(f"{user}:{password}".encode()).decode("ascii"), source)
 
+    def login(self) -> tuple[str, str] | None:
+        """Return the user's name and password, None for a token."""
+        scheme, _, value = self.authorization.partition(" ")
+        if scheme != "Basic":
+            return None
+        user, _, password = base64.b64decode(value).decode().partition(":")
+        return user, password
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
@@ -154,8 +162,10 @@ class Client:
         except (aiohttp.ClientError, TimeoutError) as error:
             raise self._unreachable(error) from error
 
-    async def call(self, method: str, url_path: str, *, body: Any = None, idempotent: bool = True) -> Any:
-        """Exchange JSON: send ``body`` where there is one, return the answer's (None for 204).
+    async def call(
+        self, method: str, url_path: str, *, body: Any = None, idempotent: bool = True, has_answer: bool = True
+    ) -> Any:
+        """Exchange JSON: send ``body`` where there is one, return the answer's (None for 204, and without an answer).
 
         Repeats what may succeed later; ``on_wait`` of the client hears of it. Raises ``ClientError``.
         """
@@ -164,7 +174,7 @@ class Client:
             headers = {} if body is None else {"Content-Type": "application/json"}
             data = None if body is None else json.dumps(body).encode()
             async with self.request(method, url_path, headers=headers, data=data) as response:
-                return None if response.status == 204 else await self.read_json(response)
+                return await self.read_json(response) if has_answer and response.status != 204 else None
 
         return await persist(once, self.retry, idempotent=idempotent, on_wait=self._on_wait)
 

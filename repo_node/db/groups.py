@@ -10,6 +10,7 @@ import asyncpg
 
 from repo_node.db.pool import Database, Statement
 from repo_node.db.users import RECORD, NameTaken, NoSuchName, UnknownName
+from repo_node.origin import Origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +51,8 @@ DELETE = Statement(
     "group_delete",
     """
     WITH gone AS (DELETE FROM groups WHERE name = $1 RETURNING name), event AS (
-        INSERT INTO events (kind, principal, request_id, detail)
-        SELECT 'group_delete', $2, $3, jsonb_build_object('name', name) FROM gone
+        INSERT INTO events (kind, principal, request_id, address, detail)
+        SELECT 'group_delete', $2, $3, $4, jsonb_build_object('name', name) FROM gone
     )
     SELECT name FROM gone
     """,
@@ -76,8 +77,7 @@ async def save(
     description: str | None,
     auto_join: bool | None,
     members: Sequence[str] | None,
-    principal: str,
-    request_id: str,
+    by: Origin,
     is_new: bool | None = None,
 ) -> bool:
     """Make or change a group; return whether it was made. None leaves as it is, or is the default of a new one.
@@ -95,12 +95,12 @@ async def save(
                 raise UnknownName(f"There is no user {unknown}.")
             await connection.execute(REMOVE, row["id"], list(members))
             await connection.execute(ADD, row["id"], list(members))
-        await connection.execute(RECORD, "group_create" if row["made"] else "group_change", principal, request_id, name)
+        await connection.execute(RECORD, "group_create" if row["made"] else "group_change", *by, name)
         return bool(row["made"])
 
     return await database.transact(SAVE, work)
 
 
-async def delete(database: Database, name: str, *, principal: str, request_id: str) -> bool:
+async def delete(database: Database, name: str, *, by: Origin) -> bool:
     """Delete a group with its rights; False when there is none."""
-    return await database.write(DELETE, name, principal, request_id) is not None
+    return await database.write(DELETE, name, *by) is not None

@@ -12,6 +12,7 @@ from uuid import UUID
 from repo_node.db.blobs import refusing_conflicts
 from repo_node.db.pool import Database, Statement
 from repo_node.db.scopes import RowScope, in_scope, scope_args
+from repo_node.origin import Origin
 from sharding.model import Generation, Replica, ShardId
 
 
@@ -43,8 +44,7 @@ class Link:
     folder: str
     name: str
     properties_json: str
-    principal: str
-    request_id: str
+    by: Origin
     blob_id: int
     redundancy: int
     copies_min: int
@@ -80,7 +80,7 @@ LINK = Statement(
     """
     SELECT outcome, created_at
       FROM require_writable(),
-           deploy_known($1, $2, $3, $4, $5, $6::jsonb, $7, $8, $9, $10, $11::uuid[], $12, $13)
+           deploy_known($1, $2, $3, $4, $5, $6::jsonb, $7, $8, $9, $10, $11::uuid[], $12, $13, $14)
     """,
 )
 LINK_WITHOUT_OVERWRITING = Statement(
@@ -88,7 +88,7 @@ LINK_WITHOUT_OVERWRITING = Statement(
     """
     SELECT outcome, created_at
       FROM require_writable(), limit_to('overwrite', $3) AS l (repo),
-           deploy_known($1, $2, l.repo, $4, $5, $6::jsonb, $7, $8, $9, $10, $11::uuid[], $12, $13)
+           deploy_known($1, $2, l.repo, $4, $5, $6::jsonb, $7, $8, $9, $10, $11::uuid[], $12, $13, $14)
     """,
 )
 
@@ -135,12 +135,13 @@ async def link(
             request.folder,
             request.name,
             request.properties_json,
-            request.principal,
-            request.request_id,
+            request.by.principal,
+            request.by.request_id,
             request.blob_id,
             request.redundancy,
             confirmed,
             request.copies_min,
             request.zones_min,
+            request.by.address,
         )
     return LinkOutcome(row["outcome"]), row["created_at"]

@@ -11,6 +11,7 @@ import asyncpg
 
 from repo_node.db.pool import Database, Statement
 from repo_node.db.users import NameTaken, NoSuchName, UnknownName
+from repo_node.origin import Origin
 
 Actions = Mapping[str, Sequence[str]]
 
@@ -72,14 +73,14 @@ GRANT_GROUPS = """
       JOIN groups p ON p.name = g.key RETURNING group_id
 """
 RECORD = """
-    INSERT INTO events (kind, principal, request_id, detail) VALUES ($1, $2, $3, $4::jsonb)
+    INSERT INTO events (kind, principal, request_id, address, detail) VALUES ($1, $2, $3, $4, $5::jsonb)
 """
 DELETE = Statement(
     "permission_target_delete",
     """
     WITH gone AS (DELETE FROM permission_targets WHERE name = $1 RETURNING name), event AS (
-        INSERT INTO events (kind, principal, request_id, detail)
-        SELECT 'permission_delete', $2, $3, jsonb_build_object('name', name) FROM gone
+        INSERT INTO events (kind, principal, request_id, address, detail)
+        SELECT 'permission_delete', $2, $3, $4, jsonb_build_object('name', name) FROM gone
     )
     SELECT name FROM gone
     """,
@@ -107,8 +108,7 @@ async def save(
     database: Database,
     target: Target,
     *,
-    principal: str,
-    request_id: str,
+    by: Origin,
     is_new: bool | None = None,
     check: Callable[[Target | None], object] = lambda before: None,
 ) -> bool:
@@ -133,12 +133,12 @@ async def save(
                 raise UnknownName(f"There is no such {kind} among {', '.join(sorted(given))}.")
         document = {"name": target.name, "users": dict(target.users), "groups": dict(target.groups)}
         kind = "permission_create" if made["made"] else "permission_change"
-        await connection.execute(RECORD, kind, principal, request_id, json.dumps(document))
+        await connection.execute(RECORD, kind, *by, json.dumps(document))
         return bool(made["made"])
 
     return await database.transact(SAVE, work)
 
 
-async def delete(database: Database, name: str, *, principal: str, request_id: str) -> bool:
+async def delete(database: Database, name: str, *, by: Origin) -> bool:
     """Delete a permission target; False when there is none."""
-    return await database.write(DELETE, name, principal, request_id) is not None
+    return await database.write(DELETE, name, *by) is not None

@@ -9,6 +9,7 @@ from typing import Any
 
 from repo_node.db.errors import CatalogueUnavailable
 from repo_node.db.pool import Database, Statement
+from repo_node.origin import Origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +74,10 @@ CREATE_TOKEN = Statement(
           FROM users u WHERE u.name = $1 AND u.is_enabled
         RETURNING id
     ), event AS (
-        INSERT INTO events (kind, principal, request_id, detail)
-        SELECT 'token_create', $8, $7,
-               jsonb_build_object('token', id, 'user', $1::text, 'scopes', to_jsonb($5::text[])) FROM made
+        INSERT INTO events (kind, principal, request_id, address, detail)
+        SELECT 'token_create', $7, $8, $9,
+               jsonb_build_object('token', id, 'user', $1::text, 'scopes', to_jsonb($5::text[]))
+          FROM made
     )
     SELECT id FROM made
     """,
@@ -93,11 +95,11 @@ REVOKE_TOKEN = Statement(
     WITH gone AS (
         UPDATE tokens t SET revoked_at = clock_timestamp()
          WHERE t.id = $1 AND t.revoked_at IS NULL
-           AND ($4::text IS NULL OR t.user_id = (SELECT u.id FROM users u WHERE u.name = $4))
+           AND ($5::text IS NULL OR t.user_id = (SELECT u.id FROM users u WHERE u.name = $5))
         RETURNING t.id
     ), event AS (
-        INSERT INTO events (kind, principal, request_id, detail)
-        SELECT 'token_revoke', $2, $3, jsonb_build_object('token', id) FROM gone
+        INSERT INTO events (kind, principal, request_id, address, detail)
+        SELECT 'token_revoke', $2, $3, $4, jsonb_build_object('token', id) FROM gone
     )
     SELECT id FROM gone
     """,
@@ -132,11 +134,9 @@ async def create_token(
     description: str,
     scopes: Sequence[str],
     expires_in: timedelta | None,
-    request_id: str,
-    principal: str | None = None,
+    by: Origin,
 ) -> int:
-    """Record a new token of ``user``, made by ``principal`` or by themselves, and return its id."""
-    by = (request_id, principal or user)
+    """Record a new token of ``user`` and return its id."""
     row = await database.write(CREATE_TOKEN, user, secret_sha256, ending, description, list(scopes), expires_in, *by)
     if row is None:
         # Gone since the request was let in; the next one will not be.
@@ -150,11 +150,9 @@ async def find_token_by_id(database: Database, token: int) -> Token | None:
     return None if row is None else token_from(row)
 
 
-async def revoke_token(
-    database: Database, token: int, *, principal: str, request_id: str, owner: str | None = None
-) -> bool:
+async def revoke_token(database: Database, token: int, *, by: Origin, owner: str | None = None) -> bool:
     """Revoke a token, of ``owner`` or of anybody, at once on every node; False when there is no such valid token."""
-    return await database.write(REVOKE_TOKEN, token, principal, request_id, owner) is not None
+    return await database.write(REVOKE_TOKEN, token, *by, owner) is not None
 
 
 def token_from(row: Any) -> Token:

@@ -15,6 +15,7 @@ from repo_node.auth.path_patterns import EVERYTHING, NEVER, PathPatterns, expres
 from repo_node.db.artifacts import DELETE_PAGE
 from repo_node.db.errors import CatalogueError
 from repo_node.db.pool import Database, Statement
+from repo_node.origin import Origin
 from sharding.model import ALL_DIGESTS
 
 ALL = "**/*"
@@ -151,7 +152,8 @@ UNCOUNTED = """
     WITH gone AS (DELETE FROM usage_changes WHERE repo_id = $1) DELETE FROM repository_usage WHERE repo_id = $1
 """
 RECORD = """
-    INSERT INTO events (kind, repository, principal, request_id, detail) VALUES ($1, $2, $3, $4, $5::jsonb)
+    INSERT INTO events (kind, repository, principal, request_id, address, detail)
+    VALUES ($1, $2, $3, $4, $5, $6::jsonb)
 """
 CREATE = Statement("repository_create", INSERT)
 CHANGE = Statement("repository_change", UPDATE)
@@ -161,7 +163,9 @@ LOCK = "SELECT id, pg_advisory_xact_lock(1, id), pg_advisory_xact_lock(4, id) FR
 EMPTY = Statement(
     "repository_empty", "SELECT take_out($1, '', repeat(chr(1114111), 100), $2, $3) AS gone FROM require_writable()"
 )
-RECORD_DELETE = "INSERT INTO events (kind, repository, principal, request_id) VALUES ('repository_delete', $1, $2, $3)"
+RECORD_DELETE = """
+    INSERT INTO events (kind, repository, principal, request_id, address) VALUES ('repository_delete', $1, $2, $3, $4)
+"""
 
 
 def repository_from(row: asyncpg.Record) -> Repository:
@@ -227,18 +231,17 @@ async def create(
     *,
     rclass: str = LOCAL,
     package_type: str = "generic",
-    principal: str,
-    request_id: str,
+    by: Origin,
 ) -> None:
     """Make a repository. Raises ``RepositoryExists``, ``BadRepository``."""
 
     async def work(connection: asyncpg.Connection) -> None:
-        made = await connection.fetchval(INSERT, key, rclass, package_type, principal, *values_of(configuration))
+        made = await connection.fetchval(INSERT, key, rclass, package_type, by.principal, *values_of(configuration))
         if configuration.quota_bytes is not None:
             await connection.execute(COUNTED, made)
         if rclass == VIRTUAL:
             await set_members(connection, made, package_type, configuration)
-        await connection.execute(RECORD, "repository_create", key, principal, request_id, None)
+        await connection.execute(RECORD, "repository_create", key, *by, None)
 
     try:
         await database.transact(CREATE, work)
@@ -265,9 +268,7 @@ async def set_members(connection: asyncpg.Connection, virtual: int, package_type
     await connection.execute(SET_DEPLOYMENT, virtual, None if target is None else reached[target]["id"])
 
 
-async def change(
-    database: Database, key: str, changes: Mapping[str, Any], *, principal: str, request_id: str
-) -> Repository | None:
+async def change(database: Database, key: str, changes: Mapping[str, Any], *, by: Origin) -> Repository | None:
     """Change fields of ``Configuration`` of a repository; None when there is none of that key.
 
     It waits for the commits that are under way there: what comes after it finds the repository as it is now.
@@ -285,15 +286,13 @@ async def change(
             await connection.execute(UNCOUNTED, after.id)
         if after.is_virtual and changes.keys() & {"members", "default_deployment"}:
             await set_members(connection, after.id, after.package_type, after)
-        await connection.execute(RECORD, "repository_change", key, principal, request_id, json.dumps(changes))
+        await connection.execute(RECORD, "repository_change", key, *by, json.dumps(changes))
         return after
 
     return await database.transact(CHANGE, work)
 
 
-async def delete(
-    database: Database, key: str, *, principal: str, request_id: str, check: Callable[[], object] = lambda: None
-) -> bool:
+async def delete(database: Database, key: str, *, by: Origin, check: Callable[[], object] = lambda: None) -> bool:
     """Delete a repository with everything in it; False when there is none of that key.
 
     A large one is emptied in steps before. What its trash does not keep becomes a candidate for removal;
@@ -305,11 +304,11 @@ async def delete(
         repository = await connection.fetchval(LOCK, key)
         if repository is None:
             return False
-        if await connection.fetchval(EMPTY.sql, repository, DELETE_PAGE, principal) == DELETE_PAGE:
+        if await connection.fetchval(EMPTY.sql, repository, DELETE_PAGE, by.principal) == DELETE_PAGE:
             return None
         if await connection.fetchval(DELETE.sql, repository) is None:
             return False
-        await connection.execute(RECORD_DELETE, key, principal, request_id)
+        await connection.execute(RECORD_DELETE, key, *by)
         return True
 
     check()

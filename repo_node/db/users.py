@@ -12,6 +12,7 @@ import asyncpg
 from repo_node.db.errors import CatalogueError
 from repo_node.db.pool import Database, Statement
 from repo_node.db.principals import NO_PASSWORD
+from repo_node.origin import Origin
 
 
 class UnknownName(CatalogueError):
@@ -99,7 +100,8 @@ UNKNOWN_GROUP = """
     SELECT min(n) FROM unnest($1::text[]) AS n WHERE NOT EXISTS (SELECT 1 FROM groups WHERE name = n)
 """
 RECORD = """
-    INSERT INTO events (kind, principal, request_id, detail) VALUES ($1, $2, $3, jsonb_build_object('name', $4::text))
+    INSERT INTO events (kind, principal, request_id, address, detail)
+    VALUES ($1, $2, $3, $4, jsonb_build_object('name', $5::text))
 """
 DELETE_TOKENS = "DELETE FROM tokens WHERE user_id = (SELECT id FROM users WHERE name = $1)"
 DELETE = Statement("user_delete", "DELETE FROM users WHERE name = $1 RETURNING id")
@@ -110,8 +112,8 @@ SET_PASSWORD = Statement(
         UPDATE users SET password_hash = $3, password_changed_at = now(), must_change_password = false
          WHERE name = $1 AND password_hash = $2 RETURNING name
     ), event AS (
-        INSERT INTO events (kind, principal, request_id, detail)
-        SELECT 'password_change', name, $4, jsonb_build_object('name', name) FROM changed
+        INSERT INTO events (kind, principal, request_id, address, detail)
+        SELECT 'password_change', $4, $5, $6, jsonb_build_object('name', name) FROM changed
     )
     SELECT name FROM changed
     """,
@@ -130,13 +132,7 @@ async def find(database: Database, name: str) -> Account | None:
 
 
 async def save(
-    database: Database,
-    name: str,
-    changes: AccountChanges,
-    *,
-    principal: str,
-    request_id: str,
-    is_new: bool | None = None,
+    database: Database, name: str, changes: AccountChanges, *, by: Origin, is_new: bool | None = None
 ) -> bool:
     """Make or change a user; return whether they were made. ``is_new`` says what they have to be.
 
@@ -162,7 +158,7 @@ async def save(
             await connection.execute(AUTO_JOIN, row["id"])
         if changes.groups is not None:
             await set_groups(connection, row["id"], changes.groups, keep=row["made"])
-        await connection.execute(RECORD, "user_create" if row["made"] else "user_change", principal, request_id, name)
+        await connection.execute(RECORD, "user_create" if row["made"] else "user_change", *by, name)
         return bool(row["made"])
 
     return await database.transact(SAVE, work)
@@ -178,7 +174,7 @@ async def set_groups(connection: asyncpg.Connection, user: int, groups: Sequence
     await connection.execute(JOIN, user, list(groups))
 
 
-async def delete(database: Database, name: str, *, principal: str, request_id: str) -> bool:
+async def delete(database: Database, name: str, *, by: Origin) -> bool:
     """Delete a user with their tokens and rights; False when there is none. Raises ``LastAdministrator``."""
 
     async def work(connection: asyncpg.Connection) -> bool:
@@ -188,12 +184,12 @@ async def delete(database: Database, name: str, *, principal: str, request_id: s
             return False
         if not await connection.fetchval(HAS_ADMIN):
             raise LastAdministrator(name)
-        await connection.execute(RECORD, "user_delete", principal, request_id, name)
+        await connection.execute(RECORD, "user_delete", *by, name)
         return True
 
     return await database.transact(DELETE, work)
 
 
-async def set_password(database: Database, name: str, *, old_hash: str, new_hash: str, request_id: str) -> bool:
+async def set_password(database: Database, name: str, *, old_hash: str, new_hash: str, by: Origin) -> bool:
     """Give a user another password of their own choice; False when it is not ``old_hash`` any more."""
-    return await database.write(SET_PASSWORD, name, old_hash, new_hash, request_id) is not None
+    return await database.write(SET_PASSWORD, name, old_hash, new_hash, *by) is not None

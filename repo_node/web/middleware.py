@@ -16,6 +16,7 @@ from repo_node.errors import Answer, Forbidden, NotFound, Unauthenticated, absen
 from repo_node.logs import request_id as current_request_id
 from repo_node.read_only import require_heard, require_writable
 from repo_node.views import View
+from repo_node.web.addresses import client_address
 from repo_node.web.body import leave_unread
 from repo_node.web.context import (
     NOBODY,
@@ -108,7 +109,7 @@ async def authorise(request: web.Request) -> None:
     permission, services = permission_of(request), request.app[SERVICES]
     try:
         reading = permission is Permission.READ
-        address = request.remote or ""
+        address = client_address(request) or ""
         principal = await services.authenticator.authenticate(request.headers, reading=reading, address=address)
     except Unauthenticated:
         services.metrics.auth_failures.labels("wrong_credentials").inc()
@@ -218,6 +219,6 @@ def record(request: web.Request, status: int, seconds: float) -> None:
             "status": status,
             "milliseconds": round(seconds * 1000, 1),
             "principal": request.get(PRINCIPAL, NOBODY).name,
-            "client": request.remote,
+            "client": client_address(request),
         }
         log.info("request", extra={"facts": facts})

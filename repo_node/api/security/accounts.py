@@ -8,13 +8,15 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict
 
 from repo_node.api.documents import PlainText, json_response
-from repo_node.api.security.requests import by, forget, name_in, read_as
+from repo_node.api.security.requests import forget, name_in, read_as
 from repo_node.api.security.users import hash_new_password
 from repo_node.auth.permissions import Permission
 from repo_node.db import login_failures, users
 from repo_node.db.users import AccountChanges
 from repo_node.errors import RequestError
+from repo_node.origin import Origin
 from repo_node.read_only import require_writable
+from repo_node.web.addresses import client_address, origin_of
 from repo_node.web.body import read_document
 from repo_node.web.context import REQUEST_ID, SERVICES
 from repo_node.web.routes import Routes
@@ -48,7 +50,9 @@ async def change_password(request: web.Request) -> web.StreamResponse:
     require_writable(services.settings)
     if document.newPassword1 != document.newPassword2:
         raise RequestError("newPassword1 and newPassword2 differ.")
-    user = await services.authenticator.check_login(document.userName, document.oldPassword, request.remote or "")
+    user = await services.authenticator.check_login(
+        document.userName, document.oldPassword, client_address(request) or ""
+    )
     if document.newPassword1 == document.oldPassword:
         raise RequestError("The new password is the old one.")
     hashed = await hash_new_password(request, user.name, document.newPassword1)
@@ -58,7 +62,7 @@ async def change_password(request: web.Request) -> web.StreamResponse:
             user.name,
             old_hash=user.password_hash,
             new_hash=hashed,
-            request_id=request[REQUEST_ID],
+            by=Origin(user.name, request[REQUEST_ID], client_address(request)),
         )
     finally:
         forget(request)
@@ -72,7 +76,7 @@ async def expire_password(request: web.Request) -> web.StreamResponse:
     name = name_in(request, -1)
     try:
         changes = AccountChanges(must_change_password=True)
-        await users.save(request.app[NODE].database, name, changes, is_new=False, **by(request))
+        await users.save(request.app[NODE].database, name, changes, is_new=False, by=origin_of(request))
     finally:
         forget(request)
     return web.Response(text=f"The password of {name} must be changed now.")

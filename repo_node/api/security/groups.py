@@ -8,10 +8,11 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 
 from repo_node.api.documents import PlainText, json_response
-from repo_node.api.security.requests import by, check_group_name, forget, listed, name_in, read_as
+from repo_node.api.security.requests import check_group_name, forget, listed, name_in, read_as
 from repo_node.auth.permissions import Permission
 from repo_node.db import groups
 from repo_node.errors import NotFound, RequestError
+from repo_node.web.addresses import origin_of
 from repo_node.web.queries import flag
 from repo_node.web.routes import Routes
 from repo_node.web.state import NODE
@@ -85,7 +86,7 @@ async def save(request: web.Request, name: str, *, is_new: bool | None) -> bool:
             auto_join=document.autoJoin,
             members=document.userNames,
             is_new=is_new,
-            **by(request),
+            by=origin_of(request),
         )
     finally:
         forget(request)
@@ -94,7 +95,7 @@ async def save(request: web.Request, name: str, *, is_new: bool | None) -> bool:
 async def delete(request: web.Request) -> web.StreamResponse:
     name = name_in(request)
     try:
-        gone = await groups.delete(request.app[NODE].database, name, **by(request))
+        gone = await groups.delete(request.app[NODE].database, name, by=origin_of(request))
     finally:
         forget(request)
     if not gone:

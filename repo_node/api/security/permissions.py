@@ -10,7 +10,6 @@ from pydantic import BaseModel, ConfigDict, Field
 from repo_node.api.documents import PlainText, json_response
 from repo_node.api.security.requests import (
     Pattern,
-    by,
     check_target_name,
     forget,
     listed,
@@ -24,6 +23,7 @@ from repo_node.db import users
 from repo_node.db.permission_targets import Actions, Target
 from repo_node.errors import Forbidden, NotFound, RequestError
 from repo_node.paths import check_repository_key
+from repo_node.web.addresses import origin_of
 from repo_node.web.context import principal_of
 from repo_node.web.routes import ANYWHERE, Routes
 from repo_node.web.state import NODE
@@ -200,7 +200,11 @@ async def save(
     check = await check_of(request)
     try:
         made = await rows.save(
-            request.app[NODE].database, target, is_new=is_new, check=lambda one: check(one, target), **by(request)
+            request.app[NODE].database,
+            target,
+            is_new=is_new,
+            check=lambda one: check(one, target),
+            by=origin_of(request),
         )
     finally:
         forget(request)
@@ -268,7 +272,7 @@ def pairs(target: Target) -> set[tuple[str, str, str]]:
 async def delete(request: web.Request) -> web.StreamResponse:
     name = name_in(request, -1)
     try:
-        gone = await rows.delete(request.app[NODE].database, name, **by(request))
+        gone = await rows.delete(request.app[NODE].database, name, by=origin_of(request))
     finally:
         forget(request)
     if not gone:

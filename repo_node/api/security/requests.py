@@ -12,7 +12,7 @@ from repo_node.api.documents import first_fault
 from repo_node.auth.permissions import Permission
 from repo_node.errors import RequestError
 from repo_node.web.body import read_json
-from repo_node.web.context import REQUEST_ID, SERVICES, TARGET, base_url, principal_of
+from repo_node.web.context import SERVICES, TARGET, base_url, principal_of
 
 Document = TypeVar("Document", bound=BaseModel)
 
@@ -65,11 +65,6 @@ def validated(document: Any, kind: type[Document], what: str) -> Document:
         return kind.model_validate(document)
     except ValidationError as error:
         raise RequestError(f"The description of the {what} cannot be read: {first_fault(error)}") from None
-
-
-def by(request: web.Request) -> dict[str, str]:
-    """Return who does it, as changes are recorded."""
-    return {"principal": principal_of(request).name, "request_id": request[REQUEST_ID]}
 
 
 def is_admin(request: web.Request) -> bool:

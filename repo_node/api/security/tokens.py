@@ -11,15 +11,16 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 
 from repo_node.api.documents import PlainText, json_response
-from repo_node.api.security.requests import by, forget, is_admin, name_in, validated
+from repo_node.api.security.requests import forget, is_admin, name_in, validated
 from repo_node.auth import tokens
 from repo_node.auth.permissions import Permission
 from repo_node.auth.scopes import OF_GROUPS, OF_USER, UnknownScope, read_scope_words, split_groups
 from repo_node.db import principals, users
 from repo_node.db.principals import Token
 from repo_node.errors import Forbidden, NotFound, RequestError
+from repo_node.web.addresses import origin_of
 from repo_node.web.body import read_document, read_json
-from repo_node.web.context import REQUEST_ID, SERVICES, principal_of
+from repo_node.web.context import SERVICES, principal_of
 from repo_node.web.routes import Routes, WhileReadOnly
 from repo_node.web.state import NODE
 
@@ -154,8 +155,7 @@ async def record(
         description=description,
         scopes=words,
         expires_in=None if seconds is None else timedelta(seconds=seconds),
-        request_id=request[REQUEST_ID],
-        principal=own,
+        by=origin_of(request),
     )
     return NewToken(identity, secret)
 
@@ -243,7 +243,7 @@ async def revoke(request: web.Request, token: int) -> web.StreamResponse:
     """Revoke one's own token or, for administrators, any."""
     owner = None if is_admin(request) else principal_of(request).name
     try:
-        revoked = await principals.revoke_token(request.app[NODE].database, token, owner=owner, **by(request))
+        revoked = await principals.revoke_token(request.app[NODE].database, token, owner=owner, by=origin_of(request))
     finally:
         # Revoked or not known to be: either way it has to be proved anew.
         forget(request)

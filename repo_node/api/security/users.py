@@ -8,13 +8,14 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
 
 from repo_node.api.documents import PlainText, json_response
-from repo_node.api.security.requests import by, check_user_name, forget, is_admin, listed, name_in, read_as
+from repo_node.api.security.requests import check_user_name, forget, is_admin, listed, name_in, read_as
 from repo_node.auth.password_policy import fault_of
 from repo_node.auth.permissions import ANONYMOUS, Permission
 from repo_node.db import users
 from repo_node.db.principals import NO_PASSWORD
 from repo_node.db.users import Account, AccountChanges
 from repo_node.errors import Forbidden, NotFound, RequestError
+from repo_node.web.addresses import origin_of
 from repo_node.web.context import SERVICES, principal_of
 from repo_node.web.routes import Routes
 from repo_node.web.state import NODE
@@ -121,7 +122,7 @@ async def save(
         groups=document.groups if document.groups is not None or not whole else [],
     )
     try:
-        return await users.save(request.app[NODE].database, name, changes, is_new=is_new, **by(request))
+        return await users.save(request.app[NODE].database, name, changes, is_new=is_new, by=origin_of(request))
     finally:
         forget(request)
 
@@ -149,7 +150,7 @@ async def delete(request: web.Request) -> web.StreamResponse:
             f"{name} cannot be deleted: nobody deletes themselves, nor the user {ANONYMOUS}.", status=409
         )
     try:
-        gone = await users.delete(request.app[NODE].database, name, **by(request))
+        gone = await users.delete(request.app[NODE].database, name, by=origin_of(request))
     finally:
         forget(request)
     if not gone:

@@ -210,13 +210,13 @@ async def test_suspicion_uses_indexes_alone(large: asyncpg.Connection) -> None:
 
 @pytest.mark.parametrize(("folder", "name", "gone"), [("d7", "f7", 1), ("", "d7", 101), ("d7", "no-such", 0)])
 async def test_delete_uses_indexes_alone(large: asyncpg.Connection, folder: str, name: str, gone: int) -> None:
-    assert await large.fetchval(artifacts.DELETE.sql, 1, folder, name, "x", "r", 1_000) == gone
+    assert await large.fetchval(artifacts.DELETE.sql, 1, folder, name, 1_000, "x", "r", None) == gone
     assert await whole_scans(large) == []
 
 
 @pytest.mark.parametrize(("name", "recursive"), [("d7", True), ("d7", False), ("", True)])
 async def test_changed_properties_use_indexes_alone(large: asyncpg.Connection, name: str, recursive: bool) -> None:
-    args = (1, "", name, recursive, "", "", 50, '{"a": ["1"]}', ["b"], 1_000, "x", "r")
+    args = (1, "", name, recursive, "", "", 50, '{"a": ["1"]}', ["b"], 1_000, "x", "r", None)
     assert await large.fetchval(properties.CHANGE.sql, *args) == (50 if recursive else 1)
     assert await whole_scans(large) == []
 
@@ -226,7 +226,7 @@ async def test_changed_properties_use_indexes_alone(large: asyncpg.Connection, n
 async def test_transfer_uses_indexes_alone(
     large: asyncpg.Connection, move: bool, folder: str, name: str, seen: int
 ) -> None:
-    args = (move, False, 1, folder, name, 1, "new/place", "", "", 50, 1024, "x", "r", "^d7", None, None)
+    args = (move, False, 1, folder, name, 1, "new/place", "", "", 50, 1024, "x", "r", "^d7", None, None, None)
     assert await large.fetchval(transfers.PAGE.sql, *args) == seen
     assert await whole_scans(large) == []
 
@@ -247,7 +247,7 @@ async def test_counted_downloads_use_indexes_alone(large: asyncpg.Connection) ->
 
 
 async def test_made_folder_uses_indexes_alone(large: asyncpg.Connection) -> None:
-    assert await large.fetchval(artifacts.MAKE_FOLDER.sql, 1, "d7/new/folder", "x", "r")
+    assert await large.fetchval(artifacts.MAKE_FOLDER.sql, 1, "d7/new/folder", "x", "r", None)
     assert await whole_scans(large) == []
 
 

@@ -11,6 +11,7 @@ import pytest
 from repo_node.db import repositories
 from repo_node.db.blobs import CommitOutcome
 from repo_node.db.repositories import Configuration, RepositoryExists
+from repo_node.origin import Origin
 from tests.repo_node.db.scene import REPOSITORY, OneConnection, Scene, commit, copies, digests_of, paths, table
 
 EVENTS = "SELECT kind, repository, principal, request_id FROM events WHERE kind LIKE 'repository%' ORDER BY id"
@@ -18,12 +19,11 @@ EVENTS = "SELECT kind, repository, principal, request_id FROM events WHERE kind 
 
 async def create(scene: Scene, key: str, **more: Any) -> None:
     kind = {name: more.pop(name) for name in ("rclass", "package_type") if name in more}
-    by = {"principal": "bob", "request_id": "r"}
-    await repositories.create(scene.database, key, Configuration(**more), **kind, **by)
+    await repositories.create(scene.database, key, Configuration(**more), **kind, by=Origin("bob", "r"))
 
 
 async def delete(scene: Scene, key: str) -> bool:
-    return await repositories.delete(scene.database, key, principal="bob", request_id="r")
+    return await repositories.delete(scene.database, key, by=Origin("bob", "r"))
 
 
 async def test_created_repository_is_found_and_listed_by_key(scene: Scene, connection: asyncpg.Connection) -> None:

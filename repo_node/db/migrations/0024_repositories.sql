@@ -202,6 +202,7 @@ CREATE OR REPLACE FUNCTION commit_upload(
     p_generations  uuid[],
     p_short        boolean,
     p_confirmed    uuid[],
+    p_address      inet DEFAULT NULL,
     OUT outcome              text,
     OUT created_at           timestamptz,
     OUT existing_shards      smallint[],
@@ -226,9 +227,9 @@ BEGIN
     SELECT r.key, r.quota_bytes IS NOT NULL INTO v_key, v_counted
       FROM repositories r WHERE r.id = p_repo AND r.rclass <> 'virtual';
     IF FOUND THEN
-        INSERT INTO events AS e (kind, upload_id, repository, path, sha256, adopted, principal, request_id)
+        INSERT INTO events AS e (kind, upload_id, repository, path, sha256, adopted, principal, request_id, address)
         VALUES ('deploy', p_upload, v_key, concat_ws('/', nullif(p_folder, ''), p_name), p_sha256, true,
-                p_principal, p_request)
+                p_principal, p_request, p_address)
         ON CONFLICT (upload_id) DO NOTHING
         RETURNING e.id, e.at INTO v_event, v_at;
     END IF;
@@ -336,6 +337,7 @@ CREATE OR REPLACE FUNCTION commit_new_uploads(
     p_replica_of   integer[],
     p_shards       smallint[],
     p_generations  uuid[],
+    p_addresses    inet[] DEFAULT NULL,
     OUT committed  integer[],
     OUT created_at timestamptz[]
 )
@@ -367,9 +369,9 @@ BEGIN
                AND f.name = substring(u.folder FROM '[^/]*$') AND f.blob_id IS NULL) IS NOT NULL);
 
     WITH noted AS (
-        INSERT INTO events AS e (kind, upload_id, repository, path, sha256, adopted, principal, request_id)
+        INSERT INTO events AS e (kind, upload_id, repository, path, sha256, adopted, principal, request_id, address)
         SELECT 'deploy', p_uploads[u.n], u.key, concat_ws('/', nullif(p_folders[u.n], ''), p_names[u.n]),
-               p_sha256[u.n], true, p_principals[u.n], p_requests[u.n]
+               p_sha256[u.n], true, p_principals[u.n], p_requests[u.n], p_addresses[u.n]
           FROM unnest(v_plain, v_keys) AS u (n, key) ORDER BY p_uploads[u.n]
         ON CONFLICT (upload_id) DO NOTHING
         RETURNING e.upload_id, e.at
@@ -422,6 +424,7 @@ CREATE OR REPLACE FUNCTION deploy_known(
     p_confirmed   uuid[],
     p_copies_min  smallint,
     p_zones_min   smallint,
+    p_address      inet DEFAULT NULL,
     OUT outcome    text,
     OUT created_at timestamptz
 )
@@ -455,9 +458,9 @@ BEGIN
                       WHEN v_size = 0 THEN NULL
                       WHEN v_size IS NULL OR v_copies < p_copies_min OR v_zones < p_zones_min THEN 'unknown'
                       WHEN history_is_lost() THEN 'unknown' END;
-    INSERT INTO events AS e (kind, upload_id, repository, path, sha256, adopted, principal, request_id)
+    INSERT INTO events AS e (kind, upload_id, repository, path, sha256, adopted, principal, request_id, address)
     SELECT 'deploy', p_upload, v_key, concat_ws('/', nullif(p_folder, ''), p_name), v_sha256, false, p_principal,
-           p_request
+           p_request, p_address
      WHERE v_refusal IS NULL
     ON CONFLICT (upload_id) DO NOTHING
     RETURNING e.id, e.at INTO v_event, v_at;
@@ -529,6 +532,7 @@ $$;
 -- empty, the index of all blobs' artifacts looks as good as the one of paths.
 CREATE OR REPLACE FUNCTION delete_step(
     p_repo integer, p_folder text, p_name text, p_max bigint, p_principal text, p_request text,
+    p_address      inet DEFAULT NULL,
     OUT gone bigint, OUT done boolean
 )
 LANGUAGE plpgsql SET plan_cache_mode = force_custom_plan AS $$
@@ -588,8 +592,8 @@ BEGIN
         IF v_size > 0 THEN
             PERFORM note_usage(p_repo, -v_size);
         END IF;
-        INSERT INTO events (kind, repository, path, sha256, principal, request_id, detail)
-        SELECT 'delete', r.key, v_path, v_sha256, p_principal, p_request, jsonb_build_object('items', gone)
+        INSERT INTO events (kind, repository, path, sha256, principal, request_id, address, detail)
+        SELECT 'delete', r.key, v_path, v_sha256, p_principal, p_request, p_address, jsonb_build_object('items', gone)
           FROM repositories r WHERE r.id = p_repo;
     END IF;
 END
@@ -599,7 +603,8 @@ $$;
 -- when an artifact is there and p_replace is false (with it, that one goes to the trash); 'gone', when
 -- it is in the trash no more. SQLSTATE HF001, HF009 and HF010 as in commit_upload.
 CREATE OR REPLACE FUNCTION restore_trash(
-    p_trash bigint, p_repo integer, p_folder text, p_name text, p_replace boolean, p_principal text, p_request text
+    p_trash bigint, p_repo integer, p_folder text, p_name text, p_replace boolean, p_principal text, p_request text,
+    p_address inet DEFAULT NULL
 )
 RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
@@ -653,8 +658,8 @@ BEGIN
     END IF;
     PERFORM note_usage(p_repo, size_of(v_row.blob_id) - size_of(v_old));
     DELETE FROM trash WHERE id = p_trash;
-    INSERT INTO events (kind, repository, path, sha256, principal, request_id, detail)
-    SELECT 'restore', v_key, concat_ws('/', nullif(p_folder, ''), p_name), b.sha256, p_principal, p_request,
+    INSERT INTO events (kind, repository, path, sha256, principal, request_id, address, detail)
+    SELECT 'restore', v_key, concat_ws('/', nullif(p_folder, ''), p_name), b.sha256, p_principal, p_request, p_address,
            jsonb_build_object('from', concat_ws('/', v_row.repository, nullif(v_row.folder, ''), v_row.name))
       FROM blobs b WHERE b.id = v_row.blob_id;
     RETURN 'restored';
@@ -810,6 +815,7 @@ CREATE OR REPLACE FUNCTION transfer_page(
     p_move boolean, p_fail_fast boolean, p_from integer, p_folder text, p_name text, p_to integer, p_target text,
     p_after_folder text, p_after_name text, p_max bigint, p_path_bytes integer, p_principal text, p_request text,
     p_from_limit text DEFAULT NULL, p_to_limit text DEFAULT NULL, p_overwrite_limit text DEFAULT NULL,
+    p_address inet DEFAULT NULL,
     OUT seen bigint, OUT artifacts bigint, OUT folders bigint, OUT last_folder text, OUT last_name text,
     OUT failed text[], OUT reasons text[], OUT stopped boolean
 )
@@ -872,10 +878,10 @@ BEGIN
         END IF;
     END LOOP;
     IF artifacts + folders > 0 THEN
-        INSERT INTO events (kind, repository, path, sha256, principal, request_id, detail)
+        INSERT INTO events (kind, repository, path, sha256, principal, request_id, address, detail)
         SELECT CASE WHEN p_move THEN 'move' ELSE 'copy' END, t.key, p_target,
                CASE WHEN folders = 0 AND seen = 1 THEN (SELECT b.sha256 FROM blobs b WHERE b.id = v_row.blob_id) END,
-               p_principal, p_request,
+               p_principal, p_request, p_address,
                jsonb_build_object('from', concat_ws('/', f.key, nullif(v_source, '')), 'items', artifacts + folders)
           FROM repositories t, repositories f WHERE t.id = p_to AND f.id = p_from;
     END IF;
