@@ -46,6 +46,9 @@ RARE_REQUESTS = 10
 ROW_BYTES = 4_000
 FILES_OF_VERSION, VERSIONS_OF_MODULE = 5, 20
 P99_MS_MAX = 100.0
+TOO_LONG = 400
+"""Of a search that took longer than ``search_seconds_max``."""
+
 BEGAN, APART = datetime.now(UTC) - timedelta(days=365), timedelta(seconds=30)
 FOLDERS_SQL = """
     INSERT INTO artifacts (repo_id, folder, name, created_by, modified_by)
@@ -60,6 +63,7 @@ figures
   p50, p99     from the request to the last byte of its answer, one request at a time; aim: p99 of what an index finds
                at most 100 ms
   results      in an answer, on average
+  ended        searches that took longer than search_seconds_max (4 s), and got an error instead
   CPU-s        user and system time of the nodes and Postgres with all their children for 1,000 requests
   everything   every artifact in one answer: how long it takes, and by how much the memory of the node grows meanwhile
 
@@ -170,6 +174,7 @@ class Timing:
     is_rare: bool
     requests: int
     results: float
+    ended: int
     p50_ms: float
     p99_ms: float
     cpu_seconds_per_1000: float
@@ -203,21 +208,23 @@ class Asker:
         else:
             self._connection.request("GET", base + quote(asked, safe="?&=*:/"), headers=headers)
         response = self._connection.getresponse()
-        if response.status not in (200, 404):
+        if response.status not in (200, TOO_LONG):
             raise ClusterFailed(f"{asked} answered {response.status}: {response.read()!r}")
         return response
 
     def measure(self, search: Search, modules: Sequence[Module]) -> Timing:
         """Ask a search for each of ``modules``."""
-        seconds, results = [], 0
+        seconds, results, ended = [], 0, 0
         self.send(search.ask(modules[0])).read()
         before = sum(cpu_seconds(self._cluster.pids).values())
         for module in modules:
             asked = search.ask(module)
             began = time.perf_counter()
-            body = self.send(asked).read()
+            response = self.send(asked)
+            body = response.read()
             seconds.append(time.perf_counter() - began)
             document = json.loads(body)
+            ended += response.status == TOO_LONG
             results += len(document.get("results", document.get("files", ())))
         spent = sum(cpu_seconds(self._cluster.pids).values()) - before
         ordered = sorted(seconds)
@@ -226,6 +233,7 @@ class Asker:
             is_rare=search.is_rare,
             requests=len(modules),
             results=results / len(modules),
+            ended=ended,
             p50_ms=statistics.median(ordered) * 1e3,
             p99_ms=ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)] * 1e3,
             cpu_seconds_per_1000=spent / len(modules) * 1000,
@@ -263,7 +271,7 @@ async def load(cluster: BenchCluster, artifacts: int) -> list[str]:
 
 def measure_all(arguments: argparse.Namespace, status: Status, later: ExitStack) -> tuple[list[Timing], Whole]:
     with open_cluster(arguments.data, arguments.port, "token", later, nodes=2) as cluster:
-        cluster.set(**QUIET_JOBS, aql_results_max=max(1_000_000, 2 * arguments.artifacts), search_seconds_max=30)
+        cluster.set(**QUIET_JOBS, aql_results_max=max(1_000_000, 2 * arguments.artifacts))
         status.update(f"loading {arguments.artifacts:,} artifacts")
         sha1s = asyncio.run(load(cluster, arguments.artifacts))
         modules = max(1, arguments.artifacts // (FILES_OF_VERSION * VERSIONS_OF_MODULE))
@@ -285,14 +293,15 @@ def print_table(console: Console, artifacts: int, timings: Sequence[Timing], who
         padding=(0, 1, 0, 0),
     )
     table.add_column("search", no_wrap=True)
-    for name in ("requests", "results", "p50, ms", "p99, ms", "CPU-s per 1,000"):
+    for name in ("requests", "results", "ended", "p50, ms", "p99, ms", "CPU-s per 1,000"):
         table.add_column(name, justify="right", no_wrap=True)
     for is_rare in (False, True):
         for one in timings:
             if one.is_rare is is_rare:
                 slow = not is_rare and one.p99_ms > P99_MS_MAX
                 p99 = f"[bold red]{one.p99_ms:.1f}[/]" if slow else f"{one.p99_ms:.1f}"
-                figures = (f"{one.results:,.1f}", f"{one.p50_ms:.1f}", p99, f"{one.cpu_seconds_per_1000:.1f}")
+                ended = f"[bold red]{one.ended}[/]" if one.ended else "0"
+                figures = (f"{one.results:,.1f}", ended, f"{one.p50_ms:.1f}", p99, f"{one.cpu_seconds_per_1000:.1f}")
                 table.add_row(one.name, str(one.requests), *figures)
         table.add_section()
     console.print(table)

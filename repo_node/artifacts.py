@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
@@ -20,6 +21,7 @@ from repo_node.db.commit_groups import CommitGroups, UploadToCommit
 from repo_node.db.errors import CatalogueUnavailable, OutcomeUnknown
 from repo_node.db.lookups import LookUps
 from repo_node.db.pool import Database
+from repo_node.db.repositories import Repository
 from repo_node.errors import BodyTooLarge, NotFound, Overloaded, RequestError, absent
 from repo_node.metrics import Metrics
 from repo_node.origin import Origin
@@ -37,12 +39,12 @@ from sharding.identifiers import uuid7
 from sharding.model import EXTRA_DIGESTS, Buffer
 from sharding.provider import ShardingProvider
 from sharding.reader import BlobReader, BlobToRead
+from sharding.tally import WritePolicy
 from sharding.upload import Upload
 
 log = logging.getLogger("holdfast.artifacts")
 
 REPORTS_MAX = 1_000
-DIGEST_WINDOW = rows.FIRST_BLOCKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,18 @@ class Deployed:
     content: Content
     mismatched: tuple[str, ...] = ()
     """Digests that the client declared otherwise, to a repository that trusts its own alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Durable:
+    """An upload whose copies are durable, and of which Postgres knows nothing yet."""
+
+    at: ArtifactPath
+    repository: Repository
+    deployment: Deployment
+    placement: Placement
+    mismatched: tuple[str, ...] = ()
+    """As in ``Deployed``."""
 
 
 class Pulse(Hearing, Protocol):
@@ -113,6 +127,7 @@ class Artifacts:
         )
         self._reports = Background(REPORTS_MAX)
         self._uploads = 0
+        metrics.uploads_in_flight.set_function(lambda: self._uploads)
 
     # ------------------------------------------------------------------ uploads
 
@@ -124,65 +139,92 @@ class Artifacts:
         Raises ``NotFound``, ``ChecksumMismatch``, ``BodyTooLarge``, ``PathConflict``, ``NotPermitted``,
         ``WriteQuorumNotMet``, ``OutcomeUnknown``, ``CatalogueUnavailable``, ``Overloaded``, ``ReadOnly``.
         """
+        with self._counted():
+            repository, started_at, policy, extra = await self._terms(request, length)
+            async with self._store.open_upload(policy, extra, length) as upload:
+                durable = await self._store_all(upload, request, body, repository, started_at, self._make_durable)
+                began = time.perf_counter()
+                try:
+                    created_at = await self._commit(durable.deployment, durable.placement)
+                except RepositoryGone:
+                    await self._repositories.explain_loss(repository)
+                finally:
+                    self._recent.forget(request.at)
+                self._stage("commit", began)
+                digests = durable.deployment.digests
+                return Deployed(request.at, created_at, request.by.principal, digests, durable.mismatched)
+
+    async def make_durable(self, request: DeployRequest, body: AsyncIterator[Buffer], *, length: int) -> Durable:
+        """Do all of ``deploy`` but what makes it visible: its files are the caller's, to refer to or to drop."""
+        with self._counted():
+            repository, started_at, policy, extra = await self._terms(request, length)
+            async with self._store.open_upload(policy, extra, length) as upload:
+                return await self._store_all(upload, request, body, repository, started_at, self._store.commit)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
         if self._uploads >= self._settings.now.uploads_in_flight_max:
             raise Overloaded("This node runs as many uploads as it may; retry.")
         self._uploads += 1
-        self._metrics.uploads_in_flight.inc()
         try:
-            return await self._deploy(request, body, length)
+            with self._metrics.uploads_in_flight.track_inprogress():
+                yield
         finally:
             self._uploads -= 1
-            self._metrics.uploads_in_flight.dec()
 
-    async def _deploy(self, request: DeployRequest, body: AsyncIterator[Buffer], length: int | None) -> Deployed:
+    async def _terms(
+        self, request: DeployRequest, length: int | None
+    ) -> tuple[Repository, datetime, WritePolicy, frozenset[str]]:
+        """Return the repository, the database's time, and how the bytes are to be written and hashed."""
         repository, started_at = await self._repositories.recall(request.at.repository), self._pulse.database_time()
         await self._repositories.require_room(repository, request.at, length or 0)
-        policy = self._settings.now.write_policy(repository.redundancy)
         extra = EXTRA_DIGESTS.intersection((*repository.digests, *request.declared.names))
-        async with self._store.open_upload(policy, extra, length) as upload:
-            began = time.perf_counter()
-            await self._receive(upload, body)
-            digests = await upload.finish()
-            if not repository.trusts_itself:
-                request.declared.check(digests)
-            mismatched = request.declared.differing(digests)
-            # It may have become read-only while the body came.
-            require_writable(self._settings)
-            crash_point("upload.staged")
-            began = self._stage("receive", began)
-            placement = await self._make_durable(upload)
-            crash_point("upload.durable")
-            began = self._stage("store", began)
-            deployment = Deployment(
-                upload=uuid7(),
-                started_at=started_at,
-                repository_id=repository.id,
-                folder=request.at.folder,
-                name=request.at.name,
-                properties=request.properties,
-                by=request.by,
-                blob_uid=upload.uid,
-                digests=digests,
-                redundancy=policy.redundancy,
-                may_overwrite=request.may_overwrite,
-            )
-            try:
-                created_at = await self._commit(deployment, placement)
-            except RepositoryGone:
-                await self._repositories.explain_loss(repository)
-            finally:
-                self._recent.forget(request.at)
-            self._stage("commit", began)
-            if mismatched:
-                facts = {"path": f"{request.at.repository}/{request.at.path}", "digests": list(mismatched)}
-                log.warning("stored what its client declared otherwise", extra={"facts": facts})
-            return Deployed(request.at, created_at, request.by.principal, digests, mismatched)
+        return repository, started_at, self._settings.now.write_policy(repository.redundancy), extra
+
+    async def _store_all(
+        self,
+        upload: Upload,
+        request: DeployRequest,
+        body: AsyncIterator[Buffer],
+        repository: Repository,
+        started_at: datetime,
+        make_durable: Callable[[Upload], Awaitable[Placement]],
+    ) -> Durable:
+        """Receive the body, compare what was declared, and make the copies durable."""
+        began = time.perf_counter()
+        await self._receive(upload, body)
+        digests = await upload.finish()
+        if not repository.trusts_itself:
+            request.declared.check(digests)
+        mismatched = request.declared.differing(digests)
+        if mismatched:
+            facts = {"path": f"{request.at.repository}/{request.at.path}", "digests": list(mismatched)}
+            log.warning("stores what its client declared otherwise", extra={"facts": facts})
+        # It may have become read-only while the body came.
+        require_writable(self._settings)
+        crash_point("upload.staged")
+        began = self._stage("receive", began)
+        placement = await make_durable(upload)
+        crash_point("upload.durable")
+        self._stage("store", began)
+        deployment = Deployment(
+            upload=uuid7(),
+            started_at=started_at,
+            repository_id=repository.id,
+            folder=request.at.folder,
+            name=request.at.name,
+            properties=request.properties,
+            by=request.by,
+            blob_uid=upload.uid,
+            digests=digests,
+            redundancy=upload.policy.redundancy,
+            may_overwrite=request.may_overwrite,
+        )
+        return Durable(request.at, repository, deployment, placement, mismatched)
 
     async def _make_durable(self, upload: Upload) -> Placement:
-        if upload.small is None:
-            # It may take much longer than the commit of those that would wait for it.
-            return await self._store.commit(upload)
-        with self._commits.expect():
+        # What is large may take much longer than the commit of those that would wait for it.
+        with nullcontext() if upload.small is None else self._commits.expect():
             return await self._store.commit(upload)
 
     def _stage(self, stage: str, began: float) -> float:
@@ -243,7 +285,7 @@ class Artifacts:
         upload = UploadToCommit(
             deployment,
             placement.replicas,
-            properties_json=json.dumps(deployment.properties),
+            properties_json=json.dumps(deployment.properties) if deployment.properties else "{}",
             age_max_seconds=now.upload_seconds_max,
             short=placement.short,
         )

@@ -9,9 +9,8 @@ from datetime import datetime
 from repo_node.artifacts import Deployed, DeployRequest, Pulse
 from repo_node.auth.read_scope import ReadScope
 from repo_node.checksums import DeclaredDigests
-from repo_node.db import known
 from repo_node.db.known import KnownContent, Link, LinkOutcome
-from repo_node.db.pool import Database
+from repo_node.db.known_contents import KnownContents
 from repo_node.db.repositories import Repository
 from repo_node.errors import NotFound, RequestError
 from repo_node.metrics import Metrics
@@ -41,7 +40,7 @@ class ChecksumDeploy:
 
     def __init__(
         self,
-        database: Database,
+        known: KnownContents,
         store: ShardingProvider,
         repositories: Repositories,
         settings: LiveSettings,
@@ -49,7 +48,7 @@ class ChecksumDeploy:
         recent: RecentItems,
         pulse: Pulse,
     ) -> None:
-        self._database = database
+        self._known = known
         self._store = store
         self._repositories = repositories
         self._settings = settings
@@ -102,7 +101,7 @@ class ChecksumDeploy:
         rows = None
         if not scope.everything:
             rows = scope.rows({one.id: one.key for one in await self._repositories.list_all()})
-        content = await known.find_known(self._database, name, getattr(declared, name), rows)
+        content = await self._known.find(name, getattr(declared, name), rows)
         # What was never computed cannot be compared: with the bytes it can.
         if content is None or any(getattr(content, other) is None for other in declared.names):
             raise SendTheBody
@@ -111,7 +110,7 @@ class ChecksumDeploy:
 
     async def _commit(self, link: Link, present: Sequence[Generation], repository: Repository) -> datetime:
         done = await until_known(
-            lambda: known.link(self._database, link, present), wait_seconds=self._settings.now.outcome_wait_seconds
+            lambda: self._known.link(link, present), wait_seconds=self._settings.now.outcome_wait_seconds
         )
         outcome, created_at = done.result
         match outcome:

@@ -84,6 +84,17 @@ class Forbidden(RequestError):
         self.at = at
 
 
+class PartlyStored(Exception):
+    """Of an archive a part was stored, or nothing: ``cause`` kept the artifact at ``path`` from being stored."""
+
+    def __init__(self, path: str, cause: Exception, stored: int, wanted: int) -> None:
+        super().__init__(f"{stored} of {wanted} members were stored; {path}: {cause}")
+        self.path = path
+        self.cause = cause
+        self.stored = stored
+        self.wanted = wanted
+
+
 def absent(what: NotFound, *, fresh: bool) -> NotFound | AbsenceInDoubt:
     """Return what is to be raised of what Postgres does not know: ``what``, or a doubt while the node is not fresh.
 
@@ -111,6 +122,12 @@ def answer_for(error: Exception) -> Answer | None:
     match error:
         case RequestError():
             return Answer(error.status, str(error), error.status in (429, 503))
+        case PartlyStored(cause=cause):
+            if (found := answer_for(cause)) is None:
+                return None
+            kept = f"{error.stored} of the archive's {error.wanted} files are stored, and stay" if error.stored else ""
+            message = f"{kept or 'Nothing of the archive is stored'}. {error.path} could not be: {found.message}"
+            return Answer(found.status, message, found.may_retry)
         case BadPath():
             return Answer(400, f"Bad path: {error}.")
         case SettingError():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from contextlib import AsyncExitStack, aclosing
 from datetime import datetime
 from typing import Any
 
@@ -20,6 +20,7 @@ from repo_node.auth.read_scope import ReadScope
 from repo_node.db.aql import ItemFinder, Reach, ResultLimits, fetch_once
 from repo_node.db.pool import Database
 from repo_node.db.repositories import Repository
+from repo_node.db.scopes import RowScope
 from repo_node.db.searches import Hit
 from repo_node.repositories import Repositories
 from repo_node.searches import rows_in
@@ -45,7 +46,8 @@ class ItemQueries:
         self._repositories = repositories
         self._settings = settings
         self._clock = clock
-        self._turns = Turns(lambda: settings.now.aql_statements_at_once_max, lambda: settings.now.search_seconds_max)
+        self._statements = Turns("searches", lambda: settings.now.aql_statements_at_once_max)
+        self._long_answers = Turns("long answers", lambda: settings.now.aql_long_answers_at_once_max)
 
     async def read(self, text: str, principal: Principal) -> ItemQuery:
         """Return the query that ``text`` is, if ``principal`` may ask it. Raises ``AqlError``."""
@@ -66,29 +68,34 @@ class ItemQueries:
 
         Raises ``SearchTooLong``, ``TooManyResults``, ``Overloaded``.
         """
-        now = self._settings.now
-        limits = ResultLimits(now.aql_results_max, now.aql_sorted_results_max)
-        finder = ItemFinder(self._fetch, query, reach_of(await self._repositories.list_all(), scope), limits)
-        async with aclosing(finder.pages()) as pages:
-            async for page in pages:
-                yield page
+        now, begun = self._settings.now, False
 
-    async def _fetch(self, sql: str, arguments: Sequence[Any]) -> Sequence[asyncpg.Record]:
-        async with self._turns.turn():
-            return await fetch_once(self._database, sql, arguments, self._settings.now.search_seconds_max)
+        async def fetch(sql: str, arguments: Sequence[Any]) -> Sequence[asyncpg.Record]:
+            # An answer that has begun could only break off: the rest of it waits for its turns.
+            async with self._statements.turn(None if begun else now.search_seconds_max):
+                return await fetch_once(self._database, sql, arguments, now.search_seconds_max)
+
+        limits = ResultLimits(now.aql_results_max, now.aql_sorted_results_max)
+        reach = reach_of(await self._repositories.list_all(), scope)
+        async with AsyncExitStack() as stack:
+
+            async def admit() -> None:
+                await stack.enter_async_context(self._long_answers.turn(now.search_seconds_max))
+
+            finder = ItemFinder(fetch, admit, query, reach, limits)
+            pages = await stack.enter_async_context(aclosing(finder.pages()))
+            async for page in pages:
+                begun = True
+                yield page
 
 
 def reach_of(repositories: Sequence[Repository], scope: ReadScope) -> Reach:
-    """Return where a query looks. The name of a virtual repository stands for those of its members that it shows whole.
-
-    Of a member whose artifacts it shows in part, by patterns of its own, a query has to name the member.
-    """
+    """Return where a query looks. The name of a virtual repository stands for what it shows of its members."""
     held = [Source(one) for one in repositories if not one.is_virtual]
     readable = rows_in(scope, held)
     seen = {one.repository.id: one.key for one in held if one.repository.id in {*readable.whole, *readable.partial}}
-    names: dict[str, tuple[int, ...]] = {key: (number,) for number, key in seen.items()}
+    names = {key: RowScope((number,)) for number, key in seen.items()}
     for one in repositories:
         if one.is_virtual:
-            shown = [source.repository.id for source in make_view(one, repositories).sources if not source.above]
-            names[one.key] = tuple(number for number in shown if number in seen)
+            names[one.key] = rows_in(scope, make_view(one, repositories).sources)
     return Reach(names, seen, readable)

@@ -144,6 +144,9 @@ class Settings(BaseModel):
     aql_statements_at_once_max: int = Field(
         4, ge=1, le=100, description="statements of AQL queries that one process of a node runs at once"
     )
+    aql_long_answers_at_once_max: int = Field(
+        4, ge=1, le=1000, description="AQL answers of a thousand results or more that one process sends at once"
+    )
     folder_download_items_max: int = Field(
         10_000, ge=1, le=1_000_000, description="most files of a folder that is sent as an archive"
     )
@@ -152,6 +155,27 @@ class Settings(BaseModel):
     )
     folder_downloads_in_flight_max: int = Field(
         10, ge=1, le=1000, description="folders that one process of a node sends as archives at once"
+    )
+    explode_archive_bytes_max: int = Field(
+        1 << 30, ge=0, le=1 << 40, description="largest archive that is unpacked, in bytes"
+    )
+    explode_bytes_max: int = Field(
+        8 << 30, ge=0, le=1 << 50, description="most bytes that an archive may hold, unpacked"
+    )
+    explode_entries_max: int = Field(10_000, ge=1, le=1_000_000, description="most entries of an archive")
+    explode_atomic_entries_max: int = Field(
+        1_000, ge=1, le=10_000, description="most files of an archive that are made visible at once"
+    )
+    explode_ratio_max: int = Field(100, ge=1, le=10_000, description="unpacked bytes for each byte of an archive")
+    explode_depth_max: int = Field(64, ge=1, le=1_000, description="most segments of a path in an archive")
+    explode_memory_bytes_max: int = Field(
+        256 << 20, ge=64 << 20, le=1 << 40, description="memory of a process that unpacks an archive"
+    )
+    explode_seconds_max: int = Field(
+        50, ge=1, le=86_400, description="how long unpacking may take; balancers wait as long for an answer"
+    )
+    explodes_in_flight_max: int = Field(
+        4, ge=1, le=1000, description="archives that one process of a node unpacks at once"
     )
     repair_bytes_per_second_max: int = Field(
         64 << 20, ge=1 << 16, le=1 << 40, description="a node writes for repairs; 4 x for each further copy missing"

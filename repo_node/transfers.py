@@ -90,15 +90,22 @@ class Transfers:
         """Copy or move an artifact, or a folder with all in it. An artifact is at one place or both, never at none.
 
         A target that is a folder takes the source into it; else the source becomes the target. An artifact in the
-        place goes to the trash. Raises ``NotFound``, ``RequestError``, ``OutcomeUnknown``, ``ReadOnly``.
+        place goes to the trash. The same request for a folder, soon after, means the same: the answer to the first may
+        have been lost. Raises ``NotFound``, ``RequestError``, ``OutcomeUnknown``, ``ReadOnly``.
         """
         source, to = request.source, request.to
         from_repository = await self._repositories.get_own(source.repository)
         to_repository = await self._repositories.get_own(to.repository)
-        is_folder = not source.name or (await self._artifacts.get(source)).blob is None
+        identity = rows.transfer_id(str(request.move), *map(str, (source, to, request.into)))
+        try:
+            is_folder = not source.name or (await self._artifacts.get(source)).blob is None
+        except NotFound:
+            moved_to = await rows.find(self._database, identity) if request.move and not request.dry else None
+            if moved_to is not None:
+                return Transferred(moved_to)
+            raise NotFound(f"Unable to find item {source.repository}:{source.path}.") from None
         target = await self._resolve(request, is_folder)
         check_apart(source, to.repository, target)
-        identity = rows.transfer_id(str(request.move), *map(str, (source, to, request.into)))
         if is_folder and not request.dry:
             target = await self._known(lambda: rows.begin(self._database, identity, target))
         limits = (request.limits.source, request.limits.target, request.limits.overwritten)

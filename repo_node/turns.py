@@ -11,19 +11,19 @@ from repo_node.errors import Overloaded
 
 
 class Turns:
-    """``at_once_max`` and ``wait_seconds_max`` are asked anew each time. Belongs to one event loop."""
+    """``at_once_max`` is asked anew each time; ``what`` says of what there are too many. Belongs to one event loop."""
 
-    def __init__(self, at_once_max: Callable[[], int], wait_seconds_max: Callable[[], float]) -> None:
+    def __init__(self, what: str, at_once_max: Callable[[], int]) -> None:
+        self._what = what
         self._at_once_max = at_once_max
-        self._wait_seconds_max = wait_seconds_max
         self._under_way = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Hold a turn for the length of the block. Raises ``Overloaded`` when none comes in time."""
+    async def turn(self, wait_seconds: float | None) -> AsyncIterator[None]:
+        """Hold a turn for the length of the block. Raises ``Overloaded`` when none comes in ``wait_seconds``."""
         if self._waiting or self._under_way >= self._at_once_max():
-            await self._wait()
+            await self._wait(wait_seconds)
         else:
             self._under_way += 1
         try:
@@ -32,21 +32,20 @@ class Turns:
             self._under_way -= 1
             self._pass_on()
 
-    async def _wait(self) -> None:
+    async def _wait(self, seconds: float | None) -> None:
         mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(mine)
         try:
-            async with asyncio.timeout(self._wait_seconds_max()):
+            async with asyncio.timeout(seconds):
                 await asyncio.shield(mine)
         except BaseException as error:
-            if mine.done() and not mine.cancelled():
+            if mine.done():
                 self._under_way -= 1
                 self._pass_on()
             else:
                 self._waiting.remove(mine)
-                mine.cancel()
             if isinstance(error, TimeoutError):
-                raise Overloaded("As many searches are under way as may be at once; retry.") from None
+                raise Overloaded(f"As many {self._what} are under way as may be at once; retry.") from None
             raise
 
     def _pass_on(self) -> None:

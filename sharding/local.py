@@ -219,6 +219,13 @@ class LocalShard:
             return self._executor.submit(file.discard)
         return None
 
+    def release(self, close: Callable[[], None]) -> None:
+        """Have a thread of this disk ``close`` something, whatever waits for it; where there is none, do it here."""
+        try:
+            self._executor.submit(close)
+        except DiskBusy:
+            close()
+
 
 class LocalStaged:
     """A ``StagedBlob`` in the ``tmp/`` of a local shard, written one hop per call."""

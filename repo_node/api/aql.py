@@ -17,6 +17,7 @@ from repo_node.db.searches import Hit
 from repo_node.web.body import read_document
 from repo_node.web.context import SERVICES, principal_of
 from repo_node.web.routes import ANYWHERE, Routes, WhileReadOnly
+from repo_node.web.streaming import send_pieces
 
 SLICE = 250
 """Results made into JSON at once: some four milliseconds."""
@@ -35,8 +36,10 @@ async def answer(request: web.Request) -> web.StreamResponse:
     except UnicodeDecodeError:
         raise AqlError("The query is not UTF-8.") from None
     query = await queries.read(text, principal)
-    async with aclosing(documents(queries.find(query, principal.readable()), query.shown)) as pages:
-        return await send(request, query, pages)
+    response = web.StreamResponse(headers={"Content-Type": "application/json"})
+    async with aclosing(documents(queries.find(query, principal.readable()), query.shown)) as parts:
+        await send_pieces(request, response, pieces(query, parts))
+    return response
 
 
 async def documents(
@@ -51,23 +54,17 @@ async def documents(
                 await asyncio.sleep(0)
 
 
-async def send(
-    request: web.Request, query: ItemQuery, pages: AsyncGenerator[tuple[int, bytes], None]
-) -> web.StreamResponse:
-    """Send the results as they come, and behind them how many they were."""
-    count, part = await anext(pages)
-    response = web.StreamResponse(headers={"Content-Type": "application/json"})
-    await response.prepare(request)
-    await response.write(b'{"results": [' + part)
-    async for more, part in pages:
-        if more:
-            await response.write((b", " if count else b"") + part)
-            count += more
+async def pieces(query: ItemQuery, parts: AsyncGenerator[tuple[int, bytes], None]) -> AsyncGenerator[bytes, None]:
+    """Yield the answer as its results come, and behind them how many they were."""
+    head, count = b'{"results": [', 0
+    async for more, part in parts:
+        if text := head + (b", " if count and more else b"") + part:
+            yield text
+        head, count = b"", count + more
     bounds = {"start_pos": query.offset, "end_pos": query.offset + count, "total": count}
     if query.limit is not None:
         bounds["limit"] = query.limit
-    await response.write(b'], "range": ' + to_json(bounds) + b"}")
-    return response
+    yield b'], "range": ' + to_json(bounds) + b"}"
 
 
 # ------------------------------------------------------------------ one result

@@ -8,6 +8,7 @@ from contextlib import aclosing
 
 from aiohttp import web
 
+from repo_node.api.archives import explode, is_exploded
 from repo_node.api.documents import file_document, folder_document, json_response
 from repo_node.artifacts import Deployed, DeployRequest
 from repo_node.auth.permissions import Permission
@@ -15,11 +16,13 @@ from repo_node.checksum_deploy import SendTheBody
 from repo_node.checksums import DeclaredDigests, checksums_of
 from repo_node.db.artifacts import Blob, Item, place_of
 from repo_node.db.errors import CatalogueUnavailable
+from repo_node.db.properties import Changes
 from repo_node.errors import ChecksumMismatch, NotFound, RequestError
 from repo_node.paths import ArtifactPath, Target
 from repo_node.web.addresses import origin_of
 from repo_node.web.body import leave_unread, read_body, receive_upload, refuse_large
 from repo_node.web.context import SERVICES, TARGET, artifact_at, base_url, principal_of, require
+from repo_node.web.queries import header_flag
 from repo_node.web.routes import Place, Routes, WhileReadOnly
 from repo_node.web.streaming import media_type, send_artifact
 
@@ -41,10 +44,10 @@ def add_routes(routes: Routes) -> None:
 
 
 async def retrieve(request: web.Request) -> web.StreamResponse:
-    at = artifact_at(request)
+    services, at = request.app[SERVICES], artifact_at(request)
     if not at.name:
         raise NotFound("File not found.")
-    found = await request.app[SERVICES].artifacts.get_lately(at, principal_of(request).readable())
+    found = await services.artifacts.get_lately(at, principal_of(request).readable())
     try:
         blob = blob_asked_for(request, found.item)
     except NotFound as error:
@@ -54,7 +57,7 @@ async def retrieve(request: web.Request) -> web.StreamResponse:
         raise
     response = await send_artifact(request, found, blob)
     if is_download(request, response):
-        request.app[SERVICES].downloads.count(place_of(found.item), principal_of(request).name)
+        services.downloads.count(place_of(found.item), principal_of(request).name)
     return response
 
 
@@ -101,13 +104,13 @@ async def deploy(request: web.Request) -> web.StreamResponse:
     if request[TARGET].is_folder:
         return await make_folder(request, at)
     refuse_large(request)
-    if request.headers.get("X-Explode-Archive", "false").lower() == "true":
-        raise RequestError("Archives are not unpacked here; nothing was stored.")
-    if request[TARGET].properties:
-        require(request, Permission.ANNOTATE, at)
     declared, may_overwrite = declared_digests(request), principal_of(request).may(Permission.DELETE, at)
     asked = DeployRequest(at, origin_of(request), request[TARGET].properties, declared, may_overwrite)
-    if request.headers.get("X-Checksum-Deploy", "false").lower() == "true":
+    if is_exploded(request):
+        return await explode(request, asked)
+    if request[TARGET].properties:
+        require(request, Permission.ANNOTATE, at)
+    if header_flag(request, "X-Checksum-Deploy"):
         deployed = await deploy_known(request, asked)
     else:
         with services.memory.lease() as lease:
@@ -146,9 +149,14 @@ def original_checksums(declared: DeclaredDigests, computed: dict[str, str]) -> d
 
 
 async def make_folder(request: web.Request, at: ArtifactPath) -> web.StreamResponse:
+    if request[TARGET].properties:
+        require(request, Permission.ANNOTATE, at)
     async for _ in read_body(request):
         raise RequestError("A folder has no body; leave out the trailing slash to deploy a file.")
-    item = await request.app[SERVICES].artifacts.make_folder(at, by=origin_of(request))
+    services, by = request.app[SERVICES], origin_of(request)
+    item = await services.artifacts.make_folder(at, by=by)
+    if properties := request[TARGET].properties:
+        await services.properties.change(at, Changes(properties), recursive=False, by=by)
     document = folder_document(base_url(request), at, item) | {"children": []}
     return json_response(document, status=201, headers={"Location": document["uri"]})
 

@@ -16,6 +16,7 @@ from repo_node.api.documents import (
     timestamp,
     to_json,
 )
+from repo_node.api.item_permissions import permissions
 from repo_node.api.listing import last_modified, list_files, refuse_artifact, statistics
 from repo_node.auth.permissions import Permission
 from repo_node.db.artifacts import Item, place_of
@@ -31,8 +32,8 @@ FOLDER_INFO = "application/vnd.org.jfrog.artifactory.storage.FolderInfo+json"
 ITEM_PROPERTIES = "application/vnd.org.jfrog.artifactory.storage.ItemProperties+json"
 
 NO_PROPERTIES = "No properties could be found."
-UNANSWERED = frozenset({"permissions"})
-"""Questions of Artifactory's that get a refusal rather than the answer to another one."""
+QUESTIONS = frozenset({"list", "lastModified", "permissions", "properties", "stats"})
+"""One of them at a time."""
 
 
 def add_routes(routes: Routes) -> None:
@@ -42,8 +43,8 @@ def add_routes(routes: Routes) -> None:
 
 async def info(request: web.Request) -> web.StreamResponse:
     at = artifact_at(request, skip=3)
-    if unknown := UNANSWERED & set(request.query):
-        raise RequestError(f"api/storage does not answer ?{min(unknown)} here.")
+    if len(asked := QUESTIONS & set(request.query)) > 1:
+        raise RequestError(f"Ask one thing at a time: {', '.join(sorted(asked))}.")
     if not at.name:
         return await root_info(request, at)
     artifacts, base = request.app[SERVICES].artifacts, base_url(request)
@@ -57,6 +58,8 @@ async def info(request: web.Request) -> web.StreamResponse:
         require(request, Permission.READ, at)
     if "stats" in request.query:
         return await statistics(request, at)
+    if "permissions" in request.query:
+        return await permissions(request, at)
     if "properties" in request.query:
         return json_response(properties_document(base, at, item, request.query["properties"]), kind=ITEM_PROPERTIES)
     if "list" in request.query:
@@ -73,6 +76,8 @@ async def root_info(request: web.Request, at: ArtifactPath) -> web.StreamRespons
     """Answer for the root of a repository, whose times are the repository's own."""
     services = request.app[SERVICES]
     repository = await services.repositories.get(at.repository)
+    if "permissions" in request.query:
+        return await permissions(request, at)
     if "properties" in request.query:
         raise NotFound(NO_PROPERTIES)
     if "list" in request.query:

@@ -14,7 +14,7 @@ from repo_node.errors import Forbidden, RequestError
 from repo_node.paths import ArtifactPath
 from repo_node.transfers import Limits, Transferred, TransferRequest
 from repo_node.web.addresses import origin_of
-from repo_node.web.context import SERVICES, artifact_at, artifact_in, principal_of, require_below
+from repo_node.web.context import SERVICES, TARGET, artifact_at, artifact_in, principal_of, require_below
 from repo_node.web.queries import flag
 from repo_node.web.routes import Place, Routes, WhileReadOnly
 
@@ -59,7 +59,11 @@ async def transfer(request: web.Request, *, is_move: bool) -> web.StreamResponse
     done = await request.app[SERVICES].transfers.run(asked)
     if done.forbidden and not (done.artifacts or done.folders):
         raise Forbidden(f"{asked.by.principal} may not do this to any of it: {REASONS['forbidden']}.", asked.source)
-    return json_response({"messages": messages(asked, done)}, status=409 if done.failures else 200, kind=RESULT)
+    document: dict[str, Any] = {"messages": (told := messages(asked, done))}
+    if done.failures:
+        # Some clients look here alone for what went wrong.
+        document["errors"] = [{"status": 409, "message": told[0]["message"]}]
+    return json_response(document, status=409 if done.failures else 200, kind=RESULT)
 
 
 async def source_of(request: web.Request, *, is_move: bool) -> ArtifactPath:
@@ -77,6 +81,8 @@ async def source_of(request: web.Request, *, is_move: bool) -> ArtifactPath:
 def request_of(request: web.Request, source: ArtifactPath, *, is_move: bool) -> TransferRequest:
     if not request.query.get("to", "").strip("/"):
         raise RequestError("Say where to: ?to=/repository/path.")
+    if request[TARGET].properties:
+        raise RequestError("Copy and move take no matrix parameters: they would go whatever the properties are.")
     flag(request, "suppressLayouts", True)  # there are no layouts: a path is never translated
     return TransferRequest(
         move=is_move,

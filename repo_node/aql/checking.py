@@ -46,7 +46,7 @@ def check(query: Query, now: datetime, limits: QueryLimits) -> ItemQuery:
     if shown.properties:
         # Who asks to see a property asks for items that have it.
         condition = All((condition, Either(tuple(has_property(key) for key in sorted(shown.properties)))))
-    return ItemQuery(condition, shown, sorts(query.sort), query.offset, query.limit, query.transitive)
+    return ItemQuery(condition, shown, sorts(query.sort), query.offset, query.limit)
 
 
 def comparisons(criterion: Criterion) -> Iterator[Comparison]:

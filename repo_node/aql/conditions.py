@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 
 from repo_node.aql.fields import Kind
@@ -84,7 +84,6 @@ class ItemQuery:
     sort: tuple[Sort, ...] = ()
     offset: int = 0
     limit: int | None = None
-    transitive: bool = field(default=False)
 
 
 def comparisons_in(condition: Condition) -> Iterator[FieldTest | PropertyTest]:

@@ -201,6 +201,7 @@ def whole(number: Token, name: str) -> int:
     return value
 
 
+# Made with the module: its tables take some 50 ms, for which no request should wait.
 PARSER = Lark(
     GRAMMAR, start="query", parser="lalr", lexer="contextual", transformer=Builder(), maybe_placeholders=False
 )

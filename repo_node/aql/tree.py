@@ -62,7 +62,10 @@ class Order:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A query for items: all ``criteria`` hold. ``limit`` None stands for all there are."""
+    """A query for items: all ``criteria`` hold. ``limit`` None stands for all there are.
+
+    ``transitive`` asks for what other servers have too, of which there are none here: it changes nothing.
+    """
 
     criteria: tuple[Criterion, ...] = ()
     include: tuple[str, ...] = ()

@@ -14,6 +14,7 @@ import asyncpg
 from repo_node.aql.conditions import ItemQuery
 from repo_node.db.aql_conditions import Compiler, sort_key
 from repo_node.db.aql_operators import Arguments
+from repo_node.db.aql_repositories import Names
 from repo_node.db.errors import CatalogueError
 from repo_node.db.pool import Database, Statement
 from repo_node.db.scopes import RowScope, in_scope, scope_args
@@ -30,6 +31,7 @@ BY_PLACES = f"""
      ) AS a {BLOB} ORDER BY k.place
 """
 Place = tuple[int, str, str]
+Admit = Callable[[], Awaitable[None]]
 Fetch = Callable[[str, Sequence[Any]], Awaitable[Sequence[asyncpg.Record]]]
 
 
@@ -39,12 +41,12 @@ class TooManyResults(CatalogueError):
 
 @dataclass(frozen=True, slots=True)
 class Reach:
-    """What may be found: in the repositories of these ``names`` (see ``Compiler``), what ``scope`` lets be read.
+    """What may be found: what ``scope`` lets be read, in repositories that are called ``keys``, by id.
 
-    ``keys`` are what the repositories are called, by id.
+    ``names`` are what a query can call repositories, and the rows that it means by each.
     """
 
-    names: Mapping[str, Sequence[int]]
+    names: Names
     keys: Mapping[int, str]
     scope: RowScope
 
@@ -58,10 +60,14 @@ class ResultLimits:
 
 
 class ItemFinder:
-    """Finds the items of one query; ``fetch`` runs its statements, as ``fetch_once`` does."""
+    """Finds the items of one query.
 
-    def __init__(self, fetch: Fetch, query: ItemQuery, reach: Reach, limits: ResultLimits) -> None:
+    ``fetch`` runs its statements, as ``fetch_once`` does; ``admit`` is awaited before an answer of several pages.
+    """
+
+    def __init__(self, fetch: Fetch, admit: Admit, query: ItemQuery, reach: Reach, limits: ResultLimits) -> None:
         self._fetch = fetch
+        self._admit = admit
         self._query = query
         self._reach = reach
         self._limits = limits
@@ -108,6 +114,7 @@ class ItemFinder:
         """Yield items in the order of the primary key; each page begins behind the last item of the one before."""
         left, offset, after = self._query.limit, self._query.offset, None
         if left is None or left > PAGE:
+            await self._admit()
             await self._refuse_too_many(self._limits.results_max, "aql_results_max")
         while True:
             size = PAGE if left is None else min(PAGE, left)
@@ -124,9 +131,11 @@ class ItemFinder:
 
     async def _sorted(self) -> AsyncGenerator[list[Hit], None]:
         """Yield sorted items: their places first, all in one statement, and then page by page what they are."""
+        if self._query.limit is None or self._query.limit > PAGE:
+            await self._admit()
         maximum, arguments = self._limits.sorted_max, self._arguments()
         limit = maximum + 1 if self._query.limit is None else min(self._query.limit, maximum + 1)
-        keys = ", ".join(sort_key(sort, self._reach.names, arguments) for sort in self._query.sort)
+        keys = ", ".join(sort_key(sort, self._reach.keys, arguments) for sort in self._query.sort)
         window = f"LIMIT {arguments.add(limit, 'bigint')} OFFSET {arguments.add(self._query.offset, 'bigint')}"
         sql = f"SELECT {PLACE} FROM artifacts a WHERE {self._condition} ORDER BY {keys}, {PLACE} {window}"
         places = await self._fetch(sql, arguments.values)

@@ -6,14 +6,14 @@ Blobs are looked up row by row: joined, all of them would be read for a page of 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from datetime import datetime, timedelta
 
 from repo_node.aql.conditions import All, Condition, Either, FieldTest, PropertyTest, SameProperty, Sort
 from repo_node.aql.fields import FIELDS, Kind
 from repo_node.aql.tree import Operator
-from repo_node.db.aql_operators import NEGATIVE, Arguments, compare, deny, holds
+from repo_node.db.aql_operators import Arguments, compare, deny, holds
 from repo_node.db.aql_properties import property_of_item, same_property
+from repo_node.db.aql_repositories import NamedRepositories, Names
 
 ROOT = "."
 """How AQL calls the folder at the root of a repository, which is '' in rows."""
@@ -49,27 +49,23 @@ MILLISECOND = timedelta(milliseconds=1)
 
 
 class Compiler:
-    """Writes conditions. ``repositories`` are those that may be found, by name.
+    """Writes conditions; a repository's name means what ``names`` say of it."""
 
-    A name stands for the id of one repository or, that of a virtual repository, for the ids of its members.
-    """
-
-    def __init__(self, repositories: Mapping[str, Sequence[int]], arguments: Arguments) -> None:
-        self._repositories = repositories
-        self._every = frozenset(id for ids in repositories.values() for id in ids)
+    def __init__(self, names: Names, arguments: Arguments) -> None:
+        self._repositories = NamedRepositories(names)
         self._arguments = arguments
 
     def within(self, condition: Condition) -> frozenset[int]:
         """Return the repositories outside which nothing fulfils ``condition``."""
         match condition:
             case All(parts):
-                return self._every.intersection(*map(self.within, parts))
+                return self._repositories.every.intersection(*map(self.within, parts))
             case Either(parts):
                 return frozenset().union(*map(self.within, parts))
             case FieldTest(kind=Kind.REPOSITORY):
-                return self._named(condition)
+                return self._repositories.within(condition)
             case _:
-                return self._every
+                return self._repositories.every
 
     def write(self, condition: Condition) -> str:
         """Return the SQL of a condition. It binds no value that its text does not name."""
@@ -84,8 +80,8 @@ class Compiler:
                 return self._joined(Either, parts, neutral=NEVER, final=ALWAYS)
             case FieldTest(field=field) if field in FIXED:
                 return is_constant(self._fixed(condition))
-            case FieldTest(kind=Kind.REPOSITORY) if self._named(condition) in (self._every, frozenset()):
-                return is_constant(bool(self._named(condition)))
+            case FieldTest(kind=Kind.REPOSITORY) if (verdict := self._repositories.verdict(condition)) is not None:
+                return is_constant(verdict)
             case FieldTest(kind=Kind.TYPE) if len(types_of(condition)) != 1:
                 return is_constant(bool(types_of(condition)))
             case _:
@@ -115,7 +111,7 @@ class Compiler:
     def _test(self, test: FieldTest) -> str:
         match test.kind:
             case Kind.REPOSITORY:
-                return f"(a.repo_id = ANY ({self._arguments.add(sorted(self._named(test)), 'integer[]')}))"
+                return self._repositories.write(test, self._arguments)
             case Kind.TYPE:
                 return TYPES[types_of(test)[0]]
             case Kind.FOLDER:
@@ -136,13 +132,6 @@ class Compiler:
     def _fixed(self, test: FieldTest) -> bool:
         value = FIXED[test.field]
         return holds(test.operator, None if test.value is None and not value else value, test.value)
-
-    def _named(self, test: FieldTest) -> frozenset[int]:
-        """Return the repositories that a test of their name means; a negative one, all but those that it denies."""
-        if test.operator in NEGATIVE and test.value is not None:
-            return self._every - self._named(replace(test, operator=NEGATIVE[test.operator]))
-        named = (ids for name, ids in self._repositories.items() if holds(test.operator, name, test.value))
-        return frozenset(id for ids in named for id in ids)
 
     def _folder(self, test: FieldTest) -> str:
         """Compare a folder. That of what lies at the root of its repository is not called as in its row."""
@@ -189,12 +178,12 @@ def is_constant(value: bool) -> Condition:
     return ALWAYS if value else NEVER
 
 
-def sort_key(sort: Sort, repositories: Mapping[str, Sequence[int]], arguments: Arguments) -> str:
-    """Write by what items are sorted; those that have nothing of the kind come last."""
+def sort_key(sort: Sort, keys: Mapping[int, str], arguments: Arguments) -> str:
+    """Write by what items are sorted; those that have nothing of the kind come last. ``keys`` are repositories'."""
     direction = "DESC NULLS LAST" if sort.descending else "ASC NULLS LAST"
     kind = FIELDS[sort.field]
     if kind is Kind.REPOSITORY:
-        ids = [id for name in sorted(repositories) for id in repositories[name]]
+        ids = sorted(keys, key=keys.__getitem__)
         expression = f"array_position({arguments.add(ids, 'integer[]')}, a.repo_id)"
     elif kind is Kind.FOLDER:
         expression = "(CASE a.folder WHEN '' THEN '.' ELSE a.folder END)"

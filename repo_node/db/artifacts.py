@@ -179,7 +179,7 @@ def item_from(row: asyncpg.Record, repository: str, blob: Blob | None) -> Item:
         modified_at=row["modified_at"],
         modified_by=row["modified_by"],
         updated_at=row["updated_at"],
-        properties=json.loads(row["properties"]),
+        properties={} if row["properties"] == "{}" else json.loads(row["properties"]),
         blob=blob,
     )
 

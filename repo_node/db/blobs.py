@@ -116,32 +116,47 @@ async def commit_upload(
     confirmed the file during this upload, None when none was asked. Raises ``PathConflict``,
     ``NotPermitted``, ``OutcomeUnknown``, ``CatalogueUnavailable``.
     """
-    digests = deployment.digests
+    args = commit_args(deployment, replicas, age_max_seconds, properties_json, short, confirmed)
     with refusing_conflicts():
-        row: Any = await database.write(
-            COMMIT if deployment.may_overwrite else COMMIT_WITHOUT_OVERWRITING,
-            deployment.upload,
-            deployment.started_at,
-            timedelta(seconds=age_max_seconds),
-            deployment.repository_id,
-            deployment.folder,
-            deployment.name,
-            properties_json,
-            deployment.by.principal,
-            deployment.by.request_id,
-            deployment.blob_uid,
-            digests.sha256,
-            digests.sha1,
-            digests.md5,
-            digests.size,
-            digests.blocks,
-            deployment.redundancy,
-            [replica.shard for replica in replicas],
-            [replica.generation for replica in replicas],
-            short,
-            confirmed,
-            deployment.by.address,
-        )
+        row: Any = await database.write(COMMIT if deployment.may_overwrite else COMMIT_WITHOUT_OVERWRITING, *args)
+    return result_from(row)
+
+
+def commit_args(
+    deployment: Deployment,
+    replicas: Sequence[Replica],
+    age_max_seconds: float,
+    properties_json: str,
+    short: bool,
+    confirmed: Sequence[Generation] | None,
+) -> tuple[Any, ...]:
+    digests = deployment.digests
+    return (
+        deployment.upload,
+        deployment.started_at,
+        timedelta(seconds=age_max_seconds),
+        deployment.repository_id,
+        deployment.folder,
+        deployment.name,
+        properties_json,
+        deployment.by.principal,
+        deployment.by.request_id,
+        deployment.blob_uid,
+        digests.sha256,
+        digests.sha1,
+        digests.md5,
+        digests.size,
+        digests.blocks,
+        deployment.redundancy,
+        [replica.shard for replica in replicas],
+        [replica.generation for replica in replicas],
+        short,
+        confirmed,
+        deployment.by.address,
+    )
+
+
+def result_from(row: asyncpg.Record) -> CommitResult:
     existing = zip(row["existing_shards"] or (), row["existing_generations"] or (), strict=True)
     return CommitResult(
         CommitOutcome(row["outcome"]),

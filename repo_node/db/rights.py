@@ -39,6 +39,32 @@ OF_GROUPS = Statement(
 )
 
 
+@dataclass(frozen=True, slots=True)
+class NamedGrant:
+    """What a permission target gives to one user, or to one group."""
+
+    name: str
+    is_group: bool
+    grant: GrantRow
+
+
+IN_REPOSITORY = Statement(
+    "rights_in_repository",
+    f"""
+    SELECT coalesce(u.name, p.name) AS name, u.name IS NULL AS is_group, {COLUMNS}
+      FROM permission_targets t JOIN permission_grants g ON g.target_id = t.id
+      LEFT JOIN users u ON u.id = g.user_id LEFT JOIN groups p ON p.id = g.group_id
+     WHERE t.repositories && ARRAY[$1, 'ANY', 'ANY LOCAL', 'ANY REMOTE'] ORDER BY 2, 1
+    """,
+)
+
+
+async def in_repository(database: Database, repository: str) -> list[NamedGrant]:
+    """Return what anybody may have in a repository, by their own name or a group's."""
+    rows = await database.fetch(IN_REPOSITORY, repository)
+    return [NamedGrant(row["name"], row["is_group"], grant_from(tuple(row)[2:])) for row in rows]
+
+
 async def of_user(database: Database, user: int) -> list[GrantRow]:
     """Return what a user has by themselves and by their groups."""
     return [grant_from(row) for row in await database.fetch(OF_USER, user)]

@@ -58,7 +58,10 @@ class _Undone(Exception):
 
 
 FORGET_SECONDS = 86_400
-"""How long whoever repeats a copy or a move of a folder goes on with the first attempt."""
+"""How long whoever repeats a copy or a move of a folder goes on with the first attempt, where that has not ended."""
+
+REPEAT_SECONDS = 60
+"""And where it has, so that its answer may have been lost: the same request in this time means the same."""
 
 BEGIN = Statement(
     "transfer_begin",
@@ -74,7 +77,14 @@ BEGIN = Statement(
     RETURNING target
     """,
 )
-END = Statement("transfer_end", "DELETE FROM transfers WHERE id = $1")
+END = Statement(
+    "transfer_end",
+    f"UPDATE transfers SET started_at = now() - interval '{FORGET_SECONDS - REPEAT_SECONDS} seconds' WHERE id = $1",
+)
+FIND = Statement(
+    "transfer_find",
+    f"SELECT target FROM transfers WHERE id = $1 AND started_at >= now() - interval '{FORGET_SECONDS} seconds'",
+)
 PAGE = Statement(
     "transfer_page",
     """
@@ -106,6 +116,12 @@ async def begin(database: Database, identity: bytes, target: str) -> str:
 async def end(database: Database, identity: bytes) -> None:
     """Note that everything has arrived, or been refused."""
     await database.write(END, identity)
+
+
+async def find(database: Database, identity: bytes) -> str | None:
+    """Return where an attempt that has not ended, or only lately, was on its way to."""
+    row = await database.fetchrow(FIND, identity)
+    return None if row is None else str(row["target"])
 
 
 async def page(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from repo_node.archive_deploy import ArchiveDeploy
 from repo_node.artifacts import Artifacts
 from repo_node.auth.authenticator import Authenticator
 from repo_node.auth.permissions import ANONYMOUS, Permission, Principal
@@ -15,6 +16,7 @@ from repo_node.config import HttpSection
 from repo_node.downloads import DownloadCounts
 from repo_node.errors import Forbidden
 from repo_node.folder_download import FolderDownload
+from repo_node.item_permissions import WhoMay
 from repo_node.item_queries import ItemQueries
 from repo_node.metrics import Metrics
 from repo_node.paths import ArtifactPath, Target, artifact_path, check_segment
@@ -35,6 +37,7 @@ class Services:
 
     artifacts: Artifacts
     checksum_deploy: ChecksumDeploy
+    archive_deploy: ArchiveDeploy
     repositories: Repositories
     properties: Properties
     transfers: Transfers
@@ -44,6 +47,7 @@ class Services:
     item_queries: ItemQueries
     folder_download: FolderDownload
     trash: Trash
+    who_may: WhoMay
     authenticator: Authenticator
     settings: LiveSettings
     admission: Admission

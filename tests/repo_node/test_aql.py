@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Any
@@ -13,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.repo_node.http import Answer
-from tests.repo_node.nodes import PASSWORD, RunningCluster, errors_of
+from tests.repo_node.nodes import PASSWORD, RunningCluster, errors_of, wait_until
 from tests.repo_node.people import client_of, grant, new_user
 
 HERE, OTHER = "aql-local", "aql-local-2"
@@ -122,7 +123,9 @@ def test_jf_finds_what_it_looks_for(one: RunningCluster, command: str) -> None:
 
 
 def test_a_download_learns_all_that_it_verifies(one: RunningCluster) -> None:
-    [result] = ask(one, f'items.find({{"name":"a.in"}}).include({DOWNLOAD_FIELDS},"property")')["results"]
+    [result] = ask(one, f'items.find({{"repo":"aql-local","name":"a.in"}}).include({DOWNLOAD_FIELDS},"property")')[
+        "results"
+    ]
     info = one.admin.get(f"/artifactory/api/storage/{HERE}/a/a.in").json()
     assert (result["repo"], result["path"], result["name"], result["type"]) == (HERE, "a", "a.in", "file")
     assert result["size"] == int(info["size"]) and isinstance(result["size"], int)
@@ -133,7 +136,7 @@ def test_a_download_learns_all_that_it_verifies(one: RunningCluster) -> None:
 
 
 def test_everything_is_shown_where_it_is_asked_for(one: RunningCluster) -> None:
-    [result] = ask(one, 'items.find({"name":"b.in"}).include("*", "property", "stat")')["results"]
+    [result] = ask(one, 'items.find({"repo":"aql-local","name":"b.in"}).include("*", "property", "stat")')["results"]
     assert set(result) == {
         "repo", "path", "name", "type", "size", "depth", "created", "created_by", "modified", "modified_by", "updated",
         "original_md5", "actual_md5", "original_sha1", "actual_sha1", "sha256", "properties", "stats",
@@ -162,7 +165,7 @@ def test_what_was_never_downloaded_is_found_as_cleaners_ask_for_it(one: RunningC
     criteria = f'{{"$and":[{{"repo":{{"$eq":"aql-local"}}}},{{"$or":[{{"$and":[{never},{{"created":{{"$lte":"2999-01-01"}}}}]}}]}}]}}'
     expected = [path for path in FILES if path.startswith(f"{HERE}/") and not path.endswith("b.in")]
     assert found(one, criteria, '.include("*", "property", "stat")') == sorted(expected)
-    assert found(one, '{"stat.downloaded":{"$last":"1d"}}') == [f"{HERE}/a/b/b.in"]
+    assert found(one, '{"repo":"aql-local","stat.downloaded":{"$last":"1d"}}') == [f"{HERE}/a/b/b.in"]
     assert found(one, '{"repo":"aql-local","created":{"$before":"1d"}}') == []
 
 
@@ -202,7 +205,9 @@ def test_many_results_come_page_by_page_and_whole(one: RunningCluster, workload:
     count = 2_345
     one.sql("INSERT INTO artifacts (repo_id, folder, name, created_by, modified_by) SELECT r.id, 'many', 'n' || i, 'x', 'x' FROM repositories r, generate_series(1, $1) i WHERE r.key = $2 ON CONFLICT DO NOTHING", count, OTHER)  # fmt: skip
     rest = {"unsorted": "", "sorted": '.sort({"$desc":["name"]})', "from an offset": ".offset(45)"}[workload]
-    document = ask(one, f'items.find({{"path":"many","type":"folder"}}).include("repo","path","name"){rest}')
+    document = ask(
+        one, f'items.find({{"repo":"aql-local-2","path":"many","type":"folder"}}).include("repo","path","name"){rest}'
+    )
     names = [result["name"] for result in document["results"]]
     skipped = 45 if workload == "from an offset" else 0
     assert len(names) == len(set(names)) == count - skipped == document["range"]["total"]
@@ -212,7 +217,7 @@ def test_many_results_come_page_by_page_and_whole(one: RunningCluster, workload:
 
 def test_s39_more_results_than_may_be_are_an_error_and_no_part_of_them(one: RunningCluster) -> None:
     one.sql("INSERT INTO artifacts (repo_id, folder, name, created_by, modified_by) SELECT r.id, 'more', 'n' || i, 'x', 'x' FROM repositories r, generate_series(1, 1200) i WHERE r.key = $1 ON CONFLICT DO NOTHING", OTHER)  # fmt: skip
-    query = 'items.find({"path":"more","type":"folder"})'
+    query = 'items.find({"repo":"aql-local-2","path":"more","type":"folder"})'
     with one.settings(aql_results_max=1_100, aql_sorted_results_max=1_100):
         for rest in ("", ".offset(1)", '.sort({"$asc":["name"]})', ".limit(1150)"):
             status, message = errors_of(send(one, query + rest))
@@ -243,7 +248,7 @@ def test_s36_text_stays_text(one: RunningCluster, text: str) -> None:
         '"@k":{}',
         '"repo":{}',
         '"path":{{"$match":{}}}',
-        '"created_by":{{"$gte":{}}},"name":"x"',
+        '"created_by":{{"$gte":{}}},"name":"none of that"',
         '"actual_sha1":{}',
     ):
         assert found(one, "{" + criterion.format(quoted) + "}") == []
@@ -281,7 +286,7 @@ def test_who_may_not_read_may_not_ask(one: RunningCluster) -> None:
 
 def test_a_query_is_answered_while_nothing_may_be_changed(one: RunningCluster) -> None:
     with one.settings(read_only_reason="moving"):
-        assert ask(one, 'items.find({"name":"root.txt"})')["range"]["total"] == 1
+        assert ask(one, 'items.find({"repo":"aql-local","name":"root.txt"})')["range"]["total"] == 1
 
 
 def test_s5_a_query_finds_what_its_sender_may_read_and_counts_only_that(one: RunningCluster) -> None:
@@ -298,7 +303,7 @@ def test_s5_a_query_finds_what_its_sender_may_read_and_counts_only_that(one: Run
     assert found_by_user("{}", '.sort({"$asc":["name"]}).offset(1).limit(1)') == ["c.zip"]
     assert found_by_user(f'{{"repo":"{OTHER}"}}') == found_by_user('{"@os":"mac"}') == []
     sha1 = one.sql(
-        "SELECT encode(b.sha1, 'hex') FROM blobs b JOIN artifacts a ON a.blob_id = b.id WHERE a.name = 'a.in'"
+        "SELECT encode(b.sha1, 'hex') FROM blobs b JOIN artifacts a ON a.blob_id = b.id WHERE a.name = 'a.in' AND a.folder = 'a'"
     )[0][0]
     assert found_by_user(f'{{"actual_sha1":"{sha1}"}}') == []
     assert found(one, f'{{"actual_sha1":"{sha1}"}}') == [f"{HERE}/a/a.in"]
@@ -314,3 +319,23 @@ def test_who_is_no_administrator_says_what_of_the_answer_is(one: RunningCluster)
     assert one.admin.request("POST", "/artifactory/api/search/aql", b'items.find().include("name")').status == 200
     nobody = client_of(one, new_user(one))
     assert nobody.request("POST", "/artifactory/api/search/aql", b"items.find()").status == 403
+
+
+def test_s39_long_answers_are_sent_so_many_at_once_and_short_ones_beside_them(one: RunningCluster) -> None:
+    one.sql(
+        "INSERT INTO artifacts (repo_id, folder, name, created_by, modified_by) SELECT r.id, 'long', rpad('n' || i, 200, 'x'), 'x', 'x'"
+        " FROM repositories r, generate_series(1, 12000) i WHERE r.key = $1", OTHER,
+    )  # fmt: skip
+    query = b'items.find({"repo":"aql-local-2","path":"long","type":"folder"})'
+    head = f"POST /artifactory/api/search/aql HTTP/1.1\r\nHost: x\r\nAuthorization: {one.admin.authorization}\r\n"
+    with (
+        one.settings(aql_long_answers_at_once_max=1, search_seconds_max=1.0),
+        socket.create_connection(("127.0.0.1", one.first.port), 30) as slow,
+    ):
+        slow.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        slow.sendall(f"{head}Content-Length: {len(query)}\r\n\r\n".encode() + query)
+        assert slow.recv(15) == b"HTTP/1.1 200 OK"
+        status, message = errors_of(send(one, f"{query.decode()}.limit(1001)"))
+        assert status == 503 and "long answers" in message
+        assert ask(one, 'items.find({"repo":"aql-local","name":"root.txt"})')["range"]["total"] == 1
+    wait_until(lambda: send(one, f"{query.decode()}.limit(1001)").status == 200)

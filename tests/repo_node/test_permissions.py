@@ -336,3 +336,37 @@ def test_s4_a_route_for_artifacts_without_a_place_cannot_be_added() -> None:
         routes.add("GET", "/new", handler, Permission.READ)
     with pytest.raises(ValueError, match="at which path"):
         routes.add("GET", "/new", handler, Permission.ADMIN, at=Place(1))
+
+
+def test_who_manages_an_item_is_told_who_may_do_what(one: RunningCluster, place: str) -> None:
+    user, reader = new_user(one), new_user(one)
+    grant(one, user, ["read", "manage"], includes=[f"{place}/open/**"])
+    grant(one, user, ["write"], ["ANY LOCAL"], includes=[f"{place}/**"])
+    grant(one, reader, ["read", "delete"], includes=[f"{place}/**"], excludes=[f"{place}/open/a"])
+    grant(one, reader, ["annotate"], ["another"])
+    who = client_of(one, user)
+    answer = who.get(f"{STORAGE}/{place}/open/a?permissions")
+    assert answer.status == 200 and answer.json()["uri"].endswith(f"{STORAGE}/{place}/open/a")
+    principals = answer.json()["principals"]
+    assert principals["users"][user] == ["r", "w", "m"]
+    assert reader not in principals["users"]
+    beside = one.admin.get(f"{STORAGE}/{place}/closed/b?permissions").json()["principals"]
+    assert beside["users"][user] == ["w"] and beside["users"][reader] == ["r", "d"]
+    assert who.get(f"{STORAGE}/{place}/closed/b?permissions").status == 403
+    assert client_of(one, reader).get(f"{STORAGE}/{place}/closed/b?permissions").status == 403
+    assert one.admin.get(f"{STORAGE}/{place}/none?permissions").status == 404
+    assert set(one.admin.get(f"{STORAGE}?permissions").json()["principals"]) == {"users", "groups"}
+
+
+def test_the_permissions_of_groups_are_told_by_their_names(one: RunningCluster, place: str) -> None:
+    one.sql("INSERT INTO groups (name) VALUES ($1)", place)
+    one.sql("INSERT INTO permission_targets (name, repositories) VALUES ($1, '{generic-local}')", place)
+    one.sql(
+        """
+        INSERT INTO permission_grants (target_id, group_id, actions)
+        SELECT t.id, g.id, '{read,annotate}' FROM permission_targets t, groups g WHERE t.name = $1 AND g.name = $1
+        """,
+        place,
+    )
+    principals = one.admin.get(f"{STORAGE}/{place}?permissions").json()["principals"]
+    assert principals["groups"][place] == ["r", "n"]

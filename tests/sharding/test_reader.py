@@ -7,6 +7,7 @@ import hashlib
 import random
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -158,8 +159,7 @@ async def test_reader_asks_near_and_trusted_replicas_first(
 ) -> None:
     scene = Scene(body_of(10), (), "a1 a1 b2 b2 c3 c3 a4")
     scene.catalogue.rows = tuple(scene.add(shard, suspect=shard in suspect) for shard in shards)
-    view = scene.cluster.view
-    object.__setattr__(view, "readable", view.readable - set(unreadable))
+    view = replace(scene.cluster.view, readable=scene.cluster.view.readable - set(unreadable))
     counts = scene.count_reads()
     blob = BlobToRead(scene.sha256, 10, scene.catalogue.rows)
     await BlobReader(lambda: view, blob, scene.catalogue, hedge_seconds=1).read_small()

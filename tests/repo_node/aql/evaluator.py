@@ -5,13 +5,14 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from repo_node.aql.tree import Comparison, Criterion, Group, Join, Operator, Query
 
 NEGATIVE = {Operator.NE: Operator.EQ, Operator.NMATCH: Operator.MATCH}
+LITERAL = {"*": "\ue000", "?": "\ue001", "\\": "\ue002"}
 PERIODS = {"d": timedelta(days=1), "w": timedelta(weeks=1), "minutes": timedelta(minutes=1)}
 
 
@@ -29,6 +30,8 @@ class Thing:
     properties: Mapping[str, Sequence[str]] = field(default_factory=dict, hash=False)
     downloads: int = 0
     downloaded: datetime | None = None
+    seen_in: str | None = None
+    """Another name of the repository: that of a virtual one which shows this."""
 
     @property
     def place(self) -> tuple[str, str, str]:
@@ -133,6 +136,10 @@ def fits(name: str, asked: Comparison | None, pair: tuple[str, str]) -> bool:
 
 def field_holds(asked: Comparison, thing: Thing, now: datetime) -> bool:
     value, wanted = thing.value(asked.field), asked.value
+    if asked.field == "repo" and thing.seen_in is not None:
+        names = [replace(thing, repo=name, seen_in=None) for name in (thing.repo, thing.seen_in)]
+        join = all if asked.operator in NEGATIVE and wanted is not None else any
+        return join(field_holds(asked, name, now) for name in names)
     if isinstance(value, datetime):
         value = value.replace(microsecond=value.microsecond // 1000 * 1000)
     if asked.operator in (Operator.BEFORE, Operator.LAST):
@@ -175,6 +182,8 @@ def compare(operator: Operator, left: Any, right: Any) -> bool:
 
 def expression(pattern: str) -> str:
     """Return a pattern as a regular expression, by way of the standard library's own patterns."""
-    text = pattern.replace("\\*", "\ue000").replace("\\?", "\ue001").replace("\\\\", "\ue002").replace("[", "[[]")
-    translated = fnmatch.translate(text)
-    return translated.replace("\ue000", r"\*").replace("\ue001", r"\?").replace("\ue002", r"\\")
+    text = re.sub(r"\\([*?\\])", lambda found: LITERAL[found[1]], pattern)
+    translated = fnmatch.translate(text.replace("[", "[[]"))
+    for character, stand_in in LITERAL.items():
+        translated = translated.replace(stand_in, f"\\{character}")
+    return translated

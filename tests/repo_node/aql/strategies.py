@@ -93,7 +93,7 @@ PROPERTY = st.one_of(
 )
 SHA1S = tuple(bytes([number] * 20).hex() for number in range(4))
 COMPARISON = st.one_of(
-    text_field("repo", REPOSITORIES),
+    text_field("repo", (*REPOSITORIES, "virtual")),
     text_field("path", FOLDERS),
     text_field("name", NAMES),
     text_field("created_by", USERS),

@@ -44,6 +44,12 @@ ARTIFACT_SQL = """
 """
 
 
+READABLE = "^(?:a/.*|ab/.*|[^/]*)$"
+"""What may be read of one of the repositories."""
+SHOWN = "^a/.*$"
+"""What the virtual repository shows of b-repo; of a-repo it shows all."""
+
+
 def things() -> list[Thing]:
     """Return some fifty artifacts and folders, the same each time."""
     chance = random.Random(7)
@@ -61,16 +67,17 @@ def things() -> list[Thing]:
             microseconds=chance.choice((0, 999, 1000, 1001))
         )
         downloads = chance.choice((0, 0, 1, 2))
+        is_shown = repo == "a-repo" or (repo == "b-repo" and re.match(SHOWN, f"{folder}/{name}"))
         made.append(
             Thing(
                 repo, folder, name, size, None if is_folder else bytes([strategies.SIZES.index(size)] * 20), created,
                 chance.choice(strategies.USERS), properties, downloads, created if downloads else None,
+                "virtual" if is_shown else None,
             )
         )  # fmt: skip
     return made
 
 
-READABLE = "^(?:a/.*|ab/.*|[^/]*)$"
 ALL_THINGS = things()
 THINGS = [
     one for one in ALL_THINGS if one.repo != "c%repo" or re.match(READABLE, f"{one.folder}/{one.name}".lstrip("/"))
@@ -99,17 +106,21 @@ async def fill(dsn: str) -> None:
 def find(postgres: TestServer) -> Iterator[Find]:
     """Return what answers a query from Postgres, on a pool as nodes have it."""
     scope = RowScope((IDS["a-repo"],), (IDS["b-repo"], IDS["c%repo"]), ("^.*$", READABLE))
-    reach = Reach({key: (number,) for key, number in IDS.items()}, {number: key for key, number in IDS.items()}, scope)
+    names = {key: RowScope((number,)) for key, number in IDS.items()}
+    names["virtual"] = RowScope((IDS["a-repo"],), (IDS["b-repo"],), (SHOWN,))
+    reach = Reach(names, {number: key for key, number in IDS.items()}, scope)
     with postgres.database(postgres.template()) as dsn, asyncio.Runner() as runner:
         runner.run(fill(dsn))
         opened = open_database(DatabaseSection(dsn=dsn), Queries())
         database: Database = runner.run(opened.__aenter__())
 
+        async def admit() -> None: ...
+
         async def answer(query: Query) -> list[Hit]:
             def fetch(sql: str, arguments: Sequence[object]) -> Awaitable[Sequence[asyncpg.Record]]:
                 return fetch_once(database, sql, arguments, 5)
 
-            finder = ItemFinder(fetch, check(query, NOW, LIMITS), reach, ResultLimits(1_000, 1_000))
+            finder = ItemFinder(fetch, admit, check(query, NOW, LIMITS), reach, ResultLimits(1_000, 1_000))
             return [hit async for page in finder.pages() for hit in page]
 
         yield lambda query: runner.run(answer(query))

@@ -161,9 +161,11 @@ async def statements_of(
         seen.append((sql, arguments, len(rows)))
         return rows
 
+    async def admit() -> None: ...
+
     wanted = check(parse(query, nesting_max=40), NOW + timedelta(minutes=1), QueryLimits(100, 1_000_000))
-    reach = Reach({key: (number,) for number, key in KEYS.items()}, KEYS, scope)
-    async with aclosing(ItemFinder(fetch, wanted, reach, ResultLimits(1_000_000, 100_000)).pages()) as pages:
+    reach = Reach({key: RowScope((number,)) for number, key in KEYS.items()}, KEYS, scope)
+    async with aclosing(ItemFinder(fetch, admit, wanted, reach, ResultLimits(1_000_000, 100_000)).pages()) as pages:
         async for _ in pages:
             pass
     return seen
