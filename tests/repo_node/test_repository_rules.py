@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import secrets
+import tarfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -72,7 +74,20 @@ def immutable(admin: Client, make: Make) -> str:
     return key
 
 
+def archive(data: bytes) -> bytes:
+    """Return a tar with one file ``b``."""
+    written, member = io.BytesIO(), tarfile.TarInfo("b")
+    member.size = len(data)
+    with tarfile.open(fileobj=written, mode="w") as tar:
+        tar.addfile(member, io.BytesIO(data))
+    return written.getvalue()
+
+
 WAYS = {
+    "archive": lambda admin, key, other: put(admin, f"{key}/a/x.tar", archive(b"second"), X_Explode_Archive="true"),
+    "atomic archive": lambda admin, key, other: put(
+        admin, f"{key}/a/x.tar", archive(b"second"), X_Explode_Archive_Atomic="true"
+    ),
     "put": lambda admin, key, other: put(admin, f"{key}/a/b", b"second"),
     "put, with trash off": lambda admin, key, other: (
         change(admin, key, trash=False) or put(admin, f"{key}/a/b", b"second")
