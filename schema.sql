@@ -178,7 +178,7 @@ CREATE INDEX login_failures_by_age ON login_failures (last_at);
 CREATE TABLE repositories (
     id            integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     key           text NOT NULL UNIQUE COLLATE "C",
-    rclass        text NOT NULL DEFAULT 'local' CHECK (rclass IN ('local')),
+    rclass        text NOT NULL DEFAULT 'local' CHECK (rclass IN ('local', 'virtual')),
     package_type  text NOT NULL DEFAULT 'generic' CHECK (package_type IN ('generic')),
     description   text NOT NULL DEFAULT '',
     redundancy    smallint CHECK (redundancy BETWEEN 1 AND 16),
@@ -188,8 +188,47 @@ CREATE TABLE repositories (
     trash         boolean NOT NULL DEFAULT true,
     -- What is computed of each upload to it, beside what its client declares.
     digests       text[] NOT NULL DEFAULT '{sha256,sha1,md5}'
-                  CHECK (digests @> '{sha256}' AND digests <@ '{sha256,sha1,md5}')
+                  CHECK (digests @> '{sha256}' AND digests <@ '{sha256,sha1,md5}'),
+    notes         text NOT NULL DEFAULT '',
+    layout        text NOT NULL DEFAULT 'simple-default',
+    includes_pattern text NOT NULL DEFAULT '**/*',
+    excludes_pattern text NOT NULL DEFAULT '',
+    -- Both as one expression that paths are compared with; null where nothing is kept out.
+    paths_regex   text,
+    checksum_policy text NOT NULL DEFAULT 'client-checksums'
+                  CHECK (checksum_policy IN ('client-checksums', 'server-generated-checksums')),
+    blacked_out   boolean NOT NULL DEFAULT false,
+    -- Whether a virtual repository looks here before it looks into its members without.
+    priority      boolean NOT NULL DEFAULT false,
+    allow_overwrite boolean NOT NULL DEFAULT true,
+    allow_delete  boolean NOT NULL DEFAULT true,
+    quota_bytes   bigint CHECK (quota_bytes >= 0),
+    -- Where an upload to a virtual repository goes.
+    default_deployment_id integer REFERENCES repositories (id)
 );
+
+-- What a virtual repository shows, in the order in which it is looked through.
+CREATE TABLE repository_members (
+    virtual_id    integer NOT NULL REFERENCES repositories (id),
+    position      smallint NOT NULL,
+    member_id     integer NOT NULL REFERENCES repositories (id),
+    PRIMARY KEY (virtual_id, position),
+    UNIQUE (virtual_id, member_id)
+);
+CREATE INDEX repository_members_of ON repository_members (member_id);
+
+-- The bytes of the artifacts in a repository with a quota: what was counted, and what has changed since, which a job
+-- adds to it. Without a row here its artifacts have yet to be counted.
+CREATE TABLE repository_usage (
+    repo_id       integer PRIMARY KEY REFERENCES repositories (id),
+    bytes         bigint NOT NULL
+);
+CREATE TABLE usage_changes (
+    id            bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    repo_id       integer NOT NULL REFERENCES repositories (id),
+    bytes         bigint NOT NULL
+);
+CREATE INDEX usage_changes_of ON usage_changes (repo_id);
 
 CREATE TABLE blobs (
     id             bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -610,6 +649,85 @@ RETURNS boolean LANGUAGE sql STABLE AS $$
       FROM repositories r WHERE r.id = p_repo
 $$;
 
+-- Whether a repository's patterns (paths_regex) show an artifact.
+CREATE FUNCTION shows(p_regex text, p_folder text, p_name text)
+RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT p_regex IS NULL OR concat_ws('/', nullif(p_folder, ''), p_name) ~ p_regex
+$$;
+
+-- Where nothing may be overwritten, or deleted, nothing is, whoever asks and by whatever function (HF009).
+CREATE FUNCTION refuse_overwrite() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    v_key text;
+BEGIN
+    SELECT r.key INTO v_key FROM repositories r WHERE r.id = OLD.repo_id AND NOT r.allow_overwrite;
+    IF FOUND THEN
+        RAISE EXCEPTION 'in the repository % nothing is overwritten: %', v_key,
+              concat_ws('/', nullif(OLD.folder, ''), OLD.name) USING ERRCODE = 'HF009';
+    END IF;
+    RETURN NEW;
+END
+$$;
+CREATE TRIGGER artifacts_stay_as_they_are BEFORE UPDATE OF blob_id ON artifacts
+    FOR EACH ROW WHEN (OLD.blob_id IS DISTINCT FROM NEW.blob_id) EXECUTE FUNCTION refuse_overwrite();
+
+CREATE FUNCTION refuse_delete() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    v_key  text;
+    v_path text;
+BEGIN
+    SELECT r.key, concat_ws('/', nullif(g.folder, ''), g.name) INTO v_key, v_path
+      FROM gone g JOIN repositories r ON r.id = g.repo_id
+     WHERE g.blob_id IS NOT NULL AND NOT r.allow_delete LIMIT 1;
+    IF FOUND THEN
+        RAISE EXCEPTION 'from the repository % nothing is deleted: %', v_key, v_path USING ERRCODE = 'HF009';
+    END IF;
+    RETURN NULL;
+END
+$$;
+CREATE TRIGGER artifacts_stay AFTER DELETE ON artifacts REFERENCING OLD TABLE AS gone
+    FOR EACH STATEMENT EXECUTE FUNCTION refuse_delete();
+
+-- The bytes of the artifacts in a repository with a quota; null while nobody has counted them.
+CREATE FUNCTION used_bytes(p_repo integer)
+RETURNS bigint LANGUAGE sql STABLE AS $$
+    SELECT (u.bytes + coalesce((SELECT sum(c.bytes) FROM usage_changes c WHERE c.repo_id = p_repo), 0))::bigint
+      FROM repository_usage u WHERE u.repo_id = p_repo
+$$;
+
+-- Whether so many bytes more may come to a repository.
+CREATE FUNCTION has_room(p_repo integer, p_bytes bigint)
+RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT p_bytes <= 0 OR coalesce(
+        (SELECT r.quota_bytes >= used_bytes(r.id) + p_bytes FROM repositories r WHERE r.id = p_repo), true)
+$$;
+
+-- The bytes of a blob, 0 where there is none.
+CREATE FUNCTION size_of(p_blob bigint)
+RETURNS bigint LANGUAGE sql STABLE AS $$
+    SELECT coalesce((SELECT b.size FROM blobs b WHERE b.id = p_blob), 0)
+$$;
+
+-- Note that the artifacts of a repository became larger, or smaller. Where it has a quota that they would exceed, HF010.
+-- Uploads that are committed at the same moment do not see one another: only by those is a quota ever exceeded.
+CREATE FUNCTION note_usage(p_repo integer, p_bytes bigint)
+RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    v_key   text;
+    v_quota bigint;
+BEGIN
+    SELECT r.key, r.quota_bytes INTO v_key, v_quota FROM repositories r WHERE r.id = p_repo AND r.quota_bytes IS NOT NULL;
+    IF NOT FOUND OR p_bytes = 0 THEN
+        RETURN;
+    END IF;
+    IF NOT has_room(p_repo, p_bytes) THEN
+        RAISE EXCEPTION 'the repository % has a quota of % bytes, % of which are used', v_key, v_quota, used_bytes(p_repo)
+              USING ERRCODE = 'HF010';
+    END IF;
+    INSERT INTO usage_changes (repo_id, bytes) VALUES (p_repo, p_bytes);
+END
+$$;
+
 -- Put an artifact that is about to be overwritten, and whose row the caller has locked, into the
 -- trash; false when its repository keeps none, and the caller releases its blob.
 CREATE FUNCTION throw_away(p_repo integer, p_folder text, p_name text, p_principal text)
@@ -779,12 +897,14 @@ END
 $$;
 
 -- Let an artifact refer to a blob that the caller has locked; what it overwrites goes to the trash, or its blob is
--- released. SQLSTATE HF001: a folder is where the artifact should be, or the other way round.
+-- released. Returns that blob. Where nothing may be overwritten, the same content again, from somebody who repeats what
+-- was done, leaves the artifact as it is but for its properties. SQLSTATE HF001: a folder is where the artifact should
+-- be, or the other way round.
 CREATE FUNCTION put_artifact(
     p_repo integer, p_folder text, p_name text, p_blob bigint, p_properties jsonb, p_principal text,
     p_started timestamptz, p_at timestamptz
 )
-RETURNS void LANGUAGE plpgsql AS $$
+RETURNS bigint LANGUAGE plpgsql AS $$
 DECLARE
     v_old        bigint;
     v_kept       boolean;
@@ -811,6 +931,10 @@ BEGIN
         END IF;
         IF v_old <> p_blob THEN
             v_kept := throw_away(p_repo, p_folder, p_name, p_principal);
+        ELSIF NOT (SELECT r.allow_overwrite FROM repositories r WHERE r.id = p_repo) THEN
+            UPDATE artifacts a SET properties = p_properties, updated_at = p_at
+             WHERE a.repo_id = p_repo AND a.folder = p_folder AND a.name = p_name AND a.properties <> p_properties;
+            EXIT;
         END IF;
         UPDATE artifacts a
            SET blob_id = p_blob, created_at = p_at, created_by = p_principal, modified_at = p_started,
@@ -821,6 +945,7 @@ BEGIN
     IF v_old <> p_blob AND NOT v_kept THEN
         PERFORM release_blob(v_old);
     END IF;
+    RETURN v_old;
 END
 $$;
 
@@ -830,8 +955,8 @@ $$;
 -- Outcomes: 'adopted' (our replicas are now the blob's), 'deduplicated' (the confirmed ones suffice,
 -- ours may be deleted), 'confirm' (content is known and p_confirmed is NULL: nothing was done; ask
 -- the shards of the replicas returned and call again), 'too_old', 'no_repository'. SQLSTATE HF001: a
--- folder is where the artifact should be, or the other way round; HF001 and 23505 (a generation was
--- condemned before it was committed) leave nothing behind.
+-- folder is where the artifact should be, or the other way round; HF001, HF009 (nothing may be overwritten there),
+-- HF010 (the quota) and 23505 (a generation was condemned before it was committed) leave nothing behind.
 CREATE FUNCTION commit_upload(
     p_upload       uuid,
     p_started      timestamptz,
@@ -869,11 +994,14 @@ DECLARE
     v_short     boolean;
     v_adopt     boolean;
     v_key       text;
+    v_counted   boolean;
     v_event     bigint;
     v_at        timestamptz;
+    v_old       bigint;
 BEGIN
     PERFORM pg_advisory_xact_lock_shared(1, p_repo);
-    SELECT r.key INTO v_key FROM repositories r WHERE r.id = p_repo;
+    SELECT r.key, r.quota_bytes IS NOT NULL INTO v_key, v_counted
+      FROM repositories r WHERE r.id = p_repo AND r.rclass <> 'virtual';
     IF FOUND THEN
         INSERT INTO events AS e (kind, upload_id, repository, path, sha256, adopted, principal, request_id, address)
         VALUES ('deploy', p_upload, v_key, concat_ws('/', nullif(p_folder, ''), p_name), p_sha256, true,
@@ -947,7 +1075,10 @@ BEGIN
         PERFORM enqueue_repair(v_blob, 'short_write');
     END IF;
 
-    PERFORM put_artifact(p_repo, p_folder, p_name, v_blob, p_properties, p_principal, p_started, v_at);
+    v_old := put_artifact(p_repo, p_folder, p_name, v_blob, p_properties, p_principal, p_started, v_at);
+    IF v_counted THEN
+        PERFORM note_usage(p_repo, p_size - size_of(v_old));
+    END IF;
     IF NOT v_adopt THEN
         UPDATE events SET adopted = false WHERE id = v_event;
     END IF;
@@ -957,8 +1088,8 @@ END
 $$;
 
 -- Commit uploads that came at the same time, in one transaction: those that are plain, which means that their content
--- is new, their path free and its folder there. Of all others nothing is done; commit_upload does them one by one. Each
--- upload is an index into the arrays; p_replica_of says whose copy each of p_shards and p_generations is.
+-- is new, their path free, its folder there and their repository without a quota. Of all others nothing is done;
+-- commit_upload does them one by one. Each upload is an index into the arrays; p_replica_of says whose copy each of p_shards and p_generations is.
 --
 -- Locks are taken in one order: events by upload, blobs by digest, artifacts by path. It waits for nobody long
 -- (55P03), and whatever error ends it leaves nothing of any upload behind.
@@ -1003,7 +1134,7 @@ BEGIN
     SELECT array_agg(u.n), array_agg(r.key) INTO v_plain, v_keys
       FROM unnest(p_repos, p_folders, p_names, p_sha256, p_started)
            WITH ORDINALITY AS u (repo, folder, name, sha256, started, n)
-      JOIN repositories r ON r.id = u.repo
+      JOIN repositories r ON r.id = u.repo AND r.rclass <> 'virtual' AND r.quota_bytes IS NULL
      WHERE u.repo = ANY (v_repos)
        AND u.started >= clock_timestamp() - p_age_max
        AND (SELECT 1 FROM blobs b WHERE b.sha256 = u.sha256) IS NULL
@@ -1053,8 +1184,8 @@ $$;
 -- each statement sees a fresh snapshot. p_confirmed are the generations whose shards said, during this request, that
 -- the file is there; of these so many copies and zones must still be good, or the bytes are wanted.
 --
--- Outcomes: 'linked', 'unknown' (the blob is gone, or has too few copies: nothing was done), 'no_repository'. HF001 as
--- in put_artifact.
+-- Outcomes: 'linked', 'unknown' (the blob is gone, or has too few copies: nothing was done), 'no_repository'. HF001,
+-- HF009 and HF010 as in commit_upload.
 CREATE FUNCTION deploy_known(
     p_upload      uuid,
     p_started     timestamptz,
@@ -1083,11 +1214,14 @@ DECLARE
     v_copies  bigint;
     v_zones   bigint;
     v_refusal text;
+    v_counted boolean;
     v_event   bigint;
     v_at      timestamptz;
+    v_old     bigint;
 BEGIN
     PERFORM pg_advisory_xact_lock_shared(1, p_repo);
-    SELECT r.key INTO v_key FROM repositories r WHERE r.id = p_repo;
+    SELECT r.key, r.quota_bytes IS NOT NULL INTO v_key, v_counted
+      FROM repositories r WHERE r.id = p_repo AND r.rclass <> 'virtual';
     -- Where N has to rise the stronger lock comes first: two who share one would wait for each other.
     PERFORM 1 FROM blobs b WHERE b.id = p_blob AND b.redundancy < p_redundancy FOR NO KEY UPDATE;
     -- gc, which locks the row alone, has taken the blob away by now, or will find the new reference.
@@ -1118,7 +1252,10 @@ BEGIN
     IF v_size > 0 AND v_copies < v_wanted THEN
         PERFORM enqueue_repair(p_blob, 'short_write');
     END IF;
-    PERFORM put_artifact(p_repo, p_folder, p_name, p_blob, p_properties, p_principal, p_started, v_at);
+    v_old := put_artifact(p_repo, p_folder, p_name, p_blob, p_properties, p_principal, p_started, v_at);
+    IF v_counted THEN
+        PERFORM note_usage(p_repo, v_size - size_of(v_old));
+    END IF;
     created_at := v_at;
     outcome := 'linked';
 END
@@ -1150,8 +1287,10 @@ CREATE FUNCTION take_out(p_repo integer, p_low text, p_high text, p_max bigint, 
 RETURNS bigint LANGUAGE plpgsql SET enable_seqscan = off AS $$
 DECLARE
     v_keep boolean := trash_keeps(p_repo);
+    v_counted boolean := (SELECT r.quota_bytes IS NOT NULL FROM repositories r WHERE r.id = p_repo);
     v_rows tid[];
     v_gone bigint;
+    v_bytes bigint;
 BEGIN
     v_rows := ARRAY(
         SELECT a.ctid FROM artifacts a
@@ -1173,7 +1312,12 @@ BEGIN
             SELECT DISTINCT g.blob_id AS b FROM gone g WHERE NOT v_keep AND g.blob_id IS NOT NULL ORDER BY 1
         ) AS distinct_blobs
     )
-    SELECT count(*) + 0 * (SELECT count(*) FROM released) INTO v_gone FROM gone;
+    SELECT count(*) + 0 * (SELECT count(*) FROM released),
+           (SELECT sum(b.size) FROM gone g JOIN blobs b ON b.id = g.blob_id WHERE v_counted)
+      INTO v_gone, v_bytes FROM gone;
+    IF v_bytes > 0 THEN
+        PERFORM note_usage(p_repo, -v_bytes);
+    END IF;
     RETURN v_gone;
 END
 $$;
@@ -1192,6 +1336,7 @@ DECLARE
     v_blob    bigint;
     v_keep    boolean;
     v_sha256  bytea;
+    v_size    bigint;
     v_root    bigint;
 BEGIN
     gone := 0;
@@ -1203,6 +1348,8 @@ BEGIN
     END IF;
     -- What was seen may have changed its kind by now; what has, is not what was asked to be removed.
     IF v_blob IS NOT NULL THEN
+        -- As whoever adds: what a repository allows does not change under it.
+        PERFORM pg_advisory_xact_lock_shared(1, p_repo);
         v_keep := trash_keeps(p_repo);
         WITH removed AS (
             DELETE FROM artifacts a
@@ -1236,7 +1383,10 @@ BEGIN
         END IF;
     END IF;
     IF gone > 0 THEN
-        SELECT b.sha256 INTO v_sha256 FROM blobs b WHERE b.id = v_blob;
+        SELECT b.sha256, b.size INTO v_sha256, v_size FROM blobs b WHERE b.id = v_blob;
+        IF v_size > 0 THEN
+            PERFORM note_usage(p_repo, -v_size);
+        END IF;
         INSERT INTO events (kind, repository, path, sha256, principal, request_id, address, detail)
         SELECT 'delete', r.key, v_path, v_sha256, p_principal, p_request, p_address, jsonb_build_object('items', gone)
           FROM repositories r WHERE r.id = p_repo;
@@ -1254,7 +1404,7 @@ $$;
 
 -- Bring one thing back from the trash, to p_folder/p_name of p_repo. Outcomes: 'restored'; 'exists',
 -- when an artifact is there and p_replace is false (with it, that one goes to the trash); 'gone', when
--- it is in the trash no more. SQLSTATE HF001 as in commit_upload.
+-- it is in the trash no more. SQLSTATE HF001, HF009 and HF010 as in commit_upload.
 CREATE FUNCTION restore_trash(
     p_trash bigint, p_repo integer, p_folder text, p_name text, p_replace boolean, p_principal text, p_request text,
     p_address inet DEFAULT NULL
@@ -1268,7 +1418,8 @@ DECLARE
     v_key    text;
 BEGIN
     PERFORM pg_advisory_xact_lock_shared(1, p_repo);
-    SELECT r.key, r.redundancy INTO v_key, v_wanted FROM repositories r WHERE r.id = p_repo;
+    SELECT r.key, r.redundancy INTO v_key, v_wanted
+      FROM repositories r WHERE r.id = p_repo AND r.rclass <> 'virtual';
     SELECT t.* INTO v_row FROM trash t WHERE t.id = p_trash FOR UPDATE;
     IF NOT FOUND OR v_key IS NULL THEN
         RETURN 'gone';
@@ -1308,6 +1459,7 @@ BEGIN
     IF FOUND THEN
         PERFORM enqueue_repair(v_row.blob_id, 'redundancy');
     END IF;
+    PERFORM note_usage(p_repo, size_of(v_row.blob_id) - size_of(v_old));
     DELETE FROM trash WHERE id = p_trash;
     INSERT INTO events (kind, repository, path, sha256, principal, request_id, address, detail)
     SELECT 'restore', v_key, concat_ws('/', nullif(p_folder, ''), p_name), b.sha256, p_principal, p_request, p_address,
@@ -1319,7 +1471,8 @@ $$;
 
 -- Part of a tree: an artifact or a folder, then all that lies in it, by path, behind p_after_folder/p_after_name;
 -- at most p_max rows. The tree of '' is the whole repository. Between a folder's path and what lies deeper, paths
--- that only begin alike are sorted ('a', 'a-b', 'a/b'): hence three ranges.
+-- that only begin alike are sorted ('a', 'a-b', 'a/b'): hence three ranges. What the repository's patterns hide is not
+-- there.
 CREATE FUNCTION tree_page(
     p_repo integer, p_folder text, p_name text, p_after_folder text, p_after_name text, p_max bigint
 )
@@ -1331,14 +1484,18 @@ DECLARE
     v_low    text := CASE WHEN v_inside THEN p_after_folder WHEN v_path = '' THEN chr(1) ELSE v_path || '/' END;
     v_count  bigint;
     v_left   bigint := p_max;
+    v_regex  text;
 BEGIN
+    SELECT r.paths_regex INTO v_regex FROM repositories r WHERE r.id = p_repo;
     RETURN QUERY SELECT a.* FROM artifacts a
       WHERE a.repo_id = p_repo AND a.folder = p_folder AND a.name = p_name
-        AND (a.folder, a.name) > (p_after_folder, p_after_name);
+        AND (a.folder, a.name) > (p_after_folder, p_after_name)
+        AND (a.blob_id IS NULL OR shows(v_regex, a.folder, a.name));
     GET DIAGNOSTICS v_count = ROW_COUNT;
     v_left := v_left - v_count;
     RETURN QUERY SELECT a.* FROM artifacts a
       WHERE a.repo_id = p_repo AND a.folder = v_path AND (a.folder, a.name) > (p_after_folder, p_after_name)
+        AND (a.blob_id IS NULL OR shows(v_regex, a.folder, a.name))
       ORDER BY a.folder, a.name LIMIT v_left;
     GET DIAGNOSTICS v_count = ROW_COUNT;
     v_left := v_left - v_count;
@@ -1346,6 +1503,7 @@ BEGIN
         RETURN QUERY SELECT a.* FROM artifacts a
           WHERE a.repo_id = p_repo AND (a.folder, a.name) > (v_low, CASE WHEN v_inside THEN p_after_name ELSE '' END)
             AND a.folder < CASE WHEN v_path = '' THEN repeat(chr(1114111), 100) ELSE v_path || '0' END
+            AND (a.blob_id IS NULL OR shows(v_regex, a.folder, a.name))
           ORDER BY a.folder, a.name LIMIT v_left;
     END IF;
 END
@@ -1397,16 +1555,20 @@ $$;
 -- Copy or move one artifact or folder to p_to_folder/p_to_name of p_to, as it is, with its properties. Of a folder only
 -- the folder. Outcomes: 'done'; 'same', when it is there already; 'gone', when there is nothing to be copied; 'conflict',
 -- when a folder is where an artifact should be, or the other way round; 'forbidden', when another artifact is there and
--- may not be overwritten. What was in the place goes to the trash. The caller shares the locks of both repositories.
+-- may not be overwritten by whoever asks; 'overwrite', 'pattern' and 'quota', when the target's repository refuses it,
+-- 'delete', when the source's does. What was in the place goes to the trash. The caller shares the locks of both
+-- repositories.
 CREATE FUNCTION transfer_item(
     p_move boolean, p_from integer, p_folder text, p_name text, p_to integer, p_to_folder text, p_to_name text,
     p_principal text, p_may_overwrite boolean DEFAULT true
 )
 RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
-    v_row  artifacts;
-    v_old  artifacts;
-    v_kept boolean;
+    v_row    artifacts;
+    v_old    artifacts;
+    v_kept   boolean;
+    v_target repositories;
+    v_moved  bigint;
 BEGIN
     -- Locked against whoever deletes or overwrites it: until the end, one row at least refers to the blob.
     SELECT a.* INTO v_row FROM artifacts a
@@ -1422,6 +1584,23 @@ BEGIN
           WHERE a.repo_id = p_to AND a.folder = p_to_folder AND a.name = p_to_name AND a.properties = '{}'
             AND v_row.properties <> '{}';
         RETURN 'done';
+    END IF;
+    SELECT r.* INTO v_target FROM repositories r WHERE r.id = p_to;
+    IF NOT shows(v_target.paths_regex, p_to_folder, p_to_name) THEN
+        RETURN 'pattern';
+    END IF;
+    IF p_move AND NOT (SELECT r.allow_delete FROM repositories r WHERE r.id = p_from) THEN
+        RETURN 'delete';
+    END IF;
+    IF v_target.quota_bytes IS NOT NULL THEN
+        -- Before anything is done, so that the rest of a tree can go on; note_usage looks again.
+        SELECT a.* INTO v_old FROM artifacts a
+          WHERE a.repo_id = p_to AND a.folder = p_to_folder AND a.name = p_to_name;
+        v_moved := CASE WHEN p_move AND p_from = p_to THEN v_row.blob_id END;
+        IF NOT has_room(p_to, size_of(v_row.blob_id) - size_of(v_moved) - size_of(v_old.blob_id)) THEN
+            RETURN 'quota';
+        END IF;
+        v_old := NULL;
     END IF;
     IF NOT ensure_folder(p_to, p_to_folder, p_principal) THEN
         RETURN 'conflict';
@@ -1443,6 +1622,9 @@ BEGIN
         IF NOT p_move AND v_old.blob_id = v_row.blob_id AND v_old.properties = v_row.properties THEN
             RETURN 'same';
         END IF;
+        IF NOT v_target.allow_overwrite THEN
+            RETURN 'overwrite';
+        END IF;
         IF NOT p_may_overwrite AND (v_old.blob_id <> v_row.blob_id OR v_old.properties <> v_row.properties) THEN
             RETURN 'forbidden';
         END IF;
@@ -1461,6 +1643,12 @@ BEGIN
     END LOOP;
     IF p_move THEN
         DELETE FROM artifacts a WHERE a.repo_id = p_from AND a.folder = p_folder AND a.name = p_name;
+    END IF;
+    IF v_target.quota_bytes IS NOT NULL THEN
+        PERFORM note_usage(p_to, size_of(v_row.blob_id) - size_of(v_moved) - size_of(v_old.blob_id));
+    END IF;
+    IF p_move AND p_from <> p_to THEN
+        PERFORM note_usage(p_from, -size_of(v_row.blob_id));
     END IF;
     RETURN 'done';
 END
@@ -1520,7 +1708,7 @@ BEGIN
                                        substring(v_to FROM '[^/]*$'), p_principal,
                                        v_to ~ coalesce(p_overwrite_limit, ''));
         END IF;
-        IF v_outcome IN ('conflict', 'length', 'forbidden') THEN
+        IF v_outcome IN ('conflict', 'length', 'forbidden', 'overwrite', 'pattern', 'quota', 'delete') THEN
             failed := failed || v_to;
             reasons := reasons || v_outcome;
             stopped := p_fail_fast;
@@ -1578,6 +1766,53 @@ BEGIN
     END LOOP;
 END
 $$;
+
+-- Add up to p_max changes to what repositories with a quota use; returns how many. uncounted is one whose artifacts have
+-- yet to be counted, if there is any.
+CREATE FUNCTION fold_usage(p_max bigint, OUT folded bigint, OUT uncounted integer)
+LANGUAGE plpgsql AS $$
+BEGIN
+    WITH gone AS (
+        DELETE FROM usage_changes c
+         WHERE c.id = ANY (ARRAY(SELECT f.id FROM usage_changes f JOIN repository_usage u ON u.repo_id = f.repo_id
+                                  ORDER BY f.id LIMIT p_max))
+        RETURNING c.repo_id, c.bytes
+    ), added AS (
+        UPDATE repository_usage u SET bytes = u.bytes + s.bytes
+          FROM (SELECT g.repo_id, sum(g.bytes) AS bytes FROM gone g GROUP BY g.repo_id) AS s
+         WHERE u.repo_id = s.repo_id
+    )
+    SELECT count(*) INTO folded FROM gone;
+    SELECT r.id INTO uncounted FROM repositories r
+     WHERE r.quota_bytes IS NOT NULL AND NOT EXISTS (SELECT 1 FROM repository_usage u WHERE u.repo_id = r.id) LIMIT 1;
+END
+$$;
+
+-- Count the artifacts of a repository with a quota, once. What changes meanwhile is in the one or in the other part of
+-- what this one snapshot subtracts; whoever changes the quota waits.
+CREATE FUNCTION count_usage(p_repo integer)
+RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock(4, p_repo);
+    INSERT INTO repository_usage (repo_id, bytes)
+    SELECT r.id, coalesce((SELECT sum(b.size) FROM artifacts a JOIN blobs b ON b.id = a.blob_id WHERE a.repo_id = r.id), 0)
+                 - coalesce((SELECT sum(c.bytes) FROM usage_changes c WHERE c.repo_id = r.id), 0)
+      FROM repositories r WHERE r.id = p_repo AND r.quota_bytes IS NOT NULL
+    ON CONFLICT (repo_id) DO NOTHING;
+END
+$$;
+
+-- What refers to a repository that goes, in whatever statement, goes with it; its artifacts must be gone before.
+CREATE FUNCTION leave_others() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    DELETE FROM repository_members m WHERE m.member_id = OLD.id OR m.virtual_id = OLD.id;
+    UPDATE repositories r SET default_deployment_id = NULL WHERE r.default_deployment_id = OLD.id;
+    DELETE FROM usage_changes c WHERE c.repo_id = OLD.id;
+    DELETE FROM repository_usage u WHERE u.repo_id = OLD.id;
+    RETURN OLD;
+END
+$$;
+CREATE TRIGGER repositories_leave BEFORE DELETE ON repositories FOR EACH ROW EXECUTE FUNCTION leave_others();
 
 -- Let go of p_ids in the trash for good; returns how many went.
 CREATE FUNCTION empty_trash(p_ids bigint[], p_reason text)
@@ -2208,7 +2443,7 @@ $$;
 CREATE TRIGGER settings_counted AFTER INSERT OR UPDATE ON settings
     FOR EACH ROW WHEN (NEW.key = 'redundancy') EXECUTE FUNCTION ask_census();
 CREATE TRIGGER repositories_counted AFTER UPDATE OF redundancy ON repositories
-    FOR EACH ROW EXECUTE FUNCTION ask_census();
+    FOR EACH ROW WHEN (OLD.redundancy IS DISTINCT FROM NEW.redundancy) EXECUTE FUNCTION ask_census();
 -- A further zone asks for copies in it; one less, for fewer zones.
 CREATE TRIGGER shards_counted AFTER INSERT OR DELETE OR UPDATE OF state ON shards
     FOR EACH ROW EXECUTE FUNCTION ask_census();

@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
+import logging
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
-from contextlib import aclosing, contextmanager, nullcontext
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from repo_node.auth.read_scope import EVERYTHING, ReadScope
 from repo_node.blob_catalogue import CatalogueOfBlob
 from repo_node.checksums import Content, DeclaredDigests
 from repo_node.db import artifacts as rows
-from repo_node.db.artifacts import Blob, Child, Item
+from repo_node.db.artifacts import Blob, Item
 from repo_node.db.blobs import CommitOutcome, CommitResult, Deployment
 from repo_node.db.commit_groups import CommitGroups, UploadToCommit
-from repo_node.db.errors import AbsenceInDoubt, CatalogueUnavailable, OutcomeUnknown
+from repo_node.db.errors import CatalogueUnavailable, OutcomeUnknown
 from repo_node.db.lookups import LookUps
 from repo_node.db.pool import Database
 from repo_node.db.repositories import Repository
@@ -28,7 +29,8 @@ from repo_node.outcome import Known, until_known
 from repo_node.paths import ArtifactPath
 from repo_node.read_only import require_writable
 from repo_node.recent import Found, RecentItems
-from repo_node.repositories import Repositories, no_repository
+from repo_node.repositories import Repositories
+from repo_node.resolution import Hearing, Resolution
 from repo_node.settings import LiveSettings
 from sharding.background import Background
 from sharding.commit import Placement
@@ -39,6 +41,8 @@ from sharding.provider import ShardingProvider
 from sharding.reader import BlobReader, BlobToRead
 from sharding.tally import WritePolicy
 from sharding.upload import Upload
+
+log = logging.getLogger("holdfast.artifacts")
 
 REPORTS_MAX = 1_000
 
@@ -63,6 +67,8 @@ class Deployed:
     created_at: datetime
     created_by: str
     content: Content
+    mismatched: tuple[str, ...] = ()
+    """Digests that the client declared otherwise, to a repository that trusts its own alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,20 +79,12 @@ class Durable:
     repository: Repository
     deployment: Deployment
     placement: Placement
+    mismatched: tuple[str, ...] = ()
+    """As in ``Deployed``."""
 
 
-class Pulse(Protocol):
+class Pulse(Hearing, Protocol):
     """What a node's heartbeats tell."""
-
-    @property
-    def is_fresh(self) -> bool:
-        """Whether heartbeats and announcements come back."""
-        ...
-
-    @property
-    def silence_seconds(self) -> float:
-        """How long ago the last heartbeat came back, or was refused with a reason."""
-        ...
 
     def database_time(self) -> datetime:
         """Return the database's time without asking it, rather too early than too late."""
@@ -115,7 +113,7 @@ class Artifacts:
         pulse: Pulse,
     ) -> None:
         self._database = database
-        self._look_ups = look_ups
+        self._resolution = Resolution(look_ups, repositories, settings, metrics, recent, pulse)
         self._store = store
         self._repositories = repositories
         self._recent = recent
@@ -142,7 +140,7 @@ class Artifacts:
         ``WriteQuorumNotMet``, ``OutcomeUnknown``, ``CatalogueUnavailable``, ``Overloaded``, ``ReadOnly``.
         """
         with self._counted():
-            repository, started_at, policy, extra = await self._terms(request)
+            repository, started_at, policy, extra = await self._terms(request, length)
             async with self._store.open_upload(policy, extra, length) as upload:
                 durable = await self._store_all(upload, request, body, repository, started_at, self._make_durable)
                 began = time.perf_counter()
@@ -153,12 +151,13 @@ class Artifacts:
                 finally:
                     self._recent.forget(request.at)
                 self._stage("commit", began)
-                return Deployed(request.at, created_at, request.by.principal, durable.deployment.digests)
+                digests = durable.deployment.digests
+                return Deployed(request.at, created_at, request.by.principal, digests, durable.mismatched)
 
     async def make_durable(self, request: DeployRequest, body: AsyncIterator[Buffer], *, length: int) -> Durable:
         """Do all of ``deploy`` but what makes it visible: its files are the caller's, to refer to or to drop."""
         with self._counted():
-            repository, started_at, policy, extra = await self._terms(request)
+            repository, started_at, policy, extra = await self._terms(request, length)
             async with self._store.open_upload(policy, extra, length) as upload:
                 return await self._store_all(upload, request, body, repository, started_at, self._store.commit)
 
@@ -173,9 +172,12 @@ class Artifacts:
         finally:
             self._uploads -= 1
 
-    async def _terms(self, request: DeployRequest) -> tuple[Repository, datetime, WritePolicy, frozenset[str]]:
+    async def _terms(
+        self, request: DeployRequest, length: int | None
+    ) -> tuple[Repository, datetime, WritePolicy, frozenset[str]]:
         """Return the repository, the database's time, and how the bytes are to be written and hashed."""
         repository, started_at = await self._repositories.recall(request.at.repository), self._pulse.database_time()
+        await self._repositories.require_room(repository, request.at, length or 0)
         extra = EXTRA_DIGESTS.intersection((*repository.digests, *request.declared.names))
         return repository, started_at, self._settings.now.write_policy(repository.redundancy), extra
 
@@ -192,7 +194,12 @@ class Artifacts:
         began = time.perf_counter()
         await self._receive(upload, body)
         digests = await upload.finish()
-        request.declared.check(digests)
+        if not repository.trusts_itself:
+            request.declared.check(digests)
+        mismatched = request.declared.differing(digests)
+        if mismatched:
+            facts = {"path": f"{request.at.repository}/{request.at.path}", "digests": list(mismatched)}
+            log.warning("stores what its client declared otherwise", extra={"facts": facts})
         # It may have become read-only while the body came.
         require_writable(self._settings)
         crash_point("upload.staged")
@@ -213,7 +220,7 @@ class Artifacts:
             redundancy=upload.policy.redundancy,
             may_overwrite=request.may_overwrite,
         )
-        return Durable(request.at, repository, deployment, placement)
+        return Durable(request.at, repository, deployment, placement, mismatched)
 
     async def _make_durable(self, upload: Upload) -> Placement:
         # What is large may take much longer than the commit of those that would wait for it.
@@ -296,58 +303,13 @@ class Artifacts:
 
     # ------------------------------------------------------------------ downloads
 
-    async def get(self, at: ArtifactPath) -> Item:
-        """Return the artifact or folder at a path. Raises ``NotFound``, ``CatalogueUnavailable``."""
-        settings = self._settings.now
-        if self._pulse.silence_seconds > max(settings.stale_seconds_max, settings.node_down_seconds):
-            # What answers may be a server that a failover has left behind.
-            raise CatalogueUnavailable("Postgres has confirmed no heartbeat for too long to be believed")
-        found = await self._look_ups.resolve(at)
-        if found.item is not None:
-            return found.item
-        missing = no_repository(at.repository) if found.repository_id is None else NotFound("File not found.")
-        raise absent(missing, fresh=self._pulse.is_fresh)
+    async def get(self, at: ArtifactPath, scope: ReadScope = EVERYTHING) -> Item:
+        """Return the artifact or folder at a path. Contract as ``Resolution.get``."""
+        return await self._resolution.get(at, scope)
 
-    async def get_lately(self, at: ArtifactPath) -> Found:
-        """Return what is at a path or, while Postgres is away, what it told of it lately. Errors as ``get``."""
-        mark, asked_at, fresh = self._recent.mark(at), time.monotonic(), self._pulse.is_fresh
-        try:
-            item = await self._ask(at, patiently=fresh)
-        except (NotFound, AbsenceInDoubt):
-            # In doubt too: what Postgres may well have seen deleted must not come back.
-            self._recent.forget(at)
-            raise
-        except (CatalogueUnavailable, TimeoutError) as error:
-            if (known := self._recent.find(at)) is None or self._has_been_heard_since(asked_at):
-                raise CatalogueUnavailable(str(error) or "Postgres did not answer in time") from error
-            self._metrics.stale_reads.inc()
-            return known
-        if fresh:
-            self._recent.keep(at, item, mark, asked_at)
-        elif (silence_seconds := self._pulse.silence_seconds) > self._settings.now.node_down_seconds:
-            self._metrics.stale_reads.inc()
-            return Found(item, silence_seconds)
-        return Found(item)
-
-    def _has_been_heard_since(self, asked_at: float) -> bool:
-        """Say whether Postgres is there, and only this node's pool has no connection to it that works."""
-        return self._pulse.is_fresh and self._pulse.silence_seconds < time.monotonic() - asked_at
-
-    async def _ask(self, at: ArtifactPath, *, patiently: bool) -> Item:
-        """Ask Postgres; where memory could answer too, for ``stale_after_seconds`` in the end.
-
-        One failure while heartbeats come back says little: a single connection may have broken.
-        """
-        if patiently or self._recent.find(at) is None:
-            try:
-                return await self.get(at)
-            except AbsenceInDoubt:
-                raise
-            except CatalogueUnavailable:
-                if self._recent.find(at) is None:
-                    raise
-        async with asyncio.timeout(self._settings.now.stale_after_seconds):
-            return await self.get(at)
+    async def get_lately(self, at: ArtifactPath, scope: ReadScope = EVERYTHING) -> Found:
+        """Return what is, or lately was, at a path. Contract as ``Resolution.get_lately``."""
+        return await self._resolution.get_lately(at, scope)
 
     def open(self, blob: Blob) -> BlobReader:
         """Return a reader of the artifact's bytes."""
@@ -356,19 +318,9 @@ class Artifacts:
 
     # ------------------------------------------------------------------ folders, deletion
 
-    async def children(self, at: ArtifactPath) -> AsyncGenerator[list[Child], None]:
-        """Yield what lies directly in a folder, or in a repository, in pages, at least one.
-
-        Raises ``NotFound``, ``CatalogueUnavailable``.
-        """
-        repository = await self._repositories.get(at.repository)
-        async with aclosing(rows.children(self._database, repository.id, at.path)) as pages:
-            async for page in pages:
-                yield page
-
     async def make_folder(self, at: ArtifactPath, *, by: Origin) -> Item:
         """Make a folder and its ancestors; one that exists is no error. Raises ``PathConflict``, ``NotFound``."""
-        repository = await self._repositories.get(at.repository)
+        repository = await self._repositories.get_own(at.repository)
         await rows.make_folder(self._database, repository.id, at.path, by=by)
         return await self.get(at)
 
@@ -377,7 +329,7 @@ class Artifacts:
 
         Raises ``NotFound``, ``NotPermitted``, ``CatalogueUnavailable``, ``ReadOnly``.
         """
-        repository = await self._repositories.get(at.repository)
+        repository = await self._repositories.get_own(at.repository)
         try:
             gone = await rows.delete(
                 self._database,

@@ -64,6 +64,7 @@ class ChecksumDeploy:
         """
         started_at = self._pulse.database_time()
         repository = await self._repositories.recall(request.at.repository)
+        await self._repositories.require_room(repository, request.at)
         content = await self._find(request.declared, scope)
         present = await self._store.confirm(content.sha256, content.size, content.replicas)
         # Slow shards may have taken their time.

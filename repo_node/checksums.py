@@ -38,15 +38,18 @@ class DeclaredDigests:
         """Which were declared, the safest first."""
         return tuple(name for name in ALL_DIGESTS if getattr(self, name) is not None)
 
+    def differing(self, content: Content) -> tuple[str, ...]:
+        """Return which of the content's are not as they were declared."""
+        return tuple(name for name in self.names if getattr(self, name) != getattr(content, name))
+
     def check(self, content: Content) -> None:
         """Raise ``ChecksumMismatch`` when the content is not what was declared."""
-        for name in self.names:
+        for name in self.differing(content):
             declared, computed = getattr(self, name), getattr(content, name)
-            if declared != computed:
-                raise ChecksumMismatch(
-                    f"Checksum error: {name} of the content is {computed.hex()}, declared was {declared.hex()}. "
-                    "Nothing was stored."
-                )
+            raise ChecksumMismatch(
+                f"Checksum error: {name} of the content is {computed.hex()}, declared was {declared.hex()}. "
+                "Nothing was stored."
+            )
 
 
 def checksums_of(content: Content) -> dict[str, str]:

@@ -11,9 +11,17 @@ from dataclasses import dataclass
 from repo_node.aql.tree import AqlError
 from repo_node.db.aql import TooManyResults
 from repo_node.db.blobs import PathConflict
-from repo_node.db.errors import AbsenceInDoubt, CatalogueError, ChangesRefused, NotPermitted, OutcomeUnknown
+from repo_node.db.errors import (
+    AbsenceInDoubt,
+    CatalogueError,
+    ChangesRefused,
+    Immutable,
+    NotPermitted,
+    OutcomeUnknown,
+    QuotaExceeded,
+)
 from repo_node.db.properties import TooManyProperties
-from repo_node.db.repositories import RepositoryExists
+from repo_node.db.repositories import BadRepository, RepositoryExists
 from repo_node.db.searches import SearchTooLong
 from repo_node.db.users import LastAdministrator, NameTaken, NoSuchName, UnknownName
 from repo_node.paths import ArtifactPath, BadPath
@@ -146,6 +154,12 @@ def answer_for(error: Exception) -> Answer | None:
             return Answer(409, f"{error} is the last administrator: make another one first.")
         case RepositoryExists():
             return Answer(409, f"A repository named {error} exists already.")
+        case BadRepository():
+            return Answer(400, f"The repository cannot be so: {error}. Nothing was changed.")
+        case Immutable():
+            return Answer(409, f"Refused: {error}. What is there stays; nothing was stored.")
+        case QuotaExceeded():
+            return Answer(413, f"Refused: {error}. Nothing was stored.")
         case WriteQuorumNotMet(full=True):
             return Answer(507, f"Not enough space: {error}. Nothing was stored; free or add shards, then retry.")
         case WriteQuorumNotMet():

@@ -34,7 +34,7 @@ class FolderDownload:
 
         Raises ``NotFound``, ``RequestError`` besides.
         """
-        if at.name and (await self._artifacts.get(at)).blob is not None:
+        if at.name and (await self._artifacts.get(at, scope)).blob is not None:
             if not scope.allows(at.repository, at.path):
                 raise NotFound("File not found.")
             raise RequestError("Expected a folder, but this is a file.")
@@ -75,7 +75,8 @@ class FolderDownload:
             async for page in pages:
                 for entry in page:
                     try:
-                        item = await self._artifacts.get(ArtifactPath(at.repository, entry.folder, entry.name))
+                        there = ArtifactPath(at.repository, entry.folder, entry.name)
+                        item = await self._artifacts.get(there, scope)
                     except NotFound:
                         continue
                     if item.blob is None or item.blob.size > left:

@@ -23,8 +23,10 @@ from repo_node.db.repositories import Repository
 from repo_node.db.scopes import RowScope
 from repo_node.db.searches import Hit
 from repo_node.repositories import Repositories
+from repo_node.searches import rows_in
 from repo_node.settings import LiveSettings
 from repo_node.turns import Turns
+from repo_node.views import Source, make_view
 
 CHARACTERS_AT_ONCE = 2_048
 """A longer query is read beside the event loop: reading takes some 10 us for each character."""
@@ -88,8 +90,12 @@ class ItemQueries:
 
 
 def reach_of(repositories: Sequence[Repository], scope: ReadScope) -> Reach:
-    """Return where a query looks. Here belongs what the name of a virtual repository means: its members' rows."""
-    keys = {one.id: one.key for one in repositories}
-    readable = scope.rows(keys)
-    seen = {id: keys[id] for id in (*readable.whole, *readable.partial)}
-    return Reach({key: RowScope((id,)) for id, key in seen.items()}, seen, readable)
+    """Return where a query looks. The name of a virtual repository stands for what it shows of its members."""
+    held = [Source(one) for one in repositories if not one.is_virtual]
+    readable = rows_in(scope, held)
+    seen = {one.repository.id: one.key for one in held if one.repository.id in {*readable.whole, *readable.partial}}
+    names = {key: RowScope((number,)) for number, key in seen.items()}
+    for one in repositories:
+        if one.is_virtual:
+            names[one.key] = rows_in(scope, make_view(one, repositories).sources)
+    return Reach(names, seen, readable)

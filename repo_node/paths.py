@@ -18,7 +18,9 @@ REPOSITORY_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 PLAIN = re.compile(rf"(?:/(?!\.{{1,2}}(?:/|\Z))[A-Za-z0-9._-]{{1,{SEGMENT_BYTES_MAX}}})+")
 """Paths that are in canonical form for certain: most are, and need no look at each segment."""
 
-RESERVED_KEYS = frozenset({"api", "ui", "metrics", "access", "internal", "list", "v1", "v2", "webapp", "repo"})
+RESERVED_KEYS = frozenset(
+    {"api", "ui", "metrics", "access", "internal", "list", "v1", "v2", "webapp", "repo", "configurations"}
+)
 
 
 class BadPath(ValueError):

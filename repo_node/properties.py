@@ -102,7 +102,7 @@ class Properties:
         """
         if not (at.name or recursive):
             raise RequestError("A repository has no properties of its own; what lies in it has (recursive=1).")
-        repository = await self._repositories.get(at.repository)
+        repository = await self._repositories.get_own(at.repository)
         seen, count, after = 0, PAGE, Place()
         try:
             while count == PAGE:

@@ -17,6 +17,9 @@ from repo_node.paths import ArtifactPath
 from repo_node.settings import LiveSettings
 from sharding.model import BLOCK_DIGEST_BYTES, block_count
 
+Places = tuple[ArtifactPath, ...]
+"""One path, or all those at which an artifact of a virtual repository may be, in their order."""
+
 MARKS = 1024
 """Changes are counted apart for so many groups of paths: a change hinders only the reads of its own group."""
 
@@ -35,7 +38,9 @@ class RecentItems:
     def __init__(self, settings: LiveSettings, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._settings = settings
         self._clock = clock
-        self._items: OrderedDict[ArtifactPath, tuple[Item, float]] = OrderedDict()
+        self._items: OrderedDict[Places, tuple[Item, float]] = OrderedDict()
+        self._shared: dict[tuple[str, str], set[Places]] = {}
+        """What is remembered of several places, by the folder and the name that these have in common."""
         self._changes = [0] * MARKS
         self._gone: OrderedDict[tuple[str, str], float] = OrderedDict()
         self._gone_before = float("-inf")
@@ -43,28 +48,41 @@ class RecentItems:
     def __len__(self) -> int:
         return len(self._items)
 
-    def mark(self, at: ArtifactPath) -> int:
-        """Return what tells ``keep`` whether the path has changed since; taken before Postgres is asked."""
-        return self._changes[hash(at) % MARKS]
+    def mark(self, *places: ArtifactPath) -> int:
+        """Return what tells ``keep`` whether one of these has changed since; taken before Postgres is asked."""
+        return sum(self._changes[hash(at) % MARKS] for at in places)
 
-    def keep(self, at: ArtifactPath, item: Item, mark: int, asked_at: float) -> None:
-        """Remember an artifact that Postgres told of after ``asked_at``, in place of what it told before."""
-        if mark != self.mark(at):
+    def keep(self, at: ArtifactPath, item: Item, mark: int, asked_at: float, *others: ArtifactPath) -> None:
+        """Remember an artifact that Postgres told of after ``asked_at``, in place of what it told before.
+
+        With ``others``, it was at the first of all these places that had any.
+        """
+        places = (at, *others)
+        if mark != self.mark(*places):
             # What was remembered before is older still.
-            self._items.pop(at, None)
+            self._drop(places)
             return
         if not self._settings.now.stale_seconds_max or not is_readable_alone(item):
-            self._items.pop(at, None)
+            self._drop(places)
             return
-        self._items[at] = (item, asked_at)
-        self._items.move_to_end(at)
+        self._items[places] = (item, asked_at)
+        self._items.move_to_end(places)
+        if others:
+            self._shared.setdefault((at.folder, at.name), set()).add(places)
         while len(self._items) > self._settings.now.stale_entries_max:
-            self._items.popitem(last=False)
+            self._drop(next(iter(self._items)))
 
-    def find(self, at: ArtifactPath) -> Found | None:
-        """Return what is remembered of a path, unless it is too old."""
-        known = self._items.get(at)
-        if known is None or known[1] <= self._gone_at(at):
+    def _drop(self, places: Places) -> None:
+        if self._items.pop(places, None) is not None and len(places) > 1:
+            name = (places[0].folder, places[0].name)
+            self._shared[name].discard(places)
+            if not self._shared[name]:
+                del self._shared[name]
+
+    def find(self, *places: ArtifactPath) -> Found | None:
+        """Return what is remembered of a path, or of several together, unless it is too old."""
+        known = self._items.get(places)
+        if known is None or known[1] <= max(map(self._gone_at, places)):
             return None
         age_seconds = self._clock() - known[1]
         return Found(known[0], age_seconds) if age_seconds < self._settings.now.stale_seconds_max else None
@@ -78,7 +96,9 @@ class RecentItems:
     def forget(self, at: ArtifactPath) -> None:
         """Forget one artifact: it was overwritten, or may have been."""
         self._changes[hash(at) % MARKS] += 1
-        self._items.pop(at, None)
+        self._drop((at,))
+        for places in [one for one in self._shared.get((at.folder, at.name), ()) if at in one]:
+            self._drop(places)
 
     def forget_tree(self, at: ArtifactPath) -> None:
         """Forget an artifact, or all that lies in a folder or a repository."""

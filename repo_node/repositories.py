@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
 from repo_node.db import repositories as rows
+from repo_node.db.errors import AbsenceInDoubt, CatalogueUnavailable, QuotaExceeded
 from repo_node.db.pool import Database
-from repo_node.db.repositories import Repository
-from repo_node.errors import MadeAnew, NotFound, absent
+from repo_node.db.repositories import LOCAL, Configuration, Repository
+from repo_node.errors import Forbidden, MadeAnew, NotFound, RequestError, absent
 from repo_node.origin import Origin
 from repo_node.paths import ArtifactPath, check_repository_key
 from repo_node.read_only import require_writable
 from repo_node.recent import RecentItems
 from repo_node.settings import LiveSettings
-from sharding.model import ALL_DIGESTS
+from repo_node.views import Source, View, make_view
 
 
 class Repositories:
@@ -32,6 +33,9 @@ class Repositories:
         self._recent = recent
         self._settings = settings
         self._remembered: dict[str, Repository] = {}
+        self._views: dict[str, View] = {}
+        self._last_views: dict[str, View] = {}
+        """What was remembered last, also when it has been forgotten: for reads while Postgres is away."""
         self._forgotten = 0
 
     @property
@@ -64,6 +68,91 @@ class Repositories:
             self._remembered[key] = found
         return found
 
+    def may_be_virtual(self, key: str) -> bool:
+        """Say whether a repository was virtual when this node last heard of it."""
+        return key in self._last_views
+
+    async def view(self, key: str) -> View | None:
+        """Return a virtual repository as it was until a moment ago, None for a local one.
+
+        Where Postgres cannot be asked, as it was when it last could. Raises ``NotFound``, ``CatalogueUnavailable``.
+        """
+        if self._fresh() and (known := self._views.get(key)) is not None:
+            return known
+        last = self._last_views.get(key)
+        if not self._fresh() and (last is not None or key in self._remembered):
+            return last
+        try:
+            return await self._ask_view(key)
+        except AbsenceInDoubt:
+            raise
+        except CatalogueUnavailable:
+            if last is None:
+                raise
+            return last
+        except NotFound:
+            self._last_views.pop(key, None)
+            raise
+
+    async def _ask_view(self, key: str) -> View | None:
+        forgotten = self._forgotten
+        repository = await self.recall(key)
+        if not repository.is_virtual:
+            self._last_views.pop(key, None)
+            return None
+        view = make_view(repository, await rows.find_members(self._database, repository.id))
+        self._last_views[key] = view
+        if self._fresh() and forgotten == self._forgotten:
+            self._views[key] = view
+        return view
+
+    async def sources(self, key: str) -> Sequence[Source]:
+        """Return where what a repository shows lies: in itself, or in others. Raises ``NotFound``."""
+        repository = await self.get(key)
+        if not repository.is_virtual:
+            return [Source(repository)]
+        return make_view(repository, await rows.find_members(self._database, repository.id)).sources
+
+    async def get_own(self, key: str) -> Repository:
+        """Return a repository that holds what it shows. Raises ``NotFound``, ``RequestError`` for a virtual one."""
+        repository = await self.get(key)
+        if repository.is_virtual:
+            raise RequestError(
+                f"{key} is a virtual repository, which holds nothing itself: "
+                "name the repository in which it lies. Nothing was changed."
+            )
+        return repository
+
+    async def deploy_place(self, at: ArtifactPath) -> ArtifactPath:
+        """Return where an upload to a path goes: through a virtual repository, to the one it names for that.
+
+        Raises ``NotFound``, ``RequestError``, ``Forbidden``.
+        """
+        if not (await self.recall(at.repository)).is_virtual or (view := await self.view(at.repository)) is None:
+            return at
+        target = view.deploy_place(at)
+        if target is None:
+            raise RequestError(
+                f"The virtual repository {at.repository} has no default deployment repository. Nothing was stored."
+            )
+        require_accepted(view.repository, at)
+        return target
+
+    async def require_room(self, repository: Repository, at: ArtifactPath, size: int = 0) -> None:
+        """Raise ``Forbidden`` when nothing may come to a path, ``QuotaExceeded`` when so many bytes cannot.
+
+        Rather now than when they have been sent in vain. Of a repository without quota, nothing is asked.
+        """
+        require_accepted(repository, at)
+        if repository.quota_bytes is None:
+            return
+        used = await rows.used_beside(self._database, repository.id, at.folder, at.name)
+        if used is not None and used + size > repository.quota_bytes:
+            raise QuotaExceeded(
+                f"the repository {repository.key} has a quota of {repository.quota_bytes} bytes, "
+                f"of which other artifacts than {at.path} use {used}"
+            )
+
     async def explain_loss(self, repository: Repository) -> NoReturn:
         """Raise what it means that a repository that was recalled is not there: ``NotFound``, or ``MadeAnew``."""
         self.forget()
@@ -74,46 +163,29 @@ class Repositories:
         """Forget every repository: one of them changed."""
         self._forgotten += 1
         self._remembered.clear()
+        self._views.clear()
 
     async def create(
         self,
         key: str,
+        configuration: Configuration,
         *,
-        description: str,
-        redundancy: int | None,
+        rclass: str = LOCAL,
         by: Origin,
-        trash: bool = True,
-        digests: Sequence[str] = ALL_DIGESTS,
     ) -> None:
-        """Make a local generic repository. Raises ``BadPath``, ``RepositoryExists``."""
-        await rows.create(
-            self._database,
-            check_repository_key(key),
-            rclass="local",
-            package_type="generic",
-            description=description,
-            redundancy=redundancy,
-            by=by,
-            trash=trash,
-            digests=digests,
-        )
+        """Make a generic repository. Raises ``BadPath``, ``RepositoryExists``, ``BadRepository``."""
+        await rows.create(self._database, check_repository_key(key), configuration, rclass=rclass, by=by)
         self.forget()
 
-    async def change(
-        self,
-        key: str,
-        *,
-        by: Origin,
-        trash: bool | None = None,
-        digests: Sequence[str] | None = None,
-    ) -> None:
-        """Let the trash keep what leaves a repository from now on, or not; compute these digests of what comes to it.
-
-        None leaves as it is. Raises ``NotFound``.
-        """
-        if not await rows.change(self._database, key, trash=trash, digests=digests, by=by):
-            raise absent(NotFound(f"There is no repository {key}."), fresh=self._fresh())
+    async def change(self, key: str, changes: Mapping[str, Any], *, by: Origin) -> None:
+        """Change fields of a repository's ``Configuration``. Raises ``NotFound``, ``BadRepository``."""
+        if await rows.change(self._database, key, changes, by=by) is None:
+            raise absent(no_repository(key), fresh=self._fresh())
         self.forget()
+
+    async def used_bytes(self, repository: Repository) -> int | None:
+        """Return the bytes in a repository with a quota; None for others, and until they are counted."""
+        return await rows.used_bytes(self._database, repository.id) if repository.quota_bytes is not None else None
 
     async def delete(self, key: str, *, by: Origin) -> None:
         """Delete a repository with everything in it. Raises ``NotFound``, ``ReadOnly``."""
@@ -128,6 +200,15 @@ class Repositories:
             self._recent.forget_tree(ArtifactPath(key, "", ""))
         if not gone:
             raise absent(no_repository(key), fresh=self._fresh())
+
+
+def require_accepted(repository: Repository, at: ArtifactPath) -> None:
+    """Raise ``Forbidden`` when a repository's patterns let nothing come to a path."""
+    if not repository.accepts(at.path):
+        raise Forbidden(
+            f"The repository {repository.key} rejected {at.path}: "
+            + ("it is blacked out." if repository.blacked_out else "its include and exclude patterns keep it out.")
+        )
 
 
 def no_repository(key: str) -> NotFound:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -12,12 +12,14 @@ from repo_node import patterns
 from repo_node.auth.read_scope import ReadScope
 from repo_node.db import searches as rows
 from repo_node.db.pool import Database
+from repo_node.db.scopes import RowScope
 from repo_node.db.searches import Hit, Search, Times
 from repo_node.errors import RequestError
 from repo_node.patterns import folder_span, is_wild, like, literal_start, span
 from repo_node.repositories import Repositories
 from repo_node.settings import LiveSettings
 from repo_node.versions import version_key
+from repo_node.views import Source, make_view
 
 VERSION = "version"
 """The property by whose value the latest version is told."""
@@ -128,12 +130,12 @@ class Searches:
         return latest, await self._search(rows.BY_PROPERTIES_IN_TREE, area, *exactly.args, folder)
 
     async def _search(self, asked: Search, area: Area, *args: Any) -> list[Hit]:
-        now, repositories = self._settings.now, await self._among(area)
+        now, among = self._settings.now, await self._among(area)
         found = await rows.find(
             self._database,
             asked,
-            repositories,
-            area.scope.rows(repositories),
+            {one.repository.id: one.key for one in among},
+            rows_in(area.scope, among),
             *args,
             results_max=now.search_results_max,
             seconds_max=now.search_seconds_max,
@@ -144,7 +146,7 @@ class Searches:
         found = await rows.values(
             self._database,
             asked,
-            area.scope.rows(await self._among(area)),
+            rows_in(area.scope, await self._among(area)),
             *args,
             results_max=VERSIONS_MAX,
             seconds_max=self._settings.now.search_seconds_max,
@@ -153,7 +155,21 @@ class Searches:
             raise RequestError(f"There are more than {VERSIONS_MAX} versions; ask for less.")
         return found
 
-    async def _among(self, area: Area) -> dict[int, str]:
-        """Return the repositories of an area; one that is not there holds nothing."""
+    async def _among(self, area: Area) -> list[Source]:
+        """Return where what is in an area lies; a repository that is not there holds nothing.
+
+        What is asked for by its own name is not narrowed by a virtual repository that is asked for too.
+        """
         every = await self._repositories.list_all()
-        return {one.id: one.key for one in every if not area.keys or one.key in area.keys}
+        asked = [one for one in every if one.key in area.keys] if area.keys else every
+        found = {source.key: source for one in asked if one.is_virtual for source in make_view(one, every).sources}
+        return list((found | {one.key: Source(one) for one in asked if not one.is_virtual}).values())
+
+
+def rows_in(scope: ReadScope, sources: Iterable[Source]) -> RowScope:
+    """Return what ``scope`` lets be read, without what patterns hide."""
+    found = scope.rows({one.repository.id: one.key for one in sources})
+    known = {*found.whole, *found.partial}
+    shown = {one.repository.id: one.limit(scope) for one in sources if one.repository.id in known}
+    partial = {number: limit for number, limit in shown.items() if limit is not None}
+    return RowScope(tuple(shown.keys() - partial.keys()), tuple(partial), tuple(partial.values()))

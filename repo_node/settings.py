@@ -273,6 +273,12 @@ class Settings(BaseModel):
     )
     trash_days: float = Field(14, ge=0, le=3650, description="how long the trash keeps artifacts; 0: it keeps none")
     trash_idle_seconds: float = Field(600, ge=0.1, le=604_800, description="between two looks for expired trash")
+    usage_idle_seconds: float = Field(
+        2, ge=0.1, le=3600, description="between two additions to what repositories with a quota use"
+    )
+    usage_count_seconds_max: float = Field(
+        600, ge=1, le=86_400, description="how long the artifacts of a repository may be counted when its quota is new"
+    )
     gc_cron: Cron = Field("", description="when gc runs, in UTC; empty: every gc_idle_seconds")
     trash_cron: Cron = Field("", description="when expired trash goes, in UTC; empty: every trash_idle_seconds")
     backup_cron: Cron = Field("", description="when backups are taken, in UTC; empty: every backup_period_seconds")

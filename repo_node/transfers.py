@@ -94,8 +94,8 @@ class Transfers:
         have been lost. Raises ``NotFound``, ``RequestError``, ``OutcomeUnknown``, ``ReadOnly``.
         """
         source, to = request.source, request.to
-        from_repository = await self._repositories.get(source.repository)
-        to_repository = await self._repositories.get(to.repository)
+        from_repository = await self._repositories.get_own(source.repository)
+        to_repository = await self._repositories.get_own(to.repository)
         identity = rows.transfer_id(str(request.move), *map(str, (source, to, request.into)))
         try:
             is_folder = not source.name or (await self._artifacts.get(source)).blob is None

@@ -9,16 +9,19 @@ from dataclasses import dataclass
 from repo_node.db import repositories
 from repo_node.db import trash as rows
 from repo_node.db.blobs import PathConflict
+from repo_node.db.errors import Immutable
 from repo_node.db.lease import Lease
 from repo_node.db.pool import Database
+from repo_node.db.repositories import Repository
 from repo_node.db.trash import DELETED, Position, Restored, Trashed
 from repo_node.errors import NotFound
 from repo_node.metrics.deletion import DeletionMetrics
 from repo_node.origin import Origin
 from repo_node.outcome import until_known
-from repo_node.paths import ArtifactPath
+from repo_node.paths import ArtifactPath, join_path
 from repo_node.read_only import require_writable
 from repo_node.recent import RecentItems
+from repo_node.repositories import require_accepted
 from repo_node.settings import LiveSettings
 from sharding.maintenance.job import Step
 
@@ -70,14 +73,15 @@ class Trash:
         repeats a restore gets no older version, nor what the first one replaced, but with ``replace``. Of a folder,
         each path gets the version that was deleted last; one that was only overwritten comes back by its own path
         alone. What is in its place stays, and that one is skipped, unless ``replace``.
-        Raises ``NotFound``, ``PathConflict``, ``OutcomeUnknown``.
+        Raises ``NotFound``, ``PathConflict``, ``Forbidden``, ``Immutable``, ``QuotaExceeded``, ``OutcomeUnknown``.
         """
         target = await repositories.find(self._database, to.repository)
-        if target is None:
-            raise NotFound(f"There is no repository {to.repository}; make it, or name another place with ?to=.")
-        restorer = Restorer(self._database, target.id, self._settings, by)
+        if target is None or target.is_virtual:
+            raise NotFound(f"There is no local repository {to.repository}; make it, or name another place with ?to=.")
+        restorer = Restorer(self._database, target, self._settings, by)
         if (last := await self._last(at)) is not None:
             place = ArtifactPath(to.repository, to.folder, to.name or at.name)
+            require_accepted(target, place)
             try:
                 outcome = await restorer.restore(last, place.folder, place.name, replace=True, again=replace)
             finally:
@@ -98,10 +102,14 @@ class Trash:
         found: Counter[Restored] = Counter()
         async for newest in self._newest_deleted(at):
             folder = "/".join(filter(None, (to.path, newest.folder[len(at.path) :].strip("/"))))
+            if not restorer.target.accepts(join_path(folder, newest.name)):
+                found[Restored.EXISTS] += 1  # its place is one that nothing may come to
+                continue
             try:
                 found[await restorer.restore(newest, folder, newest.name, replace=replace)] += 1
-            except PathConflict:
-                found[Restored.EXISTS] += 1  # a folder is in its place, or an artifact in that of its folder
+            except (PathConflict, Immutable):
+                # A folder is in its place, or an artifact in that of its folder, or one that stays as it is.
+                found[Restored.EXISTS] += 1
             finally:
                 self._recent.forget(ArtifactPath(to.repository, folder, newest.name))
         return found
@@ -151,7 +159,7 @@ class Restorer:
     """Brings things back into one repository, each until its outcome is known."""
 
     database: Database
-    repository_id: int
+    target: Repository
     settings: LiveSettings
     by: Origin
 
@@ -161,7 +169,7 @@ class Restorer:
             lambda: rows.restore(
                 self.database,
                 one.id,
-                self.repository_id,
+                self.target.id,
                 folder,
                 name,
                 replace=replace,

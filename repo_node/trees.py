@@ -6,13 +6,18 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
+from operator import attrgetter, itemgetter
 
 from repo_node.auth.read_scope import ReadScope
+from repo_node.db import artifacts
 from repo_node.db import trees as rows
+from repo_node.db.artifacts import Child
 from repo_node.db.pool import Database
 from repo_node.db.trees import Entry
-from repo_node.paths import ArtifactPath
+from repo_node.merging import merged
+from repo_node.paths import ArtifactPath, join_path
 from repo_node.repositories import Repositories
+from repo_node.views import Source
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,29 +40,60 @@ class Trees:
         self._database = database
         self._repositories = repositories
 
+    async def children(self, at: ArtifactPath, scope: ReadScope) -> AsyncGenerator[Sequence[Child], None]:
+        """Yield what ``scope`` has directly in a folder, or in a repository, by name, in pages, at least one.
+
+        All but the last have ``merging.PAGE`` items. Raises ``NotFound``, ``CatalogueUnavailable``.
+        """
+
+        async def of(source: Source) -> AsyncGenerator[Sequence[Child], None]:
+            whole = source.covers(at.path, scope)
+            async with aclosing(artifacts.children(self._database, source.repository.id, at.path)) as pages:
+                async for page in pages:
+                    yield [
+                        child
+                        for child in page
+                        if whole or source.shows(join_path(at.path, child.name), child.is_folder, scope)
+                    ]
+
+        sources = await self._repositories.sources(at.repository)
+        async with aclosing(merged([of(source) for source in sources], attrgetter("name"))) as pages:
+            async for page in pages:
+                yield page
+
     async def list(self, at: ArtifactPath, depth: Depth, scope: ReadScope) -> AsyncGenerator[Sequence[Entry], None]:
         """Yield pages, some of them empty, of what ``scope`` has in a folder, by path. Raises ``NotFound``."""
-        repository = await self._repositories.get(at.repository)
-        near, whole = depth.levels == 1, scope.covers(at.repository, at.path)
-        source = (rows.children if near else rows.tree)(self._database, repository.id, at.path)
-        async with aclosing(source) as pages:
+        read = rows.children if depth.levels == 1 else rows.tree
+
+        async def of(source: Source) -> AsyncGenerator[Sequence[Entry], None]:
+            whole = source.covers(at.path, scope)
+            async with aclosing(read(self._database, source.repository.id, at.path)) as pages:
+                async for page in pages:
+                    yield [
+                        entry
+                        for entry in page
+                        if entry.path != at.path
+                        and depth.takes(entry, at.path)
+                        and (whole or source.shows(entry.path, entry.is_folder, scope))
+                    ]
+
+        sources = await self._repositories.sources(at.repository)
+        one = of(sources[0]) if len(sources) == 1 else merged([of(source) for source in sources], place_of)
+        async with aclosing(one) as pages:
             async for page in pages:
-                yield [
-                    entry
-                    for entry in page
-                    if entry.path != at.path
-                    and depth.takes(entry, at.path)
-                    and (whole or is_known(entry, at.repository, scope))
-                ]
+                yield page
 
     async def last_modified(self, at: ArtifactPath, scope: ReadScope) -> tuple[str, datetime] | None:
         """Return what ``scope`` has in a folder that was modified last, and when; None when it has no artifact there.
 
         Raises ``NotFound``.
         """
-        repository = await self._repositories.get(at.repository)
-        return await rows.last_modified(self._database, repository.id, at.path, scope.limit(at.repository))
+        found = [
+            await rows.last_modified(self._database, source.repository.id, at.path, source.limit(scope))
+            for source in await self._repositories.sources(at.repository)
+        ]
+        return max(filter(None, found), key=itemgetter(1), default=None)
 
 
-def is_known(entry: Entry, repository: str, scope: ReadScope) -> bool:
-    return scope.reaches(repository, entry.path) if entry.is_folder else scope.allows(repository, entry.path)
+def place_of(entry: Entry) -> tuple[str, str]:
+    return entry.folder, entry.name

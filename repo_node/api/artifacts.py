@@ -14,7 +14,7 @@ from repo_node.artifacts import Deployed, DeployRequest
 from repo_node.auth.permissions import Permission
 from repo_node.checksum_deploy import SendTheBody
 from repo_node.checksums import DeclaredDigests, checksums_of
-from repo_node.db.artifacts import Blob, Item
+from repo_node.db.artifacts import Blob, Item, place_of
 from repo_node.db.errors import CatalogueUnavailable
 from repo_node.db.properties import Changes
 from repo_node.errors import ChecksumMismatch, NotFound, RequestError
@@ -28,6 +28,9 @@ from repo_node.web.streaming import media_type, send_artifact
 
 CHECKSUM_HEADERS = {"X-Checksum-Sha256": "sha256", "X-Checksum-Sha1": "sha1", "X-Checksum-Md5": "md5"}
 DIGEST_BYTES = {"sha256": 32, "sha1": 20, "md5": 16}
+MISMATCH = "X-Holdfast-Checksum-Mismatch"
+"""Names the digests that the client declared otherwise than they are, where that refuses nothing."""
+
 NAME_BY_DIGITS = {64: "sha256", 40: "sha1", 32: "md5"}
 
 
@@ -44,7 +47,7 @@ async def retrieve(request: web.Request) -> web.StreamResponse:
     services, at = request.app[SERVICES], artifact_at(request)
     if not at.name:
         raise NotFound("File not found.")
-    found = await services.artifacts.get_lately(at)
+    found = await services.artifacts.get_lately(at, principal_of(request).readable())
     try:
         blob = blob_asked_for(request, found.item)
     except NotFound as error:
@@ -54,7 +57,7 @@ async def retrieve(request: web.Request) -> web.StreamResponse:
         raise
     response = await send_artifact(request, found, blob)
     if is_download(request, response):
-        services.downloads.count(at, principal_of(request).name)
+        services.downloads.count(place_of(found.item), principal_of(request).name)
     return response
 
 
@@ -95,6 +98,9 @@ async def deploy(request: web.Request) -> web.StreamResponse:
     services, at = request.app[SERVICES], artifact_at(request)
     if not at.name:
         raise RequestError("To make a repository, use PUT api/repositories/{key}.")
+    if (place := await services.repositories.deploy_place(at)) != at:
+        require(request, Permission.WRITE, place)
+        at = place
     if request[TARGET].is_folder:
         return await make_folder(request, at)
     refuse_large(request)
@@ -122,6 +128,8 @@ async def deploy(request: web.Request) -> web.StreamResponse:
         original=original_checksums(declared, checksums),
     )
     response = json_response(document, status=201, headers={"Location": document["downloadUri"]})
+    if deployed.mismatched:
+        response.headers[MISMATCH] = ", ".join(deployed.mismatched)
     leave_unread(request, response)
     return response
 
@@ -136,7 +144,8 @@ async def deploy_known(request: web.Request, asked: DeployRequest) -> Deployed:
 
 def original_checksums(declared: DeclaredDigests, computed: dict[str, str]) -> dict[str, str]:
     """Return the checksums as the client declared them; the sha256 always, as Artifactory does."""
-    return {name: value for name, value in computed.items() if name == "sha256" or getattr(declared, name) is not None}
+    told = {name: getattr(declared, name).hex() for name in declared.names}
+    return {name: told.get(name, value) for name, value in computed.items() if name == "sha256" or name in told}
 
 
 async def make_folder(request: web.Request, at: ArtifactPath) -> web.StreamResponse:

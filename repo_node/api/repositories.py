@@ -1,145 +1,99 @@
-"""Repositories: list, read, create, delete (``/artifactory/api/repositories``)."""
+"""Repositories: list, read, create, change, delete (``/artifactory/api/repositories``)."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Iterable
+from typing import Any
 
 from aiohttp import web
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from repo_node.api.documents import PlainText, first_fault, json_response
+from repo_node.api.documents import json_response
+from repo_node.api.repository_documents import BY_CLASS, document_of, list_entry, read_document
 from repo_node.auth.permissions import Permission
-from repo_node.db.repositories import Repository
+from repo_node.db.repositories import LOCAL, Configuration, Repository
 from repo_node.errors import RequestError
+from repo_node.views import make_view
 from repo_node.web.addresses import origin_of
 from repo_node.web.body import read_json
 from repo_node.web.context import SERVICES, TARGET, base_url, principal_of
 from repo_node.web.routes import ANYWHERE, Place, Routes
 
-Digest = Literal["sha256", "sha1", "md5"]
-DIGESTS: tuple[Digest, ...] = get_args(Digest)
-
-
-def check_digests(names: list[Digest]) -> list[Digest]:
-    """Return ``names``, each once, in their usual order. Raises ``ValueError``."""
-    if "sha256" not in names:
-        raise ValueError("sha256 is always computed: it names the content")
-    return [name for name in DIGESTS if name in names]
-
-
-Digests = Annotated[list[Digest], AfterValidator(check_digests)]
-
-
-class RepositoryDocument(BaseModel):
-    """What may be said of a new repository. Unknown fields are ignored, as clients send dozens of them."""
-
-    model_config = ConfigDict(extra="ignore", strict=True)
-    key: str | None = None
-    rclass: str = "local"
-    packageType: str = "generic"
-    description: PlainText | None = Field(None, max_length=2000)
-    redundancy: int | None = Field(None, ge=1, le=16)
-    trash: bool = True
-    digests: Digests = list(DIGESTS)
-
-
-class ChangeDocument(BaseModel):
-    """What of a repository can be changed."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
-    trash: bool | None = None
-    digests: Digests | None = None
-
-    @model_validator(mode="after")
-    def check_said(self) -> ChangeDocument:
-        if self.trash is None and self.digests is None:
-            raise ValueError("nothing is to be changed")
-        return self
+BASE = "/artifactory/api/repositories"
 
 
 def add_routes(routes: Routes) -> None:
-    routes.add("GET", "/artifactory/api/repositories", list_all, Permission.READ, at=ANYWHERE)
-    routes.add("GET", "/artifactory/api/repositories/{key}", read, Permission.READ, at=Place(3, below=True))
-    routes.add("PUT", "/artifactory/api/repositories/{key}", create, Permission.ADMIN)
-    routes.add("POST", "/artifactory/api/repositories/{key}", change, Permission.ADMIN)
-    routes.add("DELETE", "/artifactory/api/repositories/{key}", delete, Permission.ADMIN)
+    routes.add("GET", BASE, list_all, Permission.READ, at=ANYWHERE)
+    # Before the one of a key: no repository is called so.
+    routes.add("GET", f"{BASE}/configurations", configurations, Permission.ADMIN)
+    routes.add("GET", f"{BASE}/{{key}}", read, Permission.READ, at=Place(3, below=True))
+    routes.add("PUT", f"{BASE}/{{key}}", create, Permission.ADMIN)
+    routes.add("POST", f"{BASE}/{{key}}", change, Permission.ADMIN)
+    routes.add("DELETE", f"{BASE}/{{key}}", delete, Permission.ADMIN)
 
 
 def key_of(request: web.Request) -> str:
     return request[TARGET].segments[3]
 
 
+def narrowed(request: web.Request, every: Iterable[Repository], class_parameter: str) -> list[Repository]:
+    """Return the repositories of the class and the package type that the query names, or of all."""
+    rclass = request.query.get(class_parameter, "").lower()
+    package = request.query.get("packageType", "").lower()
+    return [
+        repository
+        for repository in every
+        if rclass in ("", repository.rclass) and package in ("", repository.package_type)
+    ]
+
+
 async def list_all(request: web.Request) -> web.StreamResponse:
     base = base_url(request)
-    kind, package = request.query.get("type", "").lower(), request.query.get("packageType", "").lower()
-    found, scope = await request.app[SERVICES].repositories.list_all(), principal_of(request).readable()
-    return json_response(
-        [
-            {
-                "key": repository.key,
-                "type": repository.rclass.upper(),
-                "description": repository.description,
-                "url": f"{base}/{repository.key}",
-                "packageType": repository.package_type.capitalize(),
-            }
-            for repository in found
-            if scope.reaches(repository.key)
-            and kind in ("", repository.rclass)
-            and package in ("", repository.package_type)
-        ]
-    )
+    scope = principal_of(request).readable()
+    every = await request.app[SERVICES].repositories.list_all()
+    known = {one.key for one in every if scope.reaches(one.key)}
+    known |= {one.key for one in every if one.is_virtual and make_view(one, every).reaches_any(known)}
+    found = [one for one in narrowed(request, every, "type") if one.key in known]
+    return json_response([list_entry(base, repository) for repository in found])
+
+
+async def configurations(request: web.Request) -> web.StreamResponse:
+    """Answer with every repository's configuration, by class."""
+    found: dict[str, list[dict[str, Any]]] = {rclass.upper(): [] for rclass in BY_CLASS}
+    for repository in narrowed(request, await request.app[SERVICES].repositories.list_all(), "repoType"):
+        found[repository.rclass.upper()].append(document_of(repository))
+    return json_response({rclass: documents for rclass, documents in found.items() if documents})
 
 
 async def read(request: web.Request) -> web.StreamResponse:
-    return json_response(document_of(await request.app[SERVICES].repositories.get(key_of(request))))
-
-
-def document_of(repository: Repository) -> dict[str, Any]:
-    return {
-        "key": repository.key,
-        "rclass": repository.rclass,
-        "packageType": repository.package_type,
-        "description": repository.description,
-        "repoLayoutRef": "simple-default",
-        "redundancy": repository.redundancy,
-        "trash": repository.trash,
-        "digests": list(repository.digests),
-    }
+    repositories = request.app[SERVICES].repositories
+    repository = await repositories.get(key_of(request))
+    document = document_of(repository)
+    if repository.quota_bytes is not None:
+        document["usedBytes"] = await repositories.used_bytes(repository)
+    return json_response(document)
 
 
 async def create(request: web.Request) -> web.StreamResponse:
     key = key_of(request)
-    try:
-        document = RepositoryDocument.model_validate(await read_json(request))
-    except ValidationError as error:
-        raise RequestError(f"The repository's description cannot be read: {first_fault(error)}") from None
-    if document.key not in (None, key):
-        raise RequestError(f"The body names the repository {document.key}, the URL {key}.")
-    if document.rclass != "local" or document.packageType.lower() != "generic":
-        raise RequestError("Only local generic repositories can be made: rclass local, packageType generic.")
+    document = read_document(key, await read_json(request))
+    rclass = document.rclass or LOCAL
     await request.app[SERVICES].repositories.create(
         key,
-        description=document.description or "",
-        redundancy=document.redundancy,
-        trash=document.trash,
-        digests=document.digests,
+        Configuration(**document.fields_for(rclass)),
+        rclass=rclass,
         by=origin_of(request),
     )
     return web.Response(text=f"Successfully created repository '{key}'\n")
 
 
 async def change(request: web.Request) -> web.StreamResponse:
-    key = key_of(request)
-    try:
-        document = ChangeDocument.model_validate(await read_json(request))
-    except ValidationError as error:
-        raise RequestError(f"Of a repository, only trash and digests can be changed: {first_fault(error)}") from None
-    await request.app[SERVICES].repositories.change(
-        key,
-        trash=document.trash,
-        digests=document.digests,
-        by=origin_of(request),
-    )
+    """Change what the body names; what it does not name stays."""
+    key, repositories = key_of(request), request.app[SERVICES].repositories
+    document = read_document(key, await read_json(request))
+    rclass = (await repositories.get(key)).rclass
+    if document.rclass not in (None, rclass):
+        raise RequestError(f"The repository {key} is {rclass}, and stays so.")
+    await repositories.change(key, document.fields_for(rclass), by=origin_of(request))
     return web.Response(text=f"Repository {key} update successfully.\n")
 
 

@@ -11,7 +11,7 @@ from aiohttp import web
 from repo_node.api.artifacts import parse_digest
 from repo_node.api.documents import download_uri, file_info, folder_document, json_response, storage_uri, timestamp
 from repo_node.auth.permissions import Permission
-from repo_node.db.artifacts import Item
+from repo_node.db.artifacts import Item, place_of
 from repo_node.db.searches import Hit, Times
 from repo_node.errors import NotFound, RequestError
 from repo_node.paths import ArtifactPath, check_property_key, check_property_value
@@ -92,7 +92,7 @@ def results(request: web.Request, hits: Sequence[Hit], kind: str) -> web.Respons
 
 
 def result(base: str, item: Item, detail: Iterable[str]) -> dict[str, Any]:
-    at = place(item)
+    at = place_of(item)
     document: dict[str, Any] = {"uri": storage_uri(base, at)}
     if "info" in detail:
         whole = item.blob is not None
@@ -100,10 +100,6 @@ def result(base: str, item: Item, detail: Iterable[str]) -> dict[str, Any]:
     if "properties" in detail:
         document["properties"] = dict(item.properties)
     return document
-
-
-def place(item: Item) -> ArtifactPath:
-    return ArtifactPath(item.repository, item.folder, item.name)
 
 
 # ------------------------------------------------------------------ the searches
@@ -162,14 +158,14 @@ async def by_dates(request: web.Request) -> web.StreamResponse:
         raise RequestError(f"dateFields may name {', '.join(TIME_FIELDS)}, not {min(unknown)!r}.")
     hits = await between(request, Times(**{TIME_FIELDS[name]: True for name in asked}))
     base = base_url(request)
-    documents = [{"uri": storage_uri(base, place(hit.item)), **times_of(hit, asked)} for hit in hits]
+    documents = [{"uri": storage_uri(base, place_of(hit.item)), **times_of(hit, asked)} for hit in hits]
     return json_response({"results": documents}, kind=f"{SEARCH}.ArtifactResults+json")
 
 
 async def by_creation(request: web.Request) -> web.StreamResponse:
     hits = await between(request, Times(created=True))
     base = base_url(request)
-    documents = [{"uri": storage_uri(base, place(hit.item)), **times_of(hit, ["created"])} for hit in hits]
+    documents = [{"uri": storage_uri(base, place_of(hit.item)), **times_of(hit, ["created"])} for hit in hits]
     return json_response({"results": documents}, kind=f"{SEARCH}.CreatedInRangeSearchResult+json")
 
 
@@ -194,7 +190,7 @@ async def by_usage(request: web.Request) -> web.StreamResponse:
     base = base_url(request)
     documents = [
         {
-            "uri": storage_uri(base, place(hit.item)),
+            "uri": storage_uri(base, place_of(hit.item)),
             "downloadCount": hit.downloads.count,
             **times_of(hit, ["lastDownloaded"]),
             "remoteDownloadCount": 0,
@@ -244,7 +240,7 @@ async def latest_by_property(request: web.Request) -> web.StreamResponse:
     if found is None:
         raise NotFound(f"Unable to find an artifact with a property {VERSION} that is like this")
     base = base_url(request)
-    artifacts = [{"uri": download_uri(base, place(hit.item))} for hit in found[1]]
+    artifacts = [{"uri": download_uri(base, place_of(hit.item))} for hit in found[1]]
     return json_response({"version": found[0], "artifacts": artifacts})
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -20,11 +19,10 @@ from repo_node.api.documents import (
 from repo_node.api.item_permissions import permissions
 from repo_node.api.listing import last_modified, list_files, refuse_artifact, statistics
 from repo_node.auth.permissions import Permission
-from repo_node.auth.read_scope import ReadScope
-from repo_node.db.artifacts import Child, Item
-from repo_node.db.paging import FIRST_PAGE
+from repo_node.db.artifacts import Item, place_of
 from repo_node.errors import NotFound, RequestError
-from repo_node.paths import ArtifactPath, join_path
+from repo_node.merging import PAGE
+from repo_node.paths import ArtifactPath
 from repo_node.web.context import SERVICES, artifact_at, base_url, principal_of, require
 from repo_node.web.routes import Place, Routes
 from repo_node.web.streaming import media_type
@@ -49,16 +47,17 @@ async def info(request: web.Request) -> web.StreamResponse:
         raise RequestError(f"Ask one thing at a time: {', '.join(sorted(asked))}.")
     if not at.name:
         return await root_info(request, at)
-    if "stats" in request.query:
-        require(request, Permission.READ, at)
-        return await statistics(request, at)
     artifacts, base = request.app[SERVICES].artifacts, base_url(request)
     try:
-        item = await artifacts.get(at)
+        item = await artifacts.get(at, principal_of(request).readable())
     except NotFound:
         raise NotFound("Unable to find item") from None
     if item.blob is not None:
+        # Through a virtual repository, it is told where it lies.
+        at = place_of(item)
         require(request, Permission.READ, at)
+    if "stats" in request.query:
+        return await statistics(request, at)
     if "permissions" in request.query:
         return await permissions(request, at)
     if "properties" in request.query:
@@ -95,35 +94,20 @@ async def root_info(request: web.Request, at: ArtifactPath) -> web.StreamRespons
 
 async def send_folder(request: web.Request, at: ArtifactPath, document: dict[str, Any]) -> web.StreamResponse:
     """Answer with a folder's info. What is more than a page goes out as Postgres gives it, its end told by chunks."""
-    scope = principal_of(request).readable()
-    async with aclosing(request.app[SERVICES].artifacts.children(at)) as pages:
+    async with aclosing(request.app[SERVICES].trees.children(at, principal_of(request).readable())) as pages:
         page = await anext(pages)
-        first = child_documents(among(scope, at, page))
-        if len(page) < FIRST_PAGE:
+        first = child_documents(page)
+        if len(page) < PAGE:
             return json_response(document | {"children": first}, kind=FOLDER_INFO)
         response = web.StreamResponse(headers={"Content-Type": FOLDER_INFO})
         await response.prepare(request)
         if request.method != "HEAD":
             await response.write(to_json(document | {"children": first}).removesuffix(b"]}"))
-            begun = bool(first)
             async for page in pages:
-                if children := among(scope, at, page):
-                    await response.write((b", " if begun else b"") + to_json(child_documents(children))[1:-1])
-                    begun = True
+                if page:
+                    await response.write(b", " + to_json(child_documents(page))[1:-1])
             await response.write(b"]}")
         return response
-
-
-def among(scope: ReadScope, at: ArtifactPath, children: Sequence[Child]) -> Sequence[Child]:
-    """Return the children of a folder that may be known."""
-    if scope.covers(at.repository, at.path):
-        return children
-
-    def is_known(child: Child) -> bool:
-        path = join_path(at.path, child.name)
-        return scope.reaches(at.repository, path) if child.is_folder else scope.allows(at.repository, path)
-
-    return [child for child in children if is_known(child)]
 
 
 def properties_document(base: str, at: ArtifactPath, item: Item, wanted: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from aiohttp import web
 from repo_node.api.documents import json_response
 from repo_node.auth.path_patterns import both
 from repo_node.auth.permissions import Permission, Principal
+from repo_node.db.artifacts import place_of
 from repo_node.errors import Forbidden, RequestError
 from repo_node.paths import ArtifactPath
 from repo_node.transfers import Limits, Transferred, TransferRequest
@@ -21,6 +22,10 @@ RESULT = "application/vnd.org.jfrog.artifactory.storage.CopyOrMoveResult+json"
 REASONS = {
     "conflict": "a folder is where an artifact should be, or the other way round",
     "length": "the path is too long",
+    "overwrite": "nothing is overwritten in this repository",
+    "delete": "nothing is deleted from the source's repository",
+    "pattern": "the include and exclude patterns of this repository keep it out",
+    "quota": "the quota of this repository is used up",
     "forbidden": "it needs read where it is, write where it goes, and delete where something is taken away",
 }
 
@@ -47,7 +52,7 @@ async def transfer(request: web.Request, *, is_move: bool) -> web.StreamResponse
     Each artifact needs ``read`` where it is, and ``delete`` too when it is moved; ``write`` where it goes, and
     ``delete`` too when something else is there. What lacks one is a failure; 403 when that is true of everything.
     """
-    asked = request_of(request, is_move=is_move)
+    asked = request_of(request, await source_of(request, is_move=is_move), is_move=is_move)
     require_below(request, Permission.WRITE, asked.to)
     if is_move:
         require_below(request, Permission.DELETE, asked.source)
@@ -61,7 +66,19 @@ async def transfer(request: web.Request, *, is_move: bool) -> web.StreamResponse
     return json_response(document, status=409 if done.failures else 200, kind=RESULT)
 
 
-def request_of(request: web.Request, *, is_move: bool) -> TransferRequest:
+async def source_of(request: web.Request, *, is_move: bool) -> ArtifactPath:
+    """Return where what is copied lies; of a virtual repository, one artifact is."""
+    at, services = artifact_at(request, skip=3), request.app[SERVICES]
+    if is_move or (view := await services.repositories.view(at.repository)) is None:
+        return at
+    item = await services.artifacts.get(at, principal_of(request).readable()) if at.name else None
+    if item is None or item.blob is None:
+        members = ", ".join(source.key for source in view.sources)
+        raise RequestError(f"Of a virtual repository, artifacts are copied; folders from its members: {members}.")
+    return place_of(item)
+
+
+def request_of(request: web.Request, source: ArtifactPath, *, is_move: bool) -> TransferRequest:
     if not request.query.get("to", "").strip("/"):
         raise RequestError("Say where to: ?to=/repository/path.")
     if request[TARGET].properties:
@@ -69,13 +86,13 @@ def request_of(request: web.Request, *, is_move: bool) -> TransferRequest:
     flag(request, "suppressLayouts", True)  # there are no layouts: a path is never translated
     return TransferRequest(
         move=is_move,
-        source=artifact_at(request, skip=3),
+        source=source,
         to=artifact_in(request, "to"),
         into=request.query["to"].endswith("/"),
         dry=flag(request, "dry", False),
         fail_fast=flag(request, "failFast", False),
         by=origin_of(request),
-        limits=limits_of(principal_of(request), artifact_at(request, skip=3), artifact_in(request, "to"), is_move),
+        limits=limits_of(principal_of(request), source, artifact_in(request, "to"), is_move),
     )
 
 

@@ -33,6 +33,8 @@ class AntPattern:
         names = [name for name in text.strip().lstrip("/").split("/")]
         if names[-1] == "":
             names[-1] = DEEP
+        # Several in a row mean no more than one.
+        names = [name for place, name in enumerate(names) if names[max(place - 1, 0) : place + 1] != [DEEP, DEEP]]
         self.names = tuple(names)
         self.is_everything = all(name == DEEP for name in names)
         # The forms that most patterns have are compared without a walk through the names.

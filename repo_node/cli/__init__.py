@@ -22,6 +22,7 @@ COMMANDS = {
     "status": Entry("repo_node.cli.status", "status", "Show nodes, zones, shards, blobs and missing copies."),
     "upload": Entry("repo_node.cli.upload", "upload", "Upload files and directories."),
     "download": Entry("repo_node.cli.download", "download", "Download files and folders."),
+    "repo": Entry("repo_node.cli.repo", "repo", "List, create, change and delete repositories."),
     "shard": Entry("repo_node.cli.shard", "shard", "Add, drain, replace and remove shards (disks)."),
     "jobs": Entry("repo_node.cli.jobs", "jobs", "Show the maintenance jobs of every node."),
     "run-once": Entry("repo_node.cli.jobs", "run_once", "Let a maintenance job run now, and wait for it."),

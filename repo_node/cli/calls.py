@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
@@ -14,6 +15,7 @@ from repo_node.client.errors import BadAnswer, ClientError, Unreachable
 from repo_node.client.rest import Client, Endpoint
 from repo_node.client.retry import RetryPolicy
 
+TEXT_BYTES_MAX = 4_096
 CALL_RETRY = RetryPolicy(repeats_max=2)
 
 
@@ -32,6 +34,14 @@ def run_call(given: ConnectionOptions, call: Callable[[Client], Awaitable[Any]],
         return asyncio.run(run())
     except ClientError as error:
         raise failure_of(error, given, endpoint) from None
+
+
+async def say(client: Client, method: str, url_path: str, body: Any = None) -> str:
+    """Return the text that a call answers, to which ``body`` goes as JSON."""
+    headers = {} if body is None else {"Content-Type": "application/json"}
+    data = None if body is None else json.dumps(body).encode()
+    async with client.request(method, url_path, headers=headers, data=data) as response:
+        return (await response.content.read(TEXT_BYTES_MAX)).decode("utf-8", "replace").strip()
 
 
 def failure_of(error: ClientError, given: ConnectionOptions, endpoint: Endpoint) -> click.ClickException:

@@ -10,7 +10,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
-from repo_node.cli.calls import run_call
+from repo_node.cli.calls import run_call, say
 from repo_node.cli.connection import ConnectionOptions, connection_options
 from repo_node.cli.tables import new_table, show
 from repo_node.cli.wording import printable, say_bytes
@@ -18,7 +18,6 @@ from repo_node.client.rest import Client
 
 LIST_PATH = "/api/holdfast/trash"
 TRASH_PATH = "/api/trash"
-TEXT_BYTES_MAX = 4_096
 
 
 @click.group()
@@ -85,12 +84,6 @@ def table_of(items: list[dict[str, Any]]) -> Table:
             Text(printable(str(item["trashed_by"]))),
         )
     return table
-
-
-async def say(client: Client, method: str, url_path: str) -> str:
-    """Return the text that a call answers."""
-    async with client.request(method, url_path) as response:
-        return (await response.content.read(TEXT_BYTES_MAX)).decode("utf-8", "replace").strip()
 
 
 @trash.command("restore")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+SIZE = re.compile(rf"([0-9]{{1,15}}(?:\.[0-9]{{1,6}})?)\s*({'|'.join(UNITS)})?")
 DURATION = re.compile(r"(\d+)\s*([smhdw])")
 DURATION_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 
@@ -11,7 +13,7 @@ DURATION_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 def say_bytes(count: float) -> str:
     """Return ``count`` bytes in binary units with three digits or so: ``0 B``, ``812 B``, ``1.4 GiB``."""
     value = float(count)
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+    for unit in UNITS:
         # 1023.95 and more would be rounded to 1024.0.
         if abs(value) < 1023.95:
             return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
@@ -44,6 +46,14 @@ def printable(text: str) -> str:
         character if character.isprintable() else character.encode("unicode_escape", "surrogatepass").decode("ascii")
         for character in text
     )
+
+
+def parse_bytes(text: str) -> int:
+    """Return the bytes that ``4096``, ``100MiB``, ``1.5GiB`` or ``2 TiB`` mean. Raises ``ValueError``."""
+    found = SIZE.fullmatch(text.strip())
+    if found is None:
+        raise ValueError(f"{printable(text)} is no size; write for example 4096, 100MiB or 1.5GiB")
+    return int(float(found[1]) * 1024 ** UNITS.index(found[2] or "B"))
 
 
 def parse_duration(text: str) -> int:

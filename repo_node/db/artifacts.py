@@ -19,7 +19,7 @@ from repo_node.db.errors import CatalogueUnavailable
 from repo_node.db.paging import pages
 from repo_node.db.pool import Database, Statement
 from repo_node.origin import Origin
-from repo_node.paths import join_path
+from repo_node.paths import ArtifactPath, join_path
 from sharding.model import BLOCK_DIGEST_BYTES, Generation, Replica, ShardId
 
 FIRST_BLOCKS = 256
@@ -63,6 +63,11 @@ class Item:
         return join_path(self.folder, self.name)
 
 
+def place_of(item: Item) -> ArtifactPath:
+    """Return where an item lies."""
+    return ArtifactPath(item.repository, item.folder, item.name)
+
+
 @dataclass(frozen=True, slots=True)
 class Child:
     name: str
@@ -71,10 +76,15 @@ class Child:
 
 @dataclass(frozen=True, slots=True)
 class LookUp:
-    """What is at a path: the repository's id, or None when there is none, and the item, or None."""
+    """What is at a path: the repository's id, or None when there is none, and the item, or None.
+
+    An artifact that the repository's patterns hide is not there.
+    """
 
     repository_id: int | None
     item: Item | None
+    is_virtual: bool = False
+    """Whether the repository has nothing of its own, and shows others."""
 
 
 # OFFSET keeps the planner from joining the tables as wholes: where they are nearly empty that looks as cheap, and the
@@ -82,14 +92,16 @@ class LookUp:
 RESOLVE = Statement(
     "artifact_resolve",
     f"""
-    SELECT r.id AS repo_id, r.key, a.folder, a.name, a.created_at, a.created_by, a.modified_at, a.modified_by,
-           a.updated_at, a.properties, b.id AS blob_id, b.uid, b.size, b.sha256, b.sha1, b.md5,
-           substring(b.block_digests FROM 1 FOR {FIRST_BLOCKS * BLOCK_DIGEST_BYTES}) AS first_digests,
+    SELECT r.id AS repo_id, r.key, r.rclass = 'virtual' AS is_virtual, a.folder, a.name, a.created_at, a.created_by,
+           a.modified_at, a.modified_by, a.updated_at, a.properties, b.id AS blob_id, b.uid, b.size, b.sha256,
+           b.sha1, b.md5, substring(b.block_digests FROM 1 FOR {FIRST_BLOCKS * BLOCK_DIGEST_BYTES}) AS first_digests,
            c.shards, c.generations, c.suspects
       FROM (SELECT) AS one_row_always
       LEFT JOIN repositories r ON r.key = $1
       LEFT JOIN LATERAL (
-            SELECT * FROM artifacts f WHERE f.repo_id = r.id AND f.folder = $2 AND f.name = $3 OFFSET 0
+            SELECT * FROM artifacts f
+             WHERE f.repo_id = r.id AND f.folder = $2 AND f.name = $3
+               AND (f.blob_id IS NULL OR shows(r.paths_regex, f.folder, f.name)) OFFSET 0
            ) a ON true
       LEFT JOIN LATERAL (SELECT * FROM blobs f WHERE f.id = a.blob_id OFFSET 0) b ON true
       LEFT JOIN LATERAL (
@@ -102,8 +114,10 @@ RESOLVE = Statement(
 CHILDREN = Statement(
     "folder_children",
     """
-    SELECT a.name, a.blob_id IS NULL AS is_folder FROM artifacts a
-     WHERE a.repo_id = $1 AND a.folder = $2 AND a.name > $3 ORDER BY a.name LIMIT $4
+    SELECT a.name, a.blob_id IS NULL AS is_folder FROM artifacts a JOIN repositories r ON r.id = a.repo_id
+     WHERE a.repo_id = $1 AND a.folder = $2 AND a.name > $3
+       AND (a.blob_id IS NULL OR shows(r.paths_regex, a.folder, a.name))
+     ORDER BY a.name LIMIT $4
     """,
 )
 # What was there when the statement began is told by its snapshot, which does not see what the function makes.
@@ -150,7 +164,7 @@ async def resolve_each(database: Database, paths: Sequence[tuple[str, str, str]]
 
 def look_up_from(row: asyncpg.Record) -> LookUp:
     if row["name"] is None:
-        return LookUp(row["repo_id"], None)
+        return LookUp(row["repo_id"], None, row["is_virtual"] is True)
     blob = None if row["blob_id"] is None else blob_from(row)
     return LookUp(row["repo_id"], item_from(row, row["key"], blob))
 

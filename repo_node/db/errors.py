@@ -9,6 +9,8 @@
     │   └── AbsenceInDoubt       it answers that something is not there, and may be a server left behind
     ├── OutcomeUnknown           a write was sent and its answer never came: it may stand
     ├── ChangesRefused           the cluster is read-only: the write was not done
+    ├── Immutable                the repository allows no overwriting, or no deleting: the write was not done
+    ├── QuotaExceeded            the repository's quota is used up: the write was not done
     ├── NotPermitted             whoever asked may not do so much: the write was not done
     ├── SchemaTooOld             this database wants ``holdfast init-db`` first
     └── NotDurable               this Postgres may lose what it has acknowledged
@@ -43,6 +45,14 @@ class OutcomeUnknown(CatalogueError):
 
 class ChangesRefused(CatalogueError):
     """The cluster is read-only, as the message says, whatever this node has heard of it."""
+
+
+class Immutable(CatalogueError):
+    """A repository lets nothing be overwritten, or nothing be deleted, as the message says."""
+
+
+class QuotaExceeded(CatalogueError):
+    """What was to be stored is more than a repository's quota has left, as the message says."""
 
 
 class NotPermitted(CatalogueError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 from repo_node.db import artifacts as rows
@@ -23,6 +24,10 @@ class LookUps:
     async def resolve(self, at: ArtifactPath) -> LookUp:
         """Return what is at a path. Raises ``CatalogueUnavailable``."""
         return await self._round_trips.ask(at)
+
+    async def resolve_all(self, places: Sequence[ArtifactPath]) -> list[LookUp]:
+        """Return what is at each of these paths, asked for together. Raises ``CatalogueUnavailable``."""
+        return await asyncio.gather(*map(self._round_trips.ask, places))
 
     async def close(self) -> None:
         """Stop. Whoever still waits hears that Postgres was not asked."""

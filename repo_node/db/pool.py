@@ -23,9 +23,11 @@ from repo_node.db.errors import (
     CatalogueError,
     CatalogueUnavailable,
     ChangesRefused,
+    Immutable,
     NoSchema,
     NotPermitted,
     OutcomeUnknown,
+    QuotaExceeded,
     RacesLost,
 )
 from repo_node.db.servers import BROKEN, SESSION, Servers, describe, drop
@@ -33,11 +35,8 @@ from sharding.deadlines import Deadlines
 
 T = TypeVar("T")
 
-READ_ONLY = "HF006"
-"""The SQLSTATE of ``require_writable``."""
-
-BEYOND_LIMIT = "HF008"
-"""The SQLSTATE of ``refuse_beyond_limit``."""
+REFUSALS = {"HF006": ChangesRefused, "HF008": NotPermitted, "HF009": Immutable, "HF010": QuotaExceeded}
+"""SQLSTATEs by which the functions of schema.sql refuse a write, wherever it comes from, and what they raise here."""
 
 RETRIED = (
     asyncpg.SerializationError,
@@ -196,10 +195,8 @@ class Database:
                 raise
             except asyncpg.PostgresError as error:
                 outcome = "error"
-                if error.sqlstate == READ_ONLY:
-                    raise ChangesRefused(str(error)) from None
-                if error.sqlstate == BEYOND_LIMIT:
-                    raise NotPermitted(str(error)) from None
+                if (refusal := REFUSALS.get(error.sqlstate or "")) is not None:
+                    raise refusal(str(error)) from None
                 raise
             except Exception:
                 outcome = "error"

@@ -45,7 +45,7 @@ class Page:
     folders: int
     last: Place
     failed: Sequence[tuple[str, str]]
-    """Paths that could not be written, each with the reason: ``conflict``, ``length`` or ``forbidden``."""
+    """Paths that could not be written, each with the reason, in the words of ``transfer_item``."""
     stopped: bool
 
 

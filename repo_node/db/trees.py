@@ -47,8 +47,10 @@ BLOB = "LEFT JOIN LATERAL (SELECT s.size, s.sha1, s.sha256 FROM blobs s WHERE s.
 CHILDREN = Statement(
     "tree_children",
     f"""
-    SELECT {COLUMNS} FROM artifacts t {BLOB}
-     WHERE t.repo_id = $1 AND t.folder = $2 AND t.name > $3 ORDER BY t.name LIMIT $4
+    SELECT {COLUMNS} FROM artifacts t JOIN repositories r ON r.id = t.repo_id {BLOB}
+     WHERE t.repo_id = $1 AND t.folder = $2 AND t.name > $3
+       AND (t.blob_id IS NULL OR shows(r.paths_regex, t.folder, t.name))
+     ORDER BY t.name LIMIT $4
     """,
 )
 TREE = Statement(

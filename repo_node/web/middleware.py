@@ -11,9 +11,11 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from repo_node.auth.permissions import ANONYMOUS, Permission
+from repo_node.db.errors import CatalogueUnavailable
 from repo_node.errors import Answer, Forbidden, NotFound, Unauthenticated, absent, answer_for
 from repo_node.logs import request_id as current_request_id
 from repo_node.read_only import require_heard, require_writable
+from repo_node.views import View
 from repo_node.web.addresses import client_address
 from repo_node.web.body import leave_unread
 from repo_node.web.context import (
@@ -25,10 +27,11 @@ from repo_node.web.context import (
     TARGET,
     artifact_at,
     principal_of,
+    refusal,
     require,
     require_below,
 )
-from repo_node.web.routes import WhileReadOnly, permission_of, place_of, template_of, while_read_only
+from repo_node.web.routes import Place, WhileReadOnly, permission_of, place_of, template_of, while_read_only
 from repo_node.web.state import NODE
 from sharding.identifiers import uuid7
 
@@ -116,21 +119,46 @@ async def authorise(request: web.Request) -> None:
         raise Unauthenticated("Authentication is required.")
     request[PRINCIPAL] = principal
     try:
-        require_in_place(request, permission)
+        await require_in_place(request, permission)
     except Forbidden:
         services.metrics.auth_failures.labels("forbidden").inc()
         raise
 
 
-def require_in_place(request: web.Request, permission: Permission) -> None:
+async def require_in_place(request: web.Request, permission: Permission) -> None:
     """Require the permission of a route where the route needs it. Raises ``Forbidden``, ``BadPath``."""
     place = place_of(request)
     if place is None or not place.skip or principal_of(request).is_unlimited(permission):
         require(request, permission)
+    elif (view := await view_of(request, place)) is not None:
+        require_through(request, permission, view, place)
     elif place.below:
         require_below(request, permission, artifact_at(request, place.skip))
     else:
         require(request, permission, artifact_at(request, place.skip))
+
+
+async def view_of(request: web.Request, place: Place) -> View | None:
+    """Return the virtual repository that a request is for, None for another or where it is not known."""
+    try:
+        return await request.app[SERVICES].repositories.view(artifact_at(request, place.skip).repository)
+    except (NotFound, CatalogueUnavailable):
+        return None
+
+
+def require_through(request: web.Request, permission: Permission, view: View, place: Place) -> None:
+    """Require a permission where what is asked of a virtual repository may lie. Raises ``Forbidden``.
+
+    An upload goes to one place; of several that can be read, one is enough: the handler looks into no other. Whatever
+    else is asked of a virtual repository is refused by its handler.
+    """
+    at, scope = artifact_at(request, place.skip), principal_of(request).readable()
+    if permission is Permission.READ:
+        reads = any(scope.allows(one.repository, one.path) for one in view.places(at))
+        if not (reads or (place.below and view.reaches(at, scope))):
+            raise refusal(request, permission, at)
+    else:
+        require(request, permission, view.deploy_place(at) if permission is Permission.WRITE else None)
 
 
 def as_told(request: web.Request, error: Forbidden) -> Exception:

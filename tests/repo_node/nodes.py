@@ -284,3 +284,14 @@ def errors_of(answer: Answer) -> tuple[int, str]:
     assert document["errors"][0]["status"] == answer.status
     assert answer.headers["Content-Type"] == "application/json"
     return answer.status, document["errors"][0]["message"]
+
+
+def remove_repositories(admin: Client, prefix: str) -> None:
+    """Delete the repositories whose keys begin so, whatever they allow: other tests search in all there are."""
+    base = "/artifactory/api/repositories"
+    for rclass in ("virtual", "local"):
+        for key in [one["key"] for one in admin.get(f"{base}?type={rclass}").json() if one["key"].startswith(prefix)]:
+            if rclass == "local":
+                admin.post_json(f"{base}/{key}", {"allowDelete": True, "trash": False})
+            answer = admin.delete(f"{base}/{key}")
+            assert answer.status == 200, answer

@@ -47,15 +47,14 @@ def test_a_repository_computes_all_digests_unless_told_otherwise(one: RunningClu
     assert [row["detail"] for row in events] == ['{"digests": ["sha256"]}', '{"trash": false}']
 
 
-@pytest.mark.parametrize("bad", [{"digests": ["sha1"]}, {"digests": []}, {"digests": ["sha256", "crc"]}, {}])
+@pytest.mark.parametrize("bad", [{"digests": ["sha1"]}, {"digests": []}, {"digests": ["sha256", "crc"]}])
 def test_a_set_of_digests_that_cannot_be_is_400(
     one: RunningCluster, make: Callable[..., str], bad: dict[str, list[str]]
 ) -> None:
     key = make("sha256")
     assert errors_of(one.admin.post_json(f"{BASE}/{key}", bad))[0] == 400
     assert one.admin.get(f"{BASE}/{key}").json()["digests"] == ["sha256"]
-    if bad:
-        assert one.admin.put_json(f"{BASE}/{key}-2", bad).status == 400
+    assert one.admin.put_json(f"{BASE}/{key}-2", bad).status == 400
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -198,6 +198,24 @@ def test_reads_of_what_was_read_lately_go_on_and_say_how_old_it_is(behind: Behin
     assert (again.status, STALE_HEADER in again.headers) == (200, False)
 
 
+def test_reads_through_a_virtual_repository_go_on_too_and_what_changed_is_not_among_them(behind: Behind) -> None:
+    admin, keys = behind.cluster.admin, [f"away-{n}-{new_path()[-8:-2]}" for n in (1, 2)]
+    virtual = f"{keys[0]}-v"
+    for key, configuration in ((keys[0], {}), (keys[1], {}), (virtual, {"rclass": "virtual", "repositories": keys})):
+        assert admin.put_json(f"/artifactory/api/repositories/{key}", configuration).status == 200
+    for name in ("kept", "shadowed"):
+        assert admin.put(f"/artifactory/{keys[1]}/a/{name}", b"second").status == 201
+        # The first read finds out that the repository is virtual.
+        assert [admin.get(f"/artifactory/{virtual}/a/{name}").body for _ in range(2)] == [b"second"] * 2
+    assert admin.put(f"/artifactory/{keys[0]}/a/shadowed", b"first").status == 201
+    with away(behind, "cut"):
+        kept = admin.get(f"/artifactory/{virtual}/a/kept")
+        assert (kept.status, kept.body) == (200, b"second") and STALE_HEADER in kept.headers
+        assert admin.get(f"/artifactory/{virtual}/a/shadowed").status == 503
+        assert admin.get(f"/artifactory/{virtual}/a/never").status == 503
+    assert admin.get(f"/artifactory/{virtual}/a/shadowed").body == b"first"
+
+
 def test_what_was_changed_through_this_node_is_not_read_from_memory(behind: Behind) -> None:
     client = behind.cluster.first.client(f"Bearer {behind.token}")
     overwritten, deleted, folder, restored = (new_path() for _ in range(4))

@@ -131,3 +131,39 @@ def test_a_limit_of_none_keeps_none(clock: Clock) -> None:
         recent = RecentItems(LiveSettings(settings), clock=clock)
         keep(recent, "a")
         assert len(recent) == 0
+
+
+def places(name: str) -> tuple[ArtifactPath, ...]:
+    return tuple(ArtifactPath(key, "f", name) for key in ("one", "two", "three"))
+
+
+def keep_of(recent: RecentItems, name: str) -> tuple[ArtifactPath, ...]:
+    first, *others = places(name)
+    recent.keep(first, item(f"f/{name}"), recent.mark(first, *others), 999.0, *others)
+    return places(name)
+
+
+def test_what_is_kept_of_several_places_is_found_of_exactly_these(recent: RecentItems) -> None:
+    several = keep_of(recent, "a")
+    assert recent.find(*several) is not None
+    for others in (several[:2], several[1:], several[::-1], several[:1]):
+        assert recent.find(*others) is None, "another may have had it first, or may not be read"
+
+
+@pytest.mark.parametrize("place", range(3))
+def test_a_change_at_one_of_several_places_ends_what_is_kept_of_them(recent: RecentItems, place: int) -> None:
+    several, beside = keep_of(recent, "a"), keep_of(recent, "b")
+    mark = recent.mark(*several)
+    recent.forget(several[place])
+    assert recent.find(*several) is None and recent.find(*beside) is not None
+    recent.keep(several[0], item("f/a"), mark, 999.0, *several[1:])
+    assert recent.find(*several) is None, "asked for before the change"
+    recent.forget_tree(ArtifactPath(beside[place].repository, "", "f"))
+    assert recent.find(*beside) is None
+
+
+def test_what_is_dropped_for_room_leaves_nothing_behind(recent: RecentItems) -> None:
+    for name in "abcdef":
+        keep_of(recent, name)
+    assert len(recent) == 3
+    assert sum(map(len, recent._shared.values())) == 3

@@ -9,6 +9,7 @@ from uuid import uuid4
 import pytest
 
 from repo_node.artifacts import Artifacts
+from repo_node.auth.read_scope import EVERYTHING
 from repo_node.db import artifacts as rows
 from repo_node.db import repositories as repository_rows
 from repo_node.db.artifacts import Blob, Item, LookUp
@@ -22,6 +23,7 @@ from repo_node.paths import ArtifactPath
 from repo_node.recent import RecentItems
 from repo_node.repositories import Repositories
 from repo_node.settings import LiveSettings
+from repo_node.trees import Trees
 from sharding.model import BLOCK_DIGEST_BYTES
 
 EPOCH = datetime(2031, 5, 4, tzinfo=UTC)
@@ -137,7 +139,7 @@ async def test_the_services_say_that_something_is_absent_only_while_heartbeats_c
         return None
 
     async def repository(*_: object) -> Repository:
-        return Repository(1, "r", "local", "generic", "", None, EPOCH)
+        return Repository(id=1, key="r", rclass="local", package_type="generic", created_at=EPOCH)
 
     beats.is_fresh, catalogue.answer = fresh, lambda: ABSENT
     wanted, by = NotFound if fresh else AbsenceInDoubt, {"by": Origin("u", "q")}
@@ -150,12 +152,12 @@ async def test_the_services_say_that_something_is_absent_only_while_heartbeats_c
         monkeypatch.setattr(repository_rows, name, nothing)
     repositories = artifacts._repositories
     for work in (
-        anext(artifacts.children(AT)),
+        anext(Trees(artifacts._database, repositories).children(AT, EVERYTHING)),
         artifacts.make_folder(AT, **by),
         repositories.get("r"),
         repositories.recall("r"),
         repositories.delete("r", **by),
-        repositories.change("r", trash=False, **by),
+        repositories.change("r", {"trash": False}, **by),
     ):
         with pytest.raises(wanted):
             await work

@@ -45,6 +45,9 @@ EMPTIED = (
     "group_members",
     "groups",
     "settings",
+    "usage_changes",
+    "repository_usage",
+    "repository_members",
     "repositories",
     "lease",
     "holds",
@@ -57,6 +60,7 @@ LEAVE_SQL = (
 RESTART_SQL = """
     SELECT setval(seqrelid, 1, false) FROM pg_sequence WHERE seqrelid <> pg_get_serial_sequence('users', 'id')::regclass
 """
+PERMIT_SQL = "UPDATE repositories SET allow_delete = true WHERE NOT allow_delete"
 # Without a trash: most of these tests look at what leaves for good.
 SEED_SQL = "INSERT INTO repositories (key, created_by, trash) VALUES ('generic-local', 'init-db', false)"
 ADMIN_SQL = "UPDATE users SET is_admin = true, is_enabled = true WHERE name = 'admin'"
@@ -76,6 +80,7 @@ async def clean_dsn(shared_dsn: str) -> str:
         assert {row[0] for row in await connection.fetch(TABLES_SQL)} == {*EMPTIED, *KEPT}, "a table is not emptied"
         await connection.execute(LEAVE_SQL, connection.get_server_pid())
         async with connection.transaction():
+            await connection.execute(PERMIT_SQL)
             for name in EMPTIED:
                 await connection.execute(f"DELETE FROM {name}")
             for statement in (RESTART_SQL, SEED_SQL, ADMIN_SQL):

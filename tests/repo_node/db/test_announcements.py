@@ -51,9 +51,7 @@ async def test_changes_of_what_is_kept_in_memory_are_announced(
     database = scene.database
     await settings.write(database, "redundancy", 3, by=Origin("x", "r"), check=typed.combine)
     assert await announcements.take() == ["settings"]
-    await repositories.create(
-        database, "new", rclass="local", package_type="generic", description="", redundancy=None, by=Origin("x", "r"),
-    )  # fmt: skip
+    await repositories.create(database, "new", repositories.Configuration(), by=Origin("x", "r"))
     assert await announcements.take() == ["repositories"]
     await repositories.delete(database, "new", by=Origin("x", "r"))
     assert await announcements.take() == ["repositories"]

@@ -260,7 +260,7 @@ def test_everybody_gets_the_answer_they_would_have_got_alone(asked: list[tuple[i
                 raise ValueError("one of them")
             if keys[0][2] in errors:
                 raise errors[keys[0][2]](keys[0][2])
-            return [{"repo_id": ord(key[2]), "name": None} for key in keys]
+            return [{"repo_id": ord(key[2]), "name": None, "is_virtual": False} for key in keys]
 
     async def one(look_ups: LookUps, pause: int, name: str) -> LookUp | type[BaseException]:
         for _ in range(pause):

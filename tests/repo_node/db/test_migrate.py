@@ -24,7 +24,7 @@ NEXT = Migration(
     LAST + 1,
     "next",
     """
-    ALTER TABLE repositories ADD COLUMN quota_bytes bigint;
+    ALTER TABLE repositories ADD COLUMN stars bigint;
     CREATE INDEX events_of_principal ON events (principal);
     """,
 )
@@ -120,7 +120,7 @@ async def test_new_migration_is_applied_to_an_old_database(dsn: str) -> None:
         assert await table(connection, "SELECT version, name FROM schema_migrations ORDER BY 1") == [
             *((step.version, step.name) for step in steps),
         ]
-        assert await connection.fetchval("SELECT quota_bytes IS NULL FROM repositories")
+        assert await connection.fetchval("SELECT stars IS NULL FROM repositories")
 
 
 async def test_schema_with_a_new_migration_in_it_equals_the_old_one_migrated(dsn: str, empty_dsn: str) -> None:

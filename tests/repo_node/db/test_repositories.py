@@ -10,7 +10,7 @@ import pytest
 
 from repo_node.db import repositories
 from repo_node.db.blobs import CommitOutcome
-from repo_node.db.repositories import RepositoryExists
+from repo_node.db.repositories import Configuration, RepositoryExists
 from repo_node.origin import Origin
 from tests.repo_node.db.scene import REPOSITORY, OneConnection, Scene, commit, copies, digests_of, paths, table
 
@@ -18,8 +18,8 @@ EVENTS = "SELECT kind, repository, principal, request_id FROM events WHERE kind 
 
 
 async def create(scene: Scene, key: str, **more: Any) -> None:
-    values = {"rclass": "local", "package_type": "generic", "description": "", "redundancy": None}
-    await repositories.create(scene.database, key, **{**values, "by": Origin("bob", "r")} | more)
+    kind = {name: more.pop(name) for name in ("rclass", "package_type") if name in more}
+    await repositories.create(scene.database, key, Configuration(**more), **kind, by=Origin("bob", "r"))
 
 
 async def delete(scene: Scene, key: str) -> bool:
@@ -49,7 +49,7 @@ async def test_create_refuses_a_key_that_is_taken(scene: Scene, connection: asyn
     assert await table(connection, EVENTS) == []
 
 
-@pytest.mark.parametrize("bad", [{"rclass": "virtual"}, {"package_type": "npm"}, {"redundancy": 0}, {"redundancy": 17}])
+@pytest.mark.parametrize("bad", [{"rclass": "remote"}, {"package_type": "npm"}, {"redundancy": 0}, {"redundancy": 17}])
 async def test_create_refuses_what_this_release_cannot_serve(scene: Scene, bad: dict[str, Any]) -> None:
     with pytest.raises(asyncpg.CheckViolationError):
         await create(scene, "new", **bad)

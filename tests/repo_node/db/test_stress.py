@@ -151,10 +151,8 @@ class Client:
         if await repositories.delete(self._scene.database, key, by=Origin("x", "r")):
             self._ledger.repositories["repository_delete"] += 1
         try:
-            await repositories.create(
-                self._scene.database, key, rclass="local", package_type="generic", description="", redundancy=None,
-                by=Origin("x", "r"),
-            )  # fmt: skip
+            configuration = repositories.Configuration()
+            await repositories.create(self._scene.database, key, configuration, by=Origin("x", "r"))
             self._ledger.repositories["repository_create"] += 1
         except repositories.RepositoryExists:
             pass

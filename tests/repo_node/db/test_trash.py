@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from typing import Any
 from uuid import uuid4
 
 import asyncpg
@@ -118,9 +117,9 @@ async def test_restore_where_more_copies_are_wanted_queues_a_repair(
 
 
 async def test_repository_without_trash_releases_at_once(scene: Scene, connection: asyncpg.Connection) -> None:
-    change: dict[str, Any] = {"trash": False, "digests": None, "by": Origin("x", "r")}
-    assert await repositories.change(scene.database, "generic-local", **change)
-    assert not await repositories.change(scene.database, "none", **change)
+    by = Origin("x", "r")
+    assert await repositories.change(scene.database, "generic-local", {"trash": False}, by=by)
+    assert await repositories.change(scene.database, "none", {"trash": False}, by=by) is None
     await scene.upload("a", b"one")
     await scene.upload("a", b"two")
     await delete(scene, "a")
