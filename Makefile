@@ -46,6 +46,7 @@ chaos-long:
 bench: install $(INSTALLED_BENCH)
 	@$(BIN)/python -m benchmarks.bench_transfer
 	@$(BIN)/python -m benchmarks.bench_scale --best-of 1
+	@$(BIN)/python -m benchmarks.bench_search
 	@$(BIN)/python -m benchmarks.bench_workers --best-of 1
 	@$(BIN)/python -m benchmarks.bench_calls --seconds 1 --rounds 2
 	@$(BIN)/python -m benchmarks.bench_ring

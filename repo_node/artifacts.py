@@ -22,6 +22,7 @@ from repo_node.db.lookups import LookUps
 from repo_node.db.pool import Database
 from repo_node.errors import BodyTooLarge, NotFound, Overloaded, RequestError, absent
 from repo_node.metrics import Metrics
+from repo_node.origin import Origin
 from repo_node.outcome import Known, until_known
 from repo_node.paths import ArtifactPath
 from repo_node.read_only import require_writable
@@ -48,10 +49,11 @@ class DeployRequest:
     """Where an upload goes, who sends it, and what they say of it."""
 
     at: ArtifactPath
-    principal: str
-    request_id: str
+    by: Origin
     properties: Mapping[str, Sequence[str]]
     declared: DeclaredDigests
+    may_overwrite: bool = True
+    """Whether another artifact may be in the place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,9 +113,14 @@ class Artifacts:
         self._pulse = pulse
         self._settings = settings
         self._metrics = metrics
-        self._commits = CommitGroups(database)
+        self._commits = CommitGroups(
+            database,
+            lambda: settings.now.commit_gather_milliseconds / 1000,
+            metrics.commit_group_uploads.labels().observe,
+        )
         self._reports = Background(REPORTS_MAX)
         self._uploads = 0
+        metrics.uploads_in_flight.set_function(lambda: self._uploads)
 
     # ------------------------------------------------------------------ uploads
 
@@ -122,18 +129,16 @@ class Artifacts:
     ) -> Deployed:
         """Store ``body``, of ``length`` where it is known, and make it visible at ``request.at``, or change nothing.
 
-        Raises ``NotFound``, ``ChecksumMismatch``, ``BodyTooLarge``, ``PathConflict``,
+        Raises ``NotFound``, ``ChecksumMismatch``, ``BodyTooLarge``, ``PathConflict``, ``NotPermitted``,
         ``WriteQuorumNotMet``, ``OutcomeUnknown``, ``CatalogueUnavailable``, ``Overloaded``, ``ReadOnly``.
         """
         if self._uploads >= self._settings.now.uploads_in_flight_max:
             raise Overloaded("This node runs as many uploads as it may; retry.")
         self._uploads += 1
-        self._metrics.uploads_in_flight.inc()
         try:
             return await self._deploy(request, body, length)
         finally:
             self._uploads -= 1
-            self._metrics.uploads_in_flight.dec()
 
     async def _deploy(self, request: DeployRequest, body: AsyncIterator[Buffer], length: int | None) -> Deployed:
         repository, started_at = await self._repositories.recall(request.at.repository), self._pulse.database_time()
@@ -148,7 +153,7 @@ class Artifacts:
             require_writable(self._settings)
             crash_point("upload.staged")
             began = self._stage("receive", began)
-            placement = await self._store.commit(upload)
+            placement = await self._make_durable(upload)
             crash_point("upload.durable")
             began = self._stage("store", began)
             deployment = Deployment(
@@ -158,11 +163,11 @@ class Artifacts:
                 folder=request.at.folder,
                 name=request.at.name,
                 properties=request.properties,
-                principal=request.principal,
-                request_id=request.request_id,
+                by=request.by,
                 blob_uid=upload.uid,
                 digests=digests,
                 redundancy=policy.redundancy,
+                may_overwrite=request.may_overwrite,
             )
             try:
                 created_at = await self._commit(deployment, placement)
@@ -171,7 +176,14 @@ class Artifacts:
             finally:
                 self._recent.forget(request.at)
             self._stage("commit", began)
-            return Deployed(request.at, created_at, request.principal, digests)
+            return Deployed(request.at, created_at, request.by.principal, digests)
+
+    async def _make_durable(self, upload: Upload) -> Placement:
+        if upload.small is None:
+            # It may take much longer than the commit of those that would wait for it.
+            return await self._store.commit(upload)
+        with self._commits.expect():
+            return await self._store.commit(upload)
 
     def _stage(self, stage: str, began: float) -> float:
         now = time.perf_counter()
@@ -231,7 +243,7 @@ class Artifacts:
         upload = UploadToCommit(
             deployment,
             placement.replicas,
-            properties_json=json.dumps(deployment.properties),
+            properties_json=json.dumps(deployment.properties) if deployment.properties else "{}",
             age_max_seconds=now.upload_seconds_max,
             short=placement.short,
         )
@@ -319,16 +331,16 @@ class Artifacts:
             async for page in pages:
                 yield page
 
-    async def make_folder(self, at: ArtifactPath, *, principal: str, request_id: str) -> Item:
+    async def make_folder(self, at: ArtifactPath, *, by: Origin) -> Item:
         """Make a folder and its ancestors; one that exists is no error. Raises ``PathConflict``, ``NotFound``."""
         repository = await self._repositories.get(at.repository)
-        await rows.make_folder(self._database, repository.id, at.path, principal=principal, request_id=request_id)
+        await rows.make_folder(self._database, repository.id, at.path, by=by)
         return await self.get(at)
 
-    async def delete(self, at: ArtifactPath, *, principal: str, request_id: str) -> None:
-        """Delete an artifact, or a folder with everything in it.
+    async def delete(self, at: ArtifactPath, *, by: Origin, folders: bool = True) -> None:
+        """Delete an artifact or, with ``folders``, a folder with everything in it.
 
-        Raises ``NotFound``, ``CatalogueUnavailable``, ``ReadOnly``.
+        Raises ``NotFound``, ``NotPermitted``, ``CatalogueUnavailable``, ``ReadOnly``.
         """
         repository = await self._repositories.get(at.repository)
         try:
@@ -337,8 +349,8 @@ class Artifacts:
                 repository.id,
                 at.folder,
                 at.name,
-                principal=principal,
-                request_id=request_id,
+                by=by,
+                folders=folders,
                 check=lambda: require_writable(self._settings, begun=True),
             )
         finally:

@@ -14,6 +14,7 @@ from uuid import UUID
 from aiohttp import web
 
 from repo_node import keys
+from repo_node.api import aql as aql_api
 from repo_node.api import artifacts as artifacts_api
 from repo_node.api import checks as checks_api
 from repo_node.api import events as events_api
@@ -48,6 +49,7 @@ from repo_node.db.lookups import LookUps
 from repo_node.db.pool import Database
 from repo_node.downloads import DownloadCounts
 from repo_node.folder_download import FolderDownload
+from repo_node.item_queries import ItemQueries
 from repo_node.logs import request_id
 from repo_node.metrics import Metrics
 from repo_node.node import Node
@@ -298,6 +300,7 @@ def public_app_of(stack: AsyncExitStack, parts: Parts, artifacts: Artifacts, nod
         downloads,
         trees,
         Searches(parts.database, parts.repositories, parts.settings),
+        ItemQueries(parts.database, parts.repositories, parts.settings, parts.membership.database_time),
         FolderDownload(artifacts, trees, parts.settings),
         trash,
         parts.authenticator,
@@ -316,7 +319,7 @@ def public_app(services: Services, node: Node) -> web.Application:
     app[SERVICES], app[NODE] = services, node
     app.on_response_prepare.append(complete_head)
     routes = Routes(app)
-    trees_apis = (storage_api, properties_api, transfers_api, searches_api, folder_download_api)
+    trees_apis = (storage_api, properties_api, transfers_api, searches_api, aql_api, folder_download_api)
     own_apis = (holdfast_api, events_api, jobs_api, members_api, checks_api, gc_api, trash_api)
     for api in (system_api, repositories_api, *trees_apis, *own_apis, artifacts_api):
         api.add_routes(routes)

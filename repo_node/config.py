@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
@@ -31,6 +32,7 @@ class Section(BaseModel):
 
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")]
+IpNetwork = IPv4Network | IPv6Network
 Seconds = Annotated[float, Field(gt=0, le=86_400)]
 WORKERS_MAX = 64
 CONNECTIONS_OF_A_PROCESS_MIN = 2
@@ -120,6 +122,7 @@ class HttpSection(Section):
     shared_listen: Address | None = None
     metrics_listen: Address | None = None
     public_url: str | None = None
+    trusted_proxies: tuple[IpNetwork, ...] = ()
     header_timeout_seconds: Seconds = 10.0
     idle_timeout_seconds: Seconds = 30.0
     keepalive_timeout_seconds: Seconds = 75.0
@@ -140,6 +143,13 @@ class HttpSection(Section):
     def url(self) -> str:
         """The URL of this node's own address."""
         return f"{scheme_of(self.tls is not None)}://{self.listen}"
+
+    @field_validator("trusted_proxies", mode="before")
+    @classmethod
+    def read_networks(cls, value: Any) -> Any:
+        if not isinstance(value, list | tuple) or any(isinstance(one, int) for one in value):
+            raise ValueError('write a list of addresses and networks, for example ["10.0.0.7", "fd00:1::/64"]')
+        return tuple(ip_network(one) for one in value)
 
 
 class InternalSection(Section):

@@ -8,12 +8,14 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from repo_node.aql.tree import AqlError
+from repo_node.db.aql import TooManyResults
 from repo_node.db.blobs import PathConflict
-from repo_node.db.errors import AbsenceInDoubt, CatalogueError, ChangesRefused, OutcomeUnknown
+from repo_node.db.errors import AbsenceInDoubt, CatalogueError, ChangesRefused, NotPermitted, OutcomeUnknown
 from repo_node.db.properties import TooManyProperties
 from repo_node.db.repositories import RepositoryExists
 from repo_node.db.searches import SearchTooLong
-from repo_node.paths import BadPath
+from repo_node.paths import ArtifactPath, BadPath
 from repo_node.settings import SettingError
 from sharding.errors import BlobUnavailable, StoreError, WriteQuorumNotMet
 
@@ -64,7 +66,13 @@ class Unauthenticated(RequestError):
 
 
 class Forbidden(RequestError):
+    """``at`` is the path whose existence may have to be hidden from whoever it is told."""
+
     status = 403
+
+    def __init__(self, message: str, at: ArtifactPath | None = None) -> None:
+        super().__init__(message)
+        self.at = at
 
 
 def absent(what: NotFound, *, fresh: bool) -> NotFound | AbsenceInDoubt:
@@ -100,8 +108,14 @@ def answer_for(error: Exception) -> Answer | None:
             return Answer(400, f"Bad setting: {error}.")
         case PathConflict():
             return Answer(409, f"Path conflict: {error}. Nothing was stored.")
+        case NotPermitted():
+            return Answer(
+                403, f"Not enough permissions to delete or overwrite {error}: it needs the permission delete."
+            )
         case TooManyProperties():
             return Answer(400, f"{error} would have more properties than properties_bytes_max allows.")
+        case AqlError() | TooManyResults():
+            return Answer(400, str(error))
         case SearchTooLong():
             return Answer(400, "The search took longer than search_seconds_max allows; ask for less.")
         case RepositoryExists():

@@ -15,6 +15,9 @@ SEGMENT_BYTES_MAX = 255
 PROPERTIES_MAX = 100
 FORBIDDEN_IN_KEYS = frozenset(")(}{][*+^$\\/~`!@#%&<>;=,±§ ")
 REPOSITORY_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+PLAIN = re.compile(rf"(?:/(?!\.{{1,2}}(?:/|$))[A-Za-z0-9._-]{{1,{SEGMENT_BYTES_MAX}}})+")
+"""Paths that are in canonical form for certain: most are, and need no look at each segment."""
+
 RESERVED_KEYS = frozenset({"api", "ui", "metrics", "access", "internal", "list", "v1", "v2", "webapp", "repo"})
 
 
@@ -70,6 +73,8 @@ class ArtifactPath:
 def parse_target(raw: str) -> Target:
     """Return the canonical form of a raw request target. Raises ``BadPath``."""
     path = raw.partition("?")[0]
+    if PLAIN.fullmatch(path):
+        return Target(tuple(path[1:].split("/")), False, {})
     if not path.startswith("/"):
         raise BadPath("the request target must be a path that begins with /")
     pieces = path[1:].split("/")

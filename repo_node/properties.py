@@ -10,6 +10,7 @@ from repo_node.db import properties as rows
 from repo_node.db.pool import Database
 from repo_node.db.properties import Changes, Place
 from repo_node.errors import NotFound, RequestError, absent
+from repo_node.origin import Origin
 from repo_node.outcome import until_known
 from repo_node.paths import PROPERTIES_MAX, ArtifactPath, check_property_key, check_property_value
 from repo_node.read_only import require_writable
@@ -89,9 +90,7 @@ class Properties:
         self._recent = recent
         self._settings = settings
 
-    async def change(
-        self, at: ArtifactPath, changes: Changes, *, recursive: bool, principal: str, request_id: str
-    ) -> None:
+    async def change(self, at: ArtifactPath, changes: Changes, *, recursive: bool, by: Origin) -> None:
         """Change the properties of an artifact or a folder, with ``recursive`` of all in it too.
 
         A tree of more than ``PAGE`` items changes in steps; one that was interrupted goes on when it is repeated.
@@ -105,7 +104,7 @@ class Properties:
         try:
             while count == PAGE:
                 require_writable(self._settings, begun=seen > 0)
-                count, after = await self._step(repository.id, at, changes, recursive, after, principal, request_id)
+                count, after = await self._step(repository.id, at, changes, recursive, after, by)
                 seen += count
         finally:
             self._recent.forget_tree(at) if recursive else self._recent.forget(at)
@@ -120,8 +119,7 @@ class Properties:
         changes: Changes,
         recursive: bool,
         after: Place,
-        principal: str,
-        request_id: str,
+        by: Origin,
     ) -> tuple[int, Place]:
         now = self._settings.now
         known = await until_known(
@@ -135,8 +133,7 @@ class Properties:
                 after=after,
                 items_max=PAGE,
                 bytes_max=now.properties_bytes_max,
-                principal=principal,
-                request_id=request_id,
+                by=by,
             ),
             wait_seconds=now.outcome_wait_seconds,
         )

@@ -67,6 +67,9 @@ class Settings(BaseModel):
         30, gt=0, le=86_400, description="so long without Postgres, an upload is ended in the middle of its body"
     )
     commit_wait_seconds: float = Field(20, gt=0, le=600, description="how long an upload waits for slow shards")
+    commit_gather_milliseconds: int = Field(
+        20, ge=0, le=1000, description="how long a stored upload waits for those being stored, to share a statement"
+    )
     outcome_wait_seconds: float = Field(10, gt=0, le=600, description="how long a commit of unknown outcome is asked")
     read_hedge_seconds: float = Field(1, gt=0, le=60, description="a read this slow also asks another replica")
     transfer_blocks_max: int = Field(
@@ -85,6 +88,12 @@ class Settings(BaseModel):
     heartbeat_seconds: float = Field(2, ge=0.1, le=60, description="between two heartbeats of a node")
     node_down_seconds: float = Field(10, ge=0.5, le=600, description="silence after which a node counts as down")
     password_cache_seconds: float = Field(60, ge=0, le=3600, description="how long a checked password is remembered")
+    anonymous_access: bool = Field(
+        False, description="whether who brings no credentials has the rights of the user anonymous"
+    )
+    hide_unauthorised_resources: bool = Field(
+        False, description="whether who may not read a path hears that nothing is there, rather than a refusal"
+    )
     stale_seconds_max: float = Field(
         300, ge=0, le=86_400, description="how long reads go on from memory while Postgres is away; 0: not at all"
     )
@@ -106,6 +115,19 @@ class Settings(BaseModel):
     )
     search_results_max: int = Field(500, ge=1, le=100_000, description="most results of one search")
     search_seconds_max: float = Field(4, gt=0, le=600, description="after which Postgres ends a search")
+    aql_query_bytes_max: int = Field(65_536, ge=256, le=1 << 20, description="longest AQL query, in bytes")
+    aql_nesting_max: int = Field(32, ge=4, le=100, description="brackets within brackets of an AQL query")
+    aql_criteria_max: int = Field(1_000, ge=1, le=10_000, description="most comparisons of an AQL query")
+    aql_offset_max: int = Field(1_000_000, ge=0, le=1_000_000_000, description="most results an AQL query may skip")
+    aql_results_max: int = Field(
+        1_000_000, ge=1, le=1_000_000_000, description="most results of an AQL query; one with more is refused"
+    )
+    aql_sorted_results_max: int = Field(
+        100_000, ge=1, le=1_000_000, description="most results of one that is sorted, some 300 bytes of memory each"
+    )
+    aql_statements_at_once_max: int = Field(
+        4, ge=1, le=100, description="statements of AQL queries that one process of a node runs at once"
+    )
     folder_download_items_max: int = Field(
         10_000, ge=1, le=1_000_000, description="most files of a folder that is sent as an archive"
     )

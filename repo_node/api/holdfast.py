@@ -18,8 +18,9 @@ from repo_node.db import settings as rows
 from repo_node.errors import NotFound, RequestError
 from repo_node.read_only import SWITCH, require_heard
 from repo_node.settings import SettingError, Settings, lenient, risk_of
+from repo_node.web.addresses import origin_of
 from repo_node.web.body import read_json
-from repo_node.web.context import REQUEST_ID, SERVICES, TARGET, principal_of
+from repo_node.web.context import SERVICES, TARGET, principal_of
 from repo_node.web.routes import Routes, WhileReadOnly
 from repo_node.web.state import NODE
 
@@ -137,8 +138,7 @@ async def set_setting(request: web.Request) -> web.StreamResponse:
         request.app[NODE].database,
         key,
         document["value"],
-        principal=principal_of(request).name,
-        request_id=request[REQUEST_ID],
+        by=origin_of(request),
         check=lenient,  # a newer release may have set what this one does not know
     )
     return json_response(setting_document(key, await stored_settings(request)))
@@ -149,8 +149,7 @@ async def reset_setting(request: web.Request) -> web.StreamResponse:
     key = setting_key(request)
     if key != SWITCH:
         require_heard(request.app[SERVICES].settings)
-    by = {"principal": principal_of(request).name, "request_id": request[REQUEST_ID]}
-    await rows.reset(request.app[NODE].database, key, check=lenient, **by)
+    await rows.reset(request.app[NODE].database, key, check=lenient, by=origin_of(request))
     return json_response(setting_document(key, await stored_settings(request)))
 
 
@@ -188,7 +187,7 @@ async def create_token(request: web.Request) -> web.StreamResponse:
         description=document.description,
         scopes=sorted(set(document.scopes)),
         expires_in=None if lifetime is None else timedelta(seconds=lifetime),
-        request_id=request[REQUEST_ID],
+        by=origin_of(request),
     )
     answer = {"id": identity, "token": secret, "scopes": sorted(set(document.scopes)), "expires_in_seconds": lifetime}
     return json_response(answer, status=201, headers={"Cache-Control": "no-store"})
@@ -199,9 +198,7 @@ async def revoke_token(request: web.Request) -> web.StreamResponse:
     if not text.isascii() or not text.isdigit() or len(text) > 18:
         raise NotFound(f"There is no token {text}.")
     try:
-        revoked = await principals.revoke_token(
-            request.app[NODE].database, int(text), principal=principal_of(request).name, request_id=request[REQUEST_ID]
-        )
+        revoked = await principals.revoke_token(request.app[NODE].database, int(text), by=origin_of(request))
     finally:
         # Revoked or not known to be: either way it has to be proved anew.
         request.app[SERVICES].authenticator.forget()

@@ -14,6 +14,7 @@ import asyncpg
 
 from repo_node.db.errors import CatalogueError, CatalogueUnavailable
 from repo_node.db.pool import Database, Statement
+from repo_node.origin import Origin
 from sharding.model import BLOCK_DIGEST_BYTES, BlobDigests, Generation, Replica, ShardId
 
 
@@ -39,11 +40,12 @@ class Deployment:
     folder: str
     name: str
     properties: Mapping[str, Sequence[str]]
-    principal: str
-    request_id: str
+    by: Origin
     blob_uid: UUID
     digests: BlobDigests
     redundancy: int
+    may_overwrite: bool = True
+    """Whether an artifact with other content or properties may be in the place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,16 @@ COMMIT = Statement(
     SELECT outcome, created_at, existing_shards, existing_generations
       FROM require_writable(),
            commit_upload($1, $2, $3, $4, $5, $6, $7::jsonb, $8, $9, $10, $11, $12, $13, $14, $15, $16,
-                         $17::smallint[], $18::uuid[], $19, $20::uuid[])
+                         $17::smallint[], $18::uuid[], $19, $20::uuid[], $21)
+    """,
+)
+COMMIT_WITHOUT_OVERWRITING = Statement(
+    "upload_commit_new",
+    """
+    SELECT outcome, created_at, existing_shards, existing_generations
+      FROM require_writable(), limit_to('overwrite', $4) AS l (repo),
+           commit_upload($1, $2, $3, l.repo, $5, $6, $7::jsonb, $8, $9, $10, $11, $12, $13, $14, $15, $16,
+                         $17::smallint[], $18::uuid[], $19, $20::uuid[], $21)
     """,
 )
 BLOCKS = Statement(
@@ -103,12 +114,12 @@ async def commit_upload(
 
     ``short`` asks for a repair; ``confirmed`` are the generations of existing replicas whose shards
     confirmed the file during this upload, None when none was asked. Raises ``PathConflict``,
-    ``OutcomeUnknown``, ``CatalogueUnavailable``.
+    ``NotPermitted``, ``OutcomeUnknown``, ``CatalogueUnavailable``.
     """
     digests = deployment.digests
     with refusing_conflicts():
         row: Any = await database.write(
-            COMMIT,
+            COMMIT if deployment.may_overwrite else COMMIT_WITHOUT_OVERWRITING,
             deployment.upload,
             deployment.started_at,
             timedelta(seconds=age_max_seconds),
@@ -116,8 +127,8 @@ async def commit_upload(
             deployment.folder,
             deployment.name,
             properties_json,
-            deployment.principal,
-            deployment.request_id,
+            deployment.by.principal,
+            deployment.by.request_id,
             deployment.blob_uid,
             digests.sha256,
             digests.sha1,
@@ -129,6 +140,7 @@ async def commit_upload(
             [replica.generation for replica in replicas],
             short,
             confirmed,
+            deployment.by.address,
         )
     existing = zip(row["existing_shards"] or (), row["existing_generations"] or (), strict=True)
     return CommitResult(

@@ -153,6 +153,17 @@ def test_every_encoding_of_a_path_has_one_canonical_form(segments: list[str]) ->
     assert parse_target(target.encoded + ";a=b").encoded == target.encoded
 
 
+@given(st.text("a.-/", max_size=12))
+def test_a_plain_path_is_read_as_its_encoding_is(raw: str) -> None:
+    def read(path: str) -> object:
+        try:
+            return parse_target(path)
+        except BadPath as error:
+            return str(error)
+
+    assert read(f"/{raw}") == read("/" + "".join(c if c == "/" else f"%{ord(c):02x}" for c in raw))
+
+
 @given(st.text(max_size=80))
 def test_a_target_is_refused_or_has_only_harmless_segments(raw: str) -> None:
     try:

@@ -329,6 +329,20 @@ async def test_hedge_asks_another_replica_when_the_first_takes_long() -> None:
     assert scene.catalogue.reports == []
 
 
+@pytest.mark.parametrize(("answer", "reads"), [(None, 1), (b"right", 0), (b"wrong", 1)])
+@instant
+async def test_what_memory_gives_is_served_without_a_read_only_where_it_is_right(
+    answer: bytes | None, reads: int
+) -> None:
+    scene = Scene(b"right", (0, 2))
+    counts = scene.count_reads()
+    for shard in scene.cluster.faulty.values():
+        shard.recall = lambda *_, **__: answer  # type: ignore[method-assign]
+    assert await scene.read() == b"right"
+    assert sum(counts.values()) == reads
+    assert not scene.catalogue.reports
+
+
 @instant
 async def test_quick_read_asks_one_replica_alone() -> None:
     scene = Scene(body_of(10), (0, 2, 4))
