@@ -100,12 +100,17 @@ CREATE TABLE holds (
 -- ---------------------------------------------------------------- people and what they may do
 
 CREATE TABLE users (
-    id             integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    name           text NOT NULL UNIQUE COLLATE "C",
-    password_hash  text NOT NULL,
-    is_admin       boolean NOT NULL DEFAULT false,
-    is_enabled     boolean NOT NULL DEFAULT true,
-    created_at     timestamptz NOT NULL DEFAULT now()
+    id                   integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    name                 text NOT NULL UNIQUE COLLATE "C",
+    -- '!' where no password fits.
+    password_hash        text NOT NULL,
+    is_admin             boolean NOT NULL DEFAULT false,
+    is_enabled           boolean NOT NULL DEFAULT true,
+    created_at           timestamptz NOT NULL DEFAULT now(),
+    email                text NOT NULL DEFAULT '',
+    password_changed_at  timestamptz NOT NULL DEFAULT now(),
+    -- Nothing else is allowed before that.
+    must_change_password boolean NOT NULL DEFAULT false
 );
 
 CREATE TABLE tokens (
@@ -119,6 +124,54 @@ CREATE TABLE tokens (
     expires_at    timestamptz,
     revoked_at    timestamptz
 );
+
+CREATE TABLE groups (
+    id           integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    name         text NOT NULL UNIQUE COLLATE "C",
+    description  text NOT NULL DEFAULT '',
+    -- Whether new users become members.
+    auto_join    boolean NOT NULL DEFAULT false,
+    created_at   timestamptz NOT NULL DEFAULT now()
+);
+
+CREATE TABLE group_members (
+    user_id   integer NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    group_id  integer NOT NULL REFERENCES groups (id) ON DELETE CASCADE,
+    PRIMARY KEY (user_id, group_id)
+);
+CREATE INDEX group_members_of_group ON group_members (group_id);
+
+-- Where users and groups have which actions. repositories are keys, or ANY, ANY LOCAL, ANY REMOTE: they need not exist.
+CREATE TABLE permission_targets (
+    id            integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    name          text NOT NULL UNIQUE COLLATE "C",
+    repositories  text[] NOT NULL,
+    includes      text[] NOT NULL DEFAULT '{**}',
+    excludes      text[] NOT NULL DEFAULT '{}',
+    created_at    timestamptz NOT NULL DEFAULT now()
+);
+
+CREATE TABLE permission_grants (
+    target_id  integer NOT NULL REFERENCES permission_targets (id) ON DELETE CASCADE,
+    user_id    integer REFERENCES users (id) ON DELETE CASCADE,
+    group_id   integer REFERENCES groups (id) ON DELETE CASCADE,
+    actions    text[] NOT NULL CHECK (actions <@ '{read,annotate,write,delete,manage}' AND cardinality(actions) > 0),
+    CHECK ((user_id IS NULL) <> (group_id IS NULL)),
+    UNIQUE (target_id, user_id),
+    UNIQUE (target_id, group_id)
+);
+CREATE INDEX permission_grants_of_user ON permission_grants (user_id) WHERE user_id IS NOT NULL;
+CREATE INDEX permission_grants_of_group ON permission_grants (group_id) WHERE group_id IS NOT NULL;
+
+-- Wrong logins, by the name that was given and by the address they came from; what is old means nothing.
+CREATE TABLE login_failures (
+    kind      text NOT NULL CHECK (kind IN ('user', 'address')),
+    name      text NOT NULL COLLATE "C",
+    failures  integer NOT NULL DEFAULT 1,
+    last_at   timestamptz NOT NULL DEFAULT clock_timestamp(),
+    PRIMARY KEY (kind, name)
+);
+CREATE INDEX login_failures_by_age ON login_failures (last_at);
 
 -- ---------------------------------------------------------------- content
 
@@ -211,7 +264,9 @@ CREATE TABLE events (
     adopted     boolean,
     principal   text NOT NULL,
     request_id  text NOT NULL,
-    detail      jsonb
+    detail      jsonb,
+    -- Of the client, as the node saw it or a trusted proxy told; NULL for what the cluster does by itself.
+    address     inet
 );
 
 -- ---------------------------------------------------------------- work for the maintenance jobs
@@ -703,6 +758,26 @@ BEGIN
 END
 $$;
 
+-- Let a statement do less than it could, because whoever asked may not: p_limits are words, 'overwrite' for what may not
+-- overwrite an artifact with other content, 'folder' for what may not delete a folder (HF008). It holds until the
+-- transaction's end. Returns p_repo, so that a function that takes it is called after this.
+CREATE FUNCTION limit_to(p_limits text, p_repo integer)
+RETURNS integer LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM set_config('holdfast.limits', p_limits, true);
+    RETURN p_repo;
+END
+$$;
+
+CREATE FUNCTION refuse_beyond_limit(p_word text, p_path text)
+RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF p_word = ANY (string_to_array(current_setting('holdfast.limits', true), ' ')) THEN
+        RAISE EXCEPTION '%', p_path USING ERRCODE = 'HF008';
+    END IF;
+END
+$$;
+
 -- Let an artifact refer to a blob that the caller has locked; what it overwrites goes to the trash, or its blob is
 -- released. SQLSTATE HF001: a folder is where the artifact should be, or the other way round.
 CREATE FUNCTION put_artifact(
@@ -711,8 +786,9 @@ CREATE FUNCTION put_artifact(
 )
 RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
-    v_old  bigint;
-    v_kept boolean;
+    v_old        bigint;
+    v_kept       boolean;
+    v_properties jsonb;
 BEGIN
     IF NOT ensure_folder(p_repo, p_folder, p_principal) THEN
         RAISE EXCEPTION 'a parent of % is an artifact', p_name USING ERRCODE = 'HF001';
@@ -724,11 +800,14 @@ BEGIN
         ON CONFLICT (repo_id, folder, name) DO NOTHING;
         EXIT WHEN FOUND;
         -- Known only once it is locked: of two first uploads of a path, the second releases the first one's blob.
-        SELECT a.blob_id INTO v_old FROM artifacts a
+        SELECT a.blob_id, a.properties INTO v_old, v_properties FROM artifacts a
           WHERE a.repo_id = p_repo AND a.folder = p_folder AND a.name = p_name FOR NO KEY UPDATE;
         CONTINUE WHEN NOT FOUND;
         IF v_old IS NULL THEN
             RAISE EXCEPTION '% is a folder', p_name USING ERRCODE = 'HF001';
+        END IF;
+        IF v_old <> p_blob OR v_properties <> p_properties THEN
+            PERFORM refuse_beyond_limit('overwrite', concat_ws('/', nullif(p_folder, ''), p_name));
         END IF;
         IF v_old <> p_blob THEN
             v_kept := throw_away(p_repo, p_folder, p_name, p_principal);
@@ -774,6 +853,7 @@ CREATE FUNCTION commit_upload(
     p_generations  uuid[],
     p_short        boolean,
     p_confirmed    uuid[],
+    p_address      inet DEFAULT NULL,
     OUT outcome              text,
     OUT created_at           timestamptz,
     OUT existing_shards      smallint[],
@@ -795,9 +875,9 @@ BEGIN
     PERFORM pg_advisory_xact_lock_shared(1, p_repo);
     SELECT r.key INTO v_key FROM repositories r WHERE r.id = p_repo;
     IF FOUND THEN
-        INSERT INTO events AS e (kind, upload_id, repository, path, sha256, adopted, principal, request_id)
+        INSERT INTO events AS e (kind, upload_id, repository, path, sha256, adopted, principal, request_id, address)
         VALUES ('deploy', p_upload, v_key, concat_ws('/', nullif(p_folder, ''), p_name), p_sha256, true,
-                p_principal, p_request)
+                p_principal, p_request, p_address)
         ON CONFLICT (upload_id) DO NOTHING
         RETURNING e.id, e.at INTO v_event, v_at;
     END IF;
@@ -902,6 +982,7 @@ CREATE FUNCTION commit_new_uploads(
     p_replica_of   integer[],
     p_shards       smallint[],
     p_generations  uuid[],
+    p_addresses    inet[] DEFAULT NULL,
     OUT committed  integer[],
     OUT created_at timestamptz[]
 )
@@ -933,9 +1014,9 @@ BEGIN
                AND f.name = substring(u.folder FROM '[^/]*$') AND f.blob_id IS NULL) IS NOT NULL);
 
     WITH noted AS (
-        INSERT INTO events AS e (kind, upload_id, repository, path, sha256, adopted, principal, request_id)
+        INSERT INTO events AS e (kind, upload_id, repository, path, sha256, adopted, principal, request_id, address)
         SELECT 'deploy', p_uploads[u.n], u.key, concat_ws('/', nullif(p_folders[u.n], ''), p_names[u.n]),
-               p_sha256[u.n], true, p_principals[u.n], p_requests[u.n]
+               p_sha256[u.n], true, p_principals[u.n], p_requests[u.n], p_addresses[u.n]
           FROM unnest(v_plain, v_keys) AS u (n, key) ORDER BY p_uploads[u.n]
         ON CONFLICT (upload_id) DO NOTHING
         RETURNING e.upload_id, e.at
@@ -988,6 +1069,7 @@ CREATE FUNCTION deploy_known(
     p_confirmed   uuid[],
     p_copies_min  smallint,
     p_zones_min   smallint,
+    p_address      inet DEFAULT NULL,
     OUT outcome    text,
     OUT created_at timestamptz
 )
@@ -1018,9 +1100,9 @@ BEGIN
                       WHEN v_size = 0 THEN NULL
                       WHEN v_size IS NULL OR v_copies < p_copies_min OR v_zones < p_zones_min THEN 'unknown'
                       WHEN history_is_lost() THEN 'unknown' END;
-    INSERT INTO events AS e (kind, upload_id, repository, path, sha256, adopted, principal, request_id)
+    INSERT INTO events AS e (kind, upload_id, repository, path, sha256, adopted, principal, request_id, address)
     SELECT 'deploy', p_upload, v_key, concat_ws('/', nullif(p_folder, ''), p_name), v_sha256, false, p_principal,
-           p_request
+           p_request, p_address
      WHERE v_refusal IS NULL
     ON CONFLICT (upload_id) DO NOTHING
     RETURNING e.id, e.at INTO v_event, v_at;
@@ -1101,6 +1183,7 @@ $$;
 -- empty, the index of all blobs' artifacts looks as good as the one of paths.
 CREATE FUNCTION delete_step(
     p_repo integer, p_folder text, p_name text, p_max bigint, p_principal text, p_request text,
+    p_address      inet DEFAULT NULL,
     OUT gone bigint, OUT done boolean
 )
 LANGUAGE plpgsql SET plan_cache_mode = force_custom_plan AS $$
@@ -1137,6 +1220,7 @@ BEGIN
             PERFORM release_blob(v_blob);
         END IF;
     ELSE
+        PERFORM refuse_beyond_limit('folder', v_path);
         PERFORM pg_advisory_xact_lock(1, p_repo);
         gone := take_out(p_repo, v_path || '/', v_path || '0', p_max, p_principal);
         IF gone < p_max THEN
@@ -1153,8 +1237,8 @@ BEGIN
     END IF;
     IF gone > 0 THEN
         SELECT b.sha256 INTO v_sha256 FROM blobs b WHERE b.id = v_blob;
-        INSERT INTO events (kind, repository, path, sha256, principal, request_id, detail)
-        SELECT 'delete', r.key, v_path, v_sha256, p_principal, p_request, jsonb_build_object('items', gone)
+        INSERT INTO events (kind, repository, path, sha256, principal, request_id, address, detail)
+        SELECT 'delete', r.key, v_path, v_sha256, p_principal, p_request, p_address, jsonb_build_object('items', gone)
           FROM repositories r WHERE r.id = p_repo;
     END IF;
 END
@@ -1162,17 +1246,18 @@ $$;
 
 -- All at once, as releases before this one ask for it; returns how many rows went.
 CREATE FUNCTION delete_item(
-    p_repo integer, p_folder text, p_name text, p_principal text, p_request text
+    p_repo integer, p_folder text, p_name text, p_principal text, p_request text, p_address inet DEFAULT NULL
 )
 RETURNS bigint LANGUAGE sql AS $$
-    SELECT d.gone FROM delete_step(p_repo, p_folder, p_name, 1000000000, p_principal, p_request) d
+    SELECT d.gone FROM delete_step(p_repo, p_folder, p_name, 1000000000, p_principal, p_request, p_address) d
 $$;
 
 -- Bring one thing back from the trash, to p_folder/p_name of p_repo. Outcomes: 'restored'; 'exists',
 -- when an artifact is there and p_replace is false (with it, that one goes to the trash); 'gone', when
 -- it is in the trash no more. SQLSTATE HF001 as in commit_upload.
 CREATE FUNCTION restore_trash(
-    p_trash bigint, p_repo integer, p_folder text, p_name text, p_replace boolean, p_principal text, p_request text
+    p_trash bigint, p_repo integer, p_folder text, p_name text, p_replace boolean, p_principal text, p_request text,
+    p_address inet DEFAULT NULL
 )
 RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
@@ -1224,8 +1309,8 @@ BEGIN
         PERFORM enqueue_repair(v_row.blob_id, 'redundancy');
     END IF;
     DELETE FROM trash WHERE id = p_trash;
-    INSERT INTO events (kind, repository, path, sha256, principal, request_id, detail)
-    SELECT 'restore', v_key, concat_ws('/', nullif(p_folder, ''), p_name), b.sha256, p_principal, p_request,
+    INSERT INTO events (kind, repository, path, sha256, principal, request_id, address, detail)
+    SELECT 'restore', v_key, concat_ws('/', nullif(p_folder, ''), p_name), b.sha256, p_principal, p_request, p_address,
            jsonb_build_object('from', concat_ws('/', v_row.repository, nullif(v_row.folder, ''), v_row.name))
       FROM blobs b WHERE b.id = v_row.blob_id;
     RETURN 'restored';
@@ -1272,6 +1357,7 @@ $$;
 CREATE FUNCTION change_properties(
     p_repo integer, p_folder text, p_name text, p_recursive boolean, p_after_folder text, p_after_name text,
     p_max bigint, p_set jsonb, p_drop text[], p_bytes_max integer, p_principal text, p_request text,
+    p_address      inet DEFAULT NULL,
     OUT seen bigint, OUT last_folder text, OUT last_name text
 )
 LANGUAGE plpgsql AS $$
@@ -1300,8 +1386,8 @@ BEGIN
         v_changed := v_changed + 1;
     END LOOP;
     IF v_changed > 0 THEN
-        INSERT INTO events (kind, repository, path, principal, request_id, detail)
-        SELECT 'properties', r.key, concat_ws('/', nullif(p_folder, ''), p_name), p_principal, p_request,
+        INSERT INTO events (kind, repository, path, principal, request_id, address, detail)
+        SELECT 'properties', r.key, concat_ws('/', nullif(p_folder, ''), p_name), p_principal, p_request, p_address,
                jsonb_build_object('items', v_changed, 'set', p_set, 'dropped', to_jsonb(p_drop))
           FROM repositories r WHERE r.id = p_repo;
     END IF;
@@ -1310,11 +1396,11 @@ $$;
 
 -- Copy or move one artifact or folder to p_to_folder/p_to_name of p_to, as it is, with its properties. Of a folder only
 -- the folder. Outcomes: 'done'; 'same', when it is there already; 'gone', when there is nothing to be copied; 'conflict',
--- when a folder is where an artifact should be, or the other way round. What was in the place goes to the trash.
--- The caller shares the locks of both repositories.
+-- when a folder is where an artifact should be, or the other way round; 'forbidden', when another artifact is there and
+-- may not be overwritten. What was in the place goes to the trash. The caller shares the locks of both repositories.
 CREATE FUNCTION transfer_item(
     p_move boolean, p_from integer, p_folder text, p_name text, p_to integer, p_to_folder text, p_to_name text,
-    p_principal text
+    p_principal text, p_may_overwrite boolean DEFAULT true
 )
 RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
@@ -1357,6 +1443,9 @@ BEGIN
         IF NOT p_move AND v_old.blob_id = v_row.blob_id AND v_old.properties = v_row.properties THEN
             RETURN 'same';
         END IF;
+        IF NOT p_may_overwrite AND (v_old.blob_id <> v_row.blob_id OR v_old.properties <> v_row.properties) THEN
+            RETURN 'forbidden';
+        END IF;
         IF v_old.blob_id <> v_row.blob_id THEN
             v_kept := throw_away(p_to, p_to_folder, p_to_name, p_principal);
         END IF;
@@ -1383,6 +1472,8 @@ $$;
 CREATE FUNCTION transfer_page(
     p_move boolean, p_fail_fast boolean, p_from integer, p_folder text, p_name text, p_to integer, p_target text,
     p_after_folder text, p_after_name text, p_max bigint, p_path_bytes integer, p_principal text, p_request text,
+    p_from_limit text DEFAULT NULL, p_to_limit text DEFAULT NULL, p_overwrite_limit text DEFAULT NULL,
+    p_address inet DEFAULT NULL,
     OUT seen bigint, OUT artifacts bigint, OUT folders bigint, OUT last_folder text, OUT last_name text,
     OUT failed text[], OUT reasons text[], OUT stopped boolean
 )
@@ -1395,6 +1486,7 @@ DECLARE
     v_to      text;
     v_outcome text;
     v_raised  bigint;
+    v_path    text;
 BEGIN
     seen := 0;
     artifacts := 0;
@@ -1415,17 +1507,20 @@ BEGIN
         seen := seen + 1;
         last_folder := v_row.folder;
         last_name := v_row.name;
-        v_to := concat_ws('/', nullif(v_row.folder, ''), v_row.name);
+        v_path := concat_ws('/', nullif(v_row.folder, ''), v_row.name);
         v_to := concat_ws('/', nullif(p_target, ''),
-                          nullif(substr(v_to, length(v_source) + CASE WHEN v_source = '' THEN 1 ELSE 2 END), ''));
+                          nullif(substr(v_path, length(v_source) + CASE WHEN v_source = '' THEN 1 ELSE 2 END), ''));
         IF octet_length(v_to) > p_path_bytes THEN
             v_outcome := 'length';
+        ELSIF v_path !~ p_from_limit OR v_to !~ p_to_limit THEN
+            v_outcome := CASE WHEN v_row.blob_id IS NULL THEN 'gone' ELSE 'forbidden' END;
         ELSE
             v_outcome := transfer_item(p_move, p_from, v_row.folder, v_row.name, p_to,
                                        coalesce(substring(v_to FROM '^(.*)/[^/]*$'), ''),
-                                       substring(v_to FROM '[^/]*$'), p_principal);
+                                       substring(v_to FROM '[^/]*$'), p_principal,
+                                       v_to ~ coalesce(p_overwrite_limit, ''));
         END IF;
-        IF v_outcome IN ('conflict', 'length') THEN
+        IF v_outcome IN ('conflict', 'length', 'forbidden') THEN
             failed := failed || v_to;
             reasons := reasons || v_outcome;
             stopped := p_fail_fast;
@@ -1441,10 +1536,10 @@ BEGIN
         END IF;
     END LOOP;
     IF artifacts + folders > 0 THEN
-        INSERT INTO events (kind, repository, path, sha256, principal, request_id, detail)
+        INSERT INTO events (kind, repository, path, sha256, principal, request_id, address, detail)
         SELECT CASE WHEN p_move THEN 'move' ELSE 'copy' END, t.key, p_target,
                CASE WHEN folders = 0 AND seen = 1 THEN (SELECT b.sha256 FROM blobs b WHERE b.id = v_row.blob_id) END,
-               p_principal, p_request,
+               p_principal, p_request, p_address,
                jsonb_build_object('from', concat_ws('/', f.key, nullif(v_source, '')), 'items', artifacts + folders)
           FROM repositories t, repositories f WHERE t.id = p_to AND f.id = p_from;
     END IF;
@@ -1831,7 +1926,10 @@ END
 $$;
 
 -- Set a shard's state, start the walk it calls for, and note who did it and why. False where it is so already.
-CREATE FUNCTION set_shard_state(p_shard smallint, p_state text, p_reason text, p_principal text, p_request text)
+CREATE FUNCTION set_shard_state(
+    p_shard smallint, p_state text, p_reason text, p_principal text, p_request text,
+    p_address inet DEFAULT NULL
+)
 RETURNS boolean LANGUAGE plpgsql AS $$
 DECLARE
     v_before text;
@@ -1846,8 +1944,8 @@ BEGIN
         INSERT INTO shard_walks (shard_id, kind)
         VALUES (p_shard, CASE p_state WHEN 'lost' THEN 'lost' ELSE 'drain' END);
     END IF;
-    INSERT INTO events (kind, principal, request_id, detail)
-    VALUES ('shard_state', p_principal, p_request, jsonb_build_object(
+    INSERT INTO events (kind, principal, request_id, address, detail)
+    VALUES ('shard_state', p_principal, p_request, p_address, jsonb_build_object(
         'shard', p_shard, 'before', v_before, 'state', p_state, 'reason', p_reason));
     RETURN true;
 END
@@ -1856,7 +1954,10 @@ $$;
 -- What an administrator asks of a shard: 'drain', 'readonly', 'activate', 'replace'. Outcomes: 'done'; 'unchanged';
 -- 'absent'; 'lost' (a lost shard can only come back, be replaced or be removed); 'replaced' (another disk has its
 -- place); 'returning' (a walk doubts its copies, then it is active).
-CREATE FUNCTION change_shard(p_shard smallint, p_action text, p_principal text, p_request text)
+CREATE FUNCTION change_shard(
+    p_shard smallint, p_action text, p_principal text, p_request text,
+    p_address inet DEFAULT NULL
+)
 RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
     v_state    text;
@@ -1867,12 +1968,12 @@ BEGIN
         RETURN 'absent';
     ELSIF p_action = 'replace' THEN
         UPDATE shards s SET replaced = true WHERE s.id = p_shard;
-        PERFORM set_shard_state(p_shard, 'lost', 'replaced by another disk', p_principal, p_request);
+        PERFORM set_shard_state(p_shard, 'lost', 'replaced by another disk', p_principal, p_request, p_address);
         RETURN CASE WHEN v_replaced THEN 'unchanged' ELSE 'done' END;
     ELSIF v_state <> 'lost' THEN
         RETURN CASE WHEN set_shard_state(p_shard, CASE p_action WHEN 'drain' THEN 'draining'
                                                                 WHEN 'readonly' THEN 'read_only' ELSE 'active' END,
-                                         'by an administrator', p_principal, p_request)
+                                         'by an administrator', p_principal, p_request, p_address)
                THEN 'done' ELSE 'unchanged' END;
     ELSIF p_action <> 'activate' THEN
         RETURN 'lost';
@@ -1883,14 +1984,14 @@ BEGIN
     ON CONFLICT (shard_id) DO UPDATE
        SET kind = 'return', cursor = NULL, walked = 0, kept_back = 0, passes = 0, due_at = now(), started_at = now()
      WHERE w.kind <> 'return';
-    INSERT INTO events (kind, principal, request_id, detail)
-    VALUES ('shard_return', p_principal, p_request, jsonb_build_object('shard', p_shard));
+    INSERT INTO events (kind, principal, request_id, address, detail)
+    VALUES ('shard_return', p_principal, p_request, p_address, jsonb_build_object('shard', p_shard));
     RETURN 'returning';
 END
 $$;
 
 -- Remove a node that is down and has no shard left. Outcomes: 'absent', 'up', 'has_shards', 'removed'.
-CREATE FUNCTION remove_node(p_node text, p_principal text, p_request text)
+CREATE FUNCTION remove_node(p_node text, p_principal text, p_request text, p_address inet DEFAULT NULL)
 RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
     v_up boolean;
@@ -1905,8 +2006,8 @@ BEGIN
     END IF;
     DELETE FROM jobs j WHERE j.node_id = p_node;
     DELETE FROM nodes n WHERE n.id = p_node;
-    INSERT INTO events (kind, principal, request_id, detail)
-    VALUES ('node_remove', p_principal, p_request, jsonb_build_object('node', p_node));
+    INSERT INTO events (kind, principal, request_id, address, detail)
+    VALUES ('node_remove', p_principal, p_request, p_address, jsonb_build_object('node', p_node));
     RETURN 'removed';
 END
 $$;
@@ -1914,7 +2015,7 @@ $$;
 -- Remove a shard for good. Outcomes: 'absent'; 'in_use' (a living node has it open); 'not_drained' (neither draining
 -- nor lost); 'holds' (copies are still on it); 'forgetting' (it is lost: a walk drops the copies that have been made
 -- good elsewhere, and then the shard); 'removed'.
-CREATE FUNCTION remove_shard(p_shard smallint, p_principal text, p_request text)
+CREATE FUNCTION remove_shard(p_shard smallint, p_principal text, p_request text, p_address inet DEFAULT NULL)
 RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
     v_state text;
@@ -1951,15 +2052,18 @@ BEGIN
     DELETE FROM quarantine q WHERE q.shard_id = p_shard;
     DELETE FROM shard_space f WHERE f.shard_id = p_shard;
     DELETE FROM shards s WHERE s.id = p_shard;
-    INSERT INTO events (kind, principal, request_id, detail)
-    VALUES ('shard_remove', p_principal, p_request, jsonb_build_object('shard', p_shard));
+    INSERT INTO events (kind, principal, request_id, address, detail)
+    VALUES ('shard_remove', p_principal, p_request, p_address, jsonb_build_object('shard', p_shard));
     RETURN 'removed';
 END
 $$;
 
 -- Let the walk that forgets a lost shard drop the p_copies last copies that it counted there. Outcomes: 'absent';
 -- 'not_lost'; 'not_counted' (no whole walk is over); 'counted_otherwise'; 'forgetting'.
-CREATE FUNCTION give_up_last_copies(p_shard smallint, p_copies bigint, p_principal text, p_request text)
+CREATE FUNCTION give_up_last_copies(
+    p_shard smallint, p_copies bigint, p_principal text, p_request text,
+    p_address inet DEFAULT NULL
+)
 RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
     v_state text;
@@ -1978,8 +2082,8 @@ BEGIN
         RETURN 'counted_otherwise';
     END IF;
     UPDATE shard_walks w SET give_up = p_copies, passes = 0, due_at = clock_timestamp() WHERE w.shard_id = p_shard;
-    INSERT INTO events (kind, principal, request_id, detail)
-    VALUES ('shard_give_up', p_principal, p_request, jsonb_build_object('shard', p_shard, 'copies', p_copies));
+    INSERT INTO events (kind, principal, request_id, address, detail)
+    VALUES ('shard_give_up', p_principal, p_request, p_address, jsonb_build_object('shard', p_shard, 'copies', p_copies));
     RETURN 'forgetting';
 END
 $$;
@@ -2450,6 +2554,14 @@ CREATE TRIGGER repositories_announced AFTER INSERT OR UPDATE OR DELETE ON reposi
 CREATE TRIGGER users_announced AFTER INSERT OR UPDATE OR DELETE ON users
     FOR EACH STATEMENT EXECUTE FUNCTION announce_change();
 CREATE TRIGGER tokens_announced AFTER INSERT OR UPDATE OR DELETE ON tokens
+    FOR EACH STATEMENT EXECUTE FUNCTION announce_change();
+CREATE TRIGGER groups_announced AFTER INSERT OR UPDATE OR DELETE ON groups
+    FOR EACH STATEMENT EXECUTE FUNCTION announce_change();
+CREATE TRIGGER group_members_announced AFTER INSERT OR UPDATE OR DELETE ON group_members
+    FOR EACH STATEMENT EXECUTE FUNCTION announce_change();
+CREATE TRIGGER permission_targets_announced AFTER INSERT OR UPDATE OR DELETE ON permission_targets
+    FOR EACH STATEMENT EXECUTE FUNCTION announce_change();
+CREATE TRIGGER permission_grants_announced AFTER INSERT OR UPDATE OR DELETE ON permission_grants
     FOR EACH STATEMENT EXECUTE FUNCTION announce_change();
 CREATE TRIGGER shards_announced AFTER INSERT OR DELETE ON shards
     FOR EACH STATEMENT EXECUTE FUNCTION announce_change();

@@ -10,8 +10,9 @@ from repo_node.db import properties as rows
 from repo_node.db.pool import Database
 from repo_node.db.properties import Changes, Place
 from repo_node.errors import NotFound, RequestError, absent
+from repo_node.origin import Origin
 from repo_node.outcome import until_known
-from repo_node.paths import PROPERTIES_MAX, ArtifactPath, check_property_key, check_property_value
+from repo_node.paths import PROPERTIES_MAX, ArtifactPath, check_property_key, check_property_value, each_once
 from repo_node.read_only import require_writable
 from repo_node.recent import RecentItems
 from repo_node.repositories import Repositories
@@ -33,7 +34,7 @@ def parse_properties(text: str) -> dict[str, tuple[str, ...]]:
         found.setdefault(check_property_key(key), []).extend(map(check_property_value, values))
     if not 0 < len(found) <= PROPERTIES_MAX:
         raise RequestError(f"properties must name 1 to {PROPERTIES_MAX} properties: name=value[,value];name=value.")
-    return {key: tuple(values) for key, values in found.items()}
+    return {key: each_once(values) for key, values in found.items()}
 
 
 def split_properties(text: str) -> list[tuple[str, list[str]]]:
@@ -55,17 +56,20 @@ def split_properties(text: str) -> list[tuple[str, list[str]]]:
 
 
 def read_patch(document: Mapping[str, Any]) -> Changes:
-    """Read ``{"props": {name: value | [value] | null}}``; null drops one. Raises ``RequestError``, ``BadPath``."""
+    """Read ``{"props": {name: value | [value] | null}}``; null, and no value, drops one.
+
+    Raises ``RequestError``, ``BadPath``.
+    """
     props = document.get("props")
     if not isinstance(props, dict) or not 0 < len(props) <= PROPERTIES_MAX:
         raise RequestError(f'The body must be {{"props": {{name: value}}}} with 1 to {PROPERTIES_MAX} properties.')
-    put = {check_property_key(key): values_of(value) for key, value in props.items() if value is not None}
-    return Changes(put, [check_property_key(key) for key, value in props.items() if value is None])
+    put = {check_property_key(key): values_of(value) for key, value in props.items() if value not in (None, [])}
+    return Changes(put, [check_property_key(key) for key in props if key not in put])
 
 
-def values_of(value: Any) -> list[str]:
+def values_of(value: Any) -> tuple[str, ...]:
     values = value if isinstance(value, list) else [value]
-    return [check_property_value(text_of(one)) for one in values]
+    return each_once(check_property_value(text_of(one)) for one in values)
 
 
 def text_of(value: Any) -> str:
@@ -89,9 +93,7 @@ class Properties:
         self._recent = recent
         self._settings = settings
 
-    async def change(
-        self, at: ArtifactPath, changes: Changes, *, recursive: bool, principal: str, request_id: str
-    ) -> None:
+    async def change(self, at: ArtifactPath, changes: Changes, *, recursive: bool, by: Origin) -> None:
         """Change the properties of an artifact or a folder, with ``recursive`` of all in it too.
 
         A tree of more than ``PAGE`` items changes in steps; one that was interrupted goes on when it is repeated.
@@ -105,7 +107,7 @@ class Properties:
         try:
             while count == PAGE:
                 require_writable(self._settings, begun=seen > 0)
-                count, after = await self._step(repository.id, at, changes, recursive, after, principal, request_id)
+                count, after = await self._step(repository.id, at, changes, recursive, after, by)
                 seen += count
         finally:
             self._recent.forget_tree(at) if recursive else self._recent.forget(at)
@@ -120,8 +122,7 @@ class Properties:
         changes: Changes,
         recursive: bool,
         after: Place,
-        principal: str,
-        request_id: str,
+        by: Origin,
     ) -> tuple[int, Place]:
         now = self._settings.now
         known = await until_known(
@@ -135,8 +136,7 @@ class Properties:
                 after=after,
                 items_max=PAGE,
                 bytes_max=now.properties_bytes_max,
-                principal=principal,
-                request_id=request_id,
+                by=by,
             ),
             wait_seconds=now.outcome_wait_seconds,
         )

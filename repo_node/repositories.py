@@ -9,6 +9,7 @@ from repo_node.db import repositories as rows
 from repo_node.db.pool import Database
 from repo_node.db.repositories import Repository
 from repo_node.errors import MadeAnew, NotFound, absent
+from repo_node.origin import Origin
 from repo_node.paths import ArtifactPath, check_repository_key
 from repo_node.read_only import require_writable
 from repo_node.recent import RecentItems
@@ -80,8 +81,7 @@ class Repositories:
         *,
         description: str,
         redundancy: int | None,
-        principal: str,
-        request_id: str,
+        by: Origin,
         trash: bool = True,
         digests: Sequence[str] = ALL_DIGESTS,
     ) -> None:
@@ -93,8 +93,7 @@ class Repositories:
             package_type="generic",
             description=description,
             redundancy=redundancy,
-            principal=principal,
-            request_id=request_id,
+            by=by,
             trash=trash,
             digests=digests,
         )
@@ -104,8 +103,7 @@ class Repositories:
         self,
         key: str,
         *,
-        principal: str,
-        request_id: str,
+        by: Origin,
         trash: bool | None = None,
         digests: Sequence[str] | None = None,
     ) -> None:
@@ -113,19 +111,18 @@ class Repositories:
 
         None leaves as it is. Raises ``NotFound``.
         """
-        by = {"principal": principal, "request_id": request_id}
-        if not await rows.change(self._database, key, trash=trash, digests=digests, **by):
+        if not await rows.change(self._database, key, trash=trash, digests=digests, by=by):
             raise absent(NotFound(f"There is no repository {key}."), fresh=self._fresh())
         self.forget()
 
-    async def delete(self, key: str, *, principal: str, request_id: str) -> None:
+    async def delete(self, key: str, *, by: Origin) -> None:
         """Delete a repository with everything in it. Raises ``NotFound``, ``ReadOnly``."""
 
         def check() -> None:
             require_writable(self._settings, begun=True)
 
         try:
-            gone = await rows.delete(self._database, key, principal=principal, request_id=request_id, check=check)
+            gone = await rows.delete(self._database, key, by=by, check=check)
         finally:
             self.forget()
             self._recent.forget_tree(ArtifactPath(key, "", ""))

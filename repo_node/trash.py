@@ -14,6 +14,7 @@ from repo_node.db.pool import Database
 from repo_node.db.trash import DELETED, Position, Restored, Trashed
 from repo_node.errors import NotFound
 from repo_node.metrics.deletion import DeletionMetrics
+from repo_node.origin import Origin
 from repo_node.outcome import until_known
 from repo_node.paths import ArtifactPath
 from repo_node.read_only import require_writable
@@ -62,9 +63,7 @@ class Trash:
         """Return what was thrown away last at exactly this path."""
         return await rows.find_last(self._database, at.repository, at.folder, at.name) if at.name else None
 
-    async def restore(
-        self, at: ArtifactPath, to: ArtifactPath, *, replace: bool, principal: str, request_id: str
-    ) -> Restoration:
+    async def restore(self, at: ArtifactPath, to: ArtifactPath, *, replace: bool, by: Origin) -> Restoration:
         """Bring back to ``to`` what was thrown away last at a path, or all that was deleted from a folder.
 
         What is in the place of a single artifact goes to the trash, unless a restore has put it there since: whoever
@@ -76,7 +75,7 @@ class Trash:
         target = await repositories.find(self._database, to.repository)
         if target is None:
             raise NotFound(f"There is no repository {to.repository}; make it, or name another place with ?to=.")
-        restorer = Restorer(self._database, target.id, self._settings, principal, request_id)
+        restorer = Restorer(self._database, target.id, self._settings, by)
         if (last := await self._last(at)) is not None:
             place = ArtifactPath(to.repository, to.folder, to.name or at.name)
             try:
@@ -128,7 +127,7 @@ class Trash:
             last = page[-1]
             after = Position(last.repository, last.folder, last.name, last.id)
 
-    async def empty(self, at: ArtifactPath | None, *, principal: str, request_id: str) -> int:
+    async def empty(self, at: ArtifactPath | None, *, by: Origin) -> int:
         """Let go of everything for good, or of what lay at and below a path; return how many artifacts that were."""
         gone = 0
         ids: list[int] = []
@@ -139,7 +138,7 @@ class Trash:
                 ids = []
         gone += await self._let_go(ids)
         where = (None, None) if at is None else (at.repository, at.path)
-        await rows.record_emptied(self._database, *where, items=gone, principal=principal, request_id=request_id)
+        await rows.record_emptied(self._database, *where, items=gone, by=by)
         return gone
 
     async def _let_go(self, ids: list[int]) -> int:
@@ -154,8 +153,7 @@ class Restorer:
     database: Database
     repository_id: int
     settings: LiveSettings
-    principal: str
-    request_id: str
+    by: Origin
 
     async def restore(self, one: Trashed, folder: str, name: str, *, replace: bool, again: bool = False) -> Restored:
         require_writable(self.settings, begun=True)
@@ -167,8 +165,7 @@ class Restorer:
                 folder,
                 name,
                 replace=replace,
-                principal=self.principal,
-                request_id=self.request_id,
+                by=self.by,
                 again=again,
             ),
             wait_seconds=self.settings.now.outcome_wait_seconds,

@@ -12,8 +12,9 @@ from repo_node.api.documents import first_fault, json_response, timestamp
 from repo_node.auth.permissions import Permission
 from repo_node.db import check_orders
 from repo_node.errors import NotFound, RequestError
+from repo_node.web.addresses import origin_of
 from repo_node.web.body import read_json
-from repo_node.web.context import REQUEST_ID, TARGET, principal_of
+from repo_node.web.context import TARGET
 from repo_node.web.routes import Routes
 from repo_node.web.state import NODE
 
@@ -55,8 +56,7 @@ async def order(request: web.Request) -> web.StreamResponse:
         dry_run=document.dry_run,
         repair=document.repair,
         rebuild=document.rebuild,
-        principal=principal_of(request).name,
-        request_id=request[REQUEST_ID],
+        by=origin_of(request),
     )
     if not count:
         what = "no shard is" if document.shard is None else f"shard {document.shard} is not"

@@ -43,5 +43,6 @@ def event_document(one: Event) -> dict[str, Any]:
         "sha256": None if one.sha256 is None else one.sha256.hex(),
         "principal": one.principal,
         "request_id": one.request_id,
+        "address": one.address,
         "detail": one.detail,
     }

@@ -12,8 +12,9 @@ from repo_node.db import holds, jobs
 from repo_node.db.garbage import GarbageRows
 from repo_node.db.removals import RemovalRows
 from repo_node.errors import RequestError
+from repo_node.web.addresses import origin_of
 from repo_node.web.body import read_json
-from repo_node.web.context import REQUEST_ID, SERVICES, principal_of
+from repo_node.web.context import SERVICES, principal_of
 from repo_node.web.queries import number
 from repo_node.web.routes import Routes
 from repo_node.web.state import NODE
@@ -37,7 +38,7 @@ async def run_gc(request: web.Request) -> web.StreamResponse:
     database = request.app[NODE].database
     if held := await holds.read(database):
         return web.Response(text=f"Garbage collection is held: {held[0].detail}\n")
-    await jobs.request(database, Gc.name, None, principal=principal_of(request).name, request_id=request[REQUEST_ID])
+    await jobs.request(database, Gc.name, None, by=origin_of(request))
     return web.Response(text="Garbage collection was started.\n")
 
 
@@ -107,7 +108,5 @@ async def hold(request: web.Request) -> web.StreamResponse:
 
 async def release(request: web.Request) -> web.StreamResponse:
     """Let deletions go on, whatever held them."""
-    released = await holds.release(
-        request.app[NODE].database, principal=principal_of(request).name, request_id=request[REQUEST_ID]
-    )
+    released = await holds.release(request.app[NODE].database, by=origin_of(request))
     return json_response({"released": released})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from datetime import timedelta
 from typing import Any
 
 from aiohttp import web
@@ -11,15 +10,16 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from repo_node.api.documents import PlainText, first_fault, json_response, timestamp
 from repo_node.api.members import node_document
-from repo_node.auth import tokens
-from repo_node.auth.permissions import SCOPES, Permission
+from repo_node.api.security.tokens import SCOPES_MAX, record
+from repo_node.auth.permissions import Permission
 from repo_node.db import principals, totals
 from repo_node.db import settings as rows
 from repo_node.errors import NotFound, RequestError
 from repo_node.read_only import SWITCH, require_heard
 from repo_node.settings import SettingError, Settings, lenient, risk_of
+from repo_node.web.addresses import origin_of
 from repo_node.web.body import read_json
-from repo_node.web.context import REQUEST_ID, SERVICES, TARGET, principal_of
+from repo_node.web.context import SERVICES, TARGET
 from repo_node.web.routes import Routes, WhileReadOnly
 from repo_node.web.state import NODE
 
@@ -31,7 +31,8 @@ class TokenDocument(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
     description: PlainText = Field("", max_length=500)
-    scopes: list[str] = Field(min_length=1, max_length=len(SCOPES))
+    scopes: list[PlainText] = Field(min_length=1, max_length=SCOPES_MAX)
+    user: PlainText | None = None
     expires_in_seconds: int | None = Field(None, ge=1, le=10 * 366 * 86_400)
 
 
@@ -137,8 +138,7 @@ async def set_setting(request: web.Request) -> web.StreamResponse:
         request.app[NODE].database,
         key,
         document["value"],
-        principal=principal_of(request).name,
-        request_id=request[REQUEST_ID],
+        by=origin_of(request),
         check=lenient,  # a newer release may have set what this one does not know
     )
     return json_response(setting_document(key, await stored_settings(request)))
@@ -149,8 +149,7 @@ async def reset_setting(request: web.Request) -> web.StreamResponse:
     key = setting_key(request)
     if key != SWITCH:
         require_heard(request.app[SERVICES].settings)
-    by = {"principal": principal_of(request).name, "request_id": request[REQUEST_ID]}
-    await rows.reset(request.app[NODE].database, key, check=lenient, **by)
+    await rows.reset(request.app[NODE].database, key, check=lenient, by=origin_of(request))
     return json_response(setting_document(key, await stored_settings(request)))
 
 
@@ -172,25 +171,14 @@ def token_document(token: principals.Token) -> dict[str, Any]:
 
 
 async def create_token(request: web.Request) -> web.StreamResponse:
-    """Make a token of the caller's; its secret is in this one answer and nowhere else."""
+    """Make a token of the caller's, or of ``user``; its secret is in this one answer and nowhere else."""
     try:
         document = TokenDocument.model_validate(await read_json(request))
     except ValidationError as error:
         raise RequestError(f"The token's description cannot be read: {first_fault(error)}") from None
-    if unknown := set(document.scopes) - SCOPES:
-        raise RequestError(f"There is no scope {', '.join(sorted(unknown))}; there are {', '.join(sorted(SCOPES))}.")
-    secret, lifetime = tokens.new_secret(), document.expires_in_seconds
-    identity = await principals.create_token(
-        request.app[NODE].database,
-        principal_of(request).name,
-        secret_sha256=tokens.digest(secret),
-        ending=secret[-4:],
-        description=document.description,
-        scopes=sorted(set(document.scopes)),
-        expires_in=None if lifetime is None else timedelta(seconds=lifetime),
-        request_id=request[REQUEST_ID],
-    )
-    answer = {"id": identity, "token": secret, "scopes": sorted(set(document.scopes)), "expires_in_seconds": lifetime}
+    scopes, lifetime = sorted(set(document.scopes)), document.expires_in_seconds
+    made = await record(request, document.user, scopes, lifetime, document.description)
+    answer = {"id": made.id, "token": made.secret, "scopes": scopes, "expires_in_seconds": lifetime}
     return json_response(answer, status=201, headers={"Cache-Control": "no-store"})
 
 
@@ -199,9 +187,7 @@ async def revoke_token(request: web.Request) -> web.StreamResponse:
     if not text.isascii() or not text.isdigit() or len(text) > 18:
         raise NotFound(f"There is no token {text}.")
     try:
-        revoked = await principals.revoke_token(
-            request.app[NODE].database, int(text), principal=principal_of(request).name, request_id=request[REQUEST_ID]
-        )
+        revoked = await principals.revoke_token(request.app[NODE].database, int(text), by=origin_of(request))
     finally:
         # Revoked or not known to be: either way it has to be proved anew.
         request.app[SERVICES].authenticator.forget()

@@ -11,8 +11,9 @@ from repo_node.api.documents import json_response
 from repo_node.auth.permissions import Permission
 from repo_node.db import jobs
 from repo_node.errors import NotFound, RequestError
+from repo_node.web.addresses import origin_of
 from repo_node.web.body import read_json
-from repo_node.web.context import REQUEST_ID, TARGET, principal_of
+from repo_node.web.context import TARGET
 from repo_node.web.routes import Routes
 from repo_node.web.state import NODE
 
@@ -34,9 +35,7 @@ async def run_job(request: web.Request) -> web.StreamResponse:
     node = document.get("node")
     if set(document) - {"node"} or not isinstance(node, str | None):
         raise RequestError('The body must be empty or {"node": "..."}.')
-    asked = await jobs.request(
-        request.app[NODE].database, job, node, principal=principal_of(request).name, request_id=request[REQUEST_ID]
-    )
+    asked = await jobs.request(request.app[NODE].database, job, node, by=origin_of(request))
     if not asked:
         where = "any living node" if node is None else f"a living node {node}"
         raise NotFound(f"There is no job {job} on {where}; GET {BASE} lists all jobs.")

@@ -12,8 +12,9 @@ from repo_node.db import shards
 from repo_node.db.nodes import ClusterRows, NodeRow
 from repo_node.db.shards import Standing
 from repo_node.errors import NotFound, RequestError
+from repo_node.web.addresses import origin_of
 from repo_node.web.body import read_json
-from repo_node.web.context import REQUEST_ID, TARGET, principal_of
+from repo_node.web.context import TARGET
 from repo_node.web.routes import Routes, WhileReadOnly
 from repo_node.web.state import NODE
 from sharding.model import NodeId
@@ -100,7 +101,7 @@ async def weigh_shard(request: web.Request) -> web.StreamResponse:
         raise RequestError('The body must be {"weight": ...}.')
     if not WEIGHT_MIN <= weight <= WEIGHT_MAX:
         raise RequestError(f"A weight is from {WEIGHT_MIN:g} to {WEIGHT_MAX:g}.")
-    if not await shards.weigh(request.app[NODE].database, shard, float(weight), **who(request)):
+    if not await shards.weigh(request.app[NODE].database, shard, float(weight), by=origin_of(request)):
         raise NotFound(f"There is no shard {shard}.")
     return json_response({"shard": shard, "weight": float(weight)})
 
@@ -108,7 +109,7 @@ async def weigh_shard(request: web.Request) -> web.StreamResponse:
 async def remove_shard(request: web.Request) -> web.StreamResponse:
     """Remove a shard at once, or (202) begin to forget a lost one, whose copies are made good elsewhere first."""
     shard = shard_of(request)
-    outcome = await shards.remove(request.app[NODE].database, shard, **who(request))
+    outcome = await shards.remove(request.app[NODE].database, shard, by=origin_of(request))
     checked(f"Shard {shard}", outcome)
     return json_response({"shard": shard, "outcome": outcome}, status=202 if outcome == "forgetting" else 200)
 
@@ -129,7 +130,7 @@ async def give_up_last_copies(request: web.Request) -> web.StreamResponse:
     copies = document.get("copies")
     if set(document) != {"copies"} or isinstance(copies, bool) or not isinstance(copies, int) or not 0 < copies < 2**63:
         raise RequestError('The body must be {"copies": number of last copies}.')
-    outcome = await shards.give_up_last_copies(request.app[NODE].database, shard, copies, **who(request))
+    outcome = await shards.give_up_last_copies(request.app[NODE].database, shard, copies, by=origin_of(request))
     return json_response({"shard": shard, "outcome": checked(f"Shard {shard}", outcome)}, status=202)
 
 
@@ -149,7 +150,7 @@ async def change_node(request: web.Request) -> web.StreamResponse:
 async def stop_node(request: web.Request) -> web.StreamResponse:
     """Ask a node to leave and to end, as SIGTERM does; it goes on after the answer."""
     node = node_of(request)
-    outcome = await shards.stop_node(request.app[NODE].database, node, **who(request))
+    outcome = await shards.stop_node(request.app[NODE].database, node, by=origin_of(request))
     return json_response({"node": node, "outcome": checked(f"Node {node}", outcome)}, status=202)
 
 
@@ -172,16 +173,12 @@ async def reload_node(request: web.Request, node: str) -> web.StreamResponse:
 
 async def remove_node(request: web.Request) -> web.StreamResponse:
     node = node_of(request)
-    outcome = await shards.remove_node(request.app[NODE].database, node, **who(request))
+    outcome = await shards.remove_node(request.app[NODE].database, node, by=origin_of(request))
     return json_response({"node": node, "outcome": checked(f"Node {node}", outcome)})
 
 
 async def change(request: web.Request, shard: int, action: str) -> str:
-    return await shards.change(request.app[NODE].database, shard, action, **who(request))
-
-
-def who(request: web.Request) -> dict[str, str]:
-    return {"principal": principal_of(request).name, "request_id": request[REQUEST_ID]}
+    return await shards.change(request.app[NODE].database, shard, action, by=origin_of(request))
 
 
 def checked(name: str, outcome: str) -> str:

@@ -10,7 +10,8 @@ from repo_node.api.documents import json_response, timestamp
 from repo_node.auth.permissions import Permission
 from repo_node.db.trash import Position, Trashed
 from repo_node.errors import RequestError
-from repo_node.web.context import REQUEST_ID, SERVICES, artifact_at, artifact_in, principal_of
+from repo_node.web.addresses import origin_of
+from repo_node.web.context import SERVICES, artifact_at, artifact_in
 from repo_node.web.routes import Routes
 
 BASE = "/artifactory/api/trash"
@@ -75,9 +76,7 @@ async def restore(request: web.Request) -> web.StreamResponse:
     replace = request.query.get("replace", "0")
     if replace not in ("0", "1"):
         raise RequestError("replace must be 0 or 1.")
-    done = await request.app[SERVICES].trash.restore(
-        at, to, replace=replace == "1", principal=principal_of(request).name, request_id=request[REQUEST_ID]
-    )
+    done = await request.app[SERVICES].trash.restore(at, to, replace=replace == "1", by=origin_of(request))
     text = f"Restored {artifacts(done.restored)} from {at.repository}/{at.path}."
     if done.already:
         text += f" {artifacts(done.already)} already restored: what is in the place came back from the trash since."
@@ -88,16 +87,12 @@ async def restore(request: web.Request) -> web.StreamResponse:
 
 
 async def empty(request: web.Request) -> web.StreamResponse:
-    gone = await request.app[SERVICES].trash.empty(
-        None, principal=principal_of(request).name, request_id=request[REQUEST_ID]
-    )
+    gone = await request.app[SERVICES].trash.empty(None, by=origin_of(request))
     return web.Response(text=f"{artifacts(gone)} left the trash.\n")
 
 
 async def clean(request: web.Request) -> web.StreamResponse:
-    gone = await request.app[SERVICES].trash.empty(
-        artifact_at(request, skip=4), principal=principal_of(request).name, request_id=request[REQUEST_ID]
-    )
+    gone = await request.app[SERVICES].trash.empty(artifact_at(request, skip=4), by=origin_of(request))
     return web.Response(text=f"{artifacts(gone)} left the trash.\n")
 
 

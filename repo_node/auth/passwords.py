@@ -44,6 +44,10 @@ class PasswordVerifier:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._executor, self._verify, hashed, password)
 
+    async def hash(self, password: str) -> str:
+        """Return the hash of a new password. Raises ``ValueError``."""
+        return await asyncio.get_running_loop().run_in_executor(self._executor, hash_password, password)
+
     def _verify(self, hashed: str | None, password: str) -> bool:
         if hashed is None:
             check_password(self._nobody.result(), password)

@@ -16,7 +16,8 @@ from repo_node.cli.tables import new_console, new_table
 from repo_node.cli.wording import parse_duration, printable, say_seconds
 from repo_node.launch.private import write_private
 
-SCOPES = ("read", "write", "delete", "metrics", "admin")
+SCOPES = ("read", "annotate", "write", "delete", "manage", "metrics", "admin")
+ALL_RIGHTS, OF_GROUPS = "applied-permissions/user", "applied-permissions/groups:"
 AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print the server's answer as JSON.")
 
 
@@ -42,7 +43,10 @@ def token() -> None:
 
 
 @token.command("create")
-@click.option("--scope", "scopes", type=click.Choice(SCOPES), multiple=True, required=True, help="Repeat for several.")
+@click.option("--scope", "scopes", type=click.Choice(SCOPES), multiple=True, help="Repeat for several.")
+@click.option("--all-rights", is_flag=True, help="All that its user may do, now and later.")
+@click.option("--group", "groups", metavar="NAME", multiple=True, help="What this group may do, and no more.")
+@click.option("--for", "owner", metavar="NAME", help="Whose token it is; default: your own.")
 @click.option(
     "--expires", "seconds", callback=read_duration, metavar="DURATION", help="For example 12h or 30d; default never."
 )
@@ -60,6 +64,9 @@ def token() -> None:
 def create_token(
     connection: ConnectionOptions,
     scopes: tuple[str, ...],
+    all_rights: bool,
+    groups: tuple[str, ...],
+    owner: str | None,
     seconds: int | None,
     description: str,
     path: Path | None,
@@ -71,8 +78,14 @@ def create_token(
     Examples:
       export HOLDFAST_TOKEN=$(holdfast token create --scope read --scope write --expires 30d)
       holdfast token create --scope metrics --description prometheus --output ./metrics-token
+      holdfast token create --for ci --all-rights --expires 90d
     """
-    body = {"description": description, "scopes": list(dict.fromkeys(scopes)), "expires_in_seconds": seconds}
+    words = [*dict.fromkeys(scopes), *([ALL_RIGHTS] if all_rights else [])]
+    words += [OF_GROUPS + ",".join(dict.fromkeys(groups))] if groups else []
+    if not words:
+        raise click.UsageError("say what the token may do: --scope, --group or --all-rights")
+    body = {"description": description, "scopes": words, "expires_in_seconds": seconds}
+    body |= {"user": owner} if owner else {}
     # A repeated request could leave a second token behind that nobody knows of.
     answer = run_call(
         connection,

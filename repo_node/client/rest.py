@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import os
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -44,6 +45,14 @@ class Credentials:
     def basic(cls, user: str, password: str, source: str) -> Credentials:
         return cls("Basic " + base64.b64encode(f"{user}:{password}".encode()).decode("ascii"), source)
 
+    def login(self) -> tuple[str, str] | None:
+        """Return the user's name and password, None for a token."""
+        scheme, _, value = self.authorization.partition(" ")
+        if scheme != "Basic":
+            return None
+        user, _, password = base64.b64decode(value).decode().partition(":")
+        return user, password
+
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
@@ -51,6 +60,8 @@ class Endpoint:
 
     url: str
     credentials: Credentials
+    authority: ssl.SSLContext | None = None
+    """Whom to believe who the cluster is; by default those whom the system believes."""
 
     @property
     def base(self) -> str:
@@ -100,7 +111,7 @@ class Client:
 
     async def __aenter__(self) -> Client:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self._connections_max),
+            connector=aiohttp.TCPConnector(limit=self._connections_max, ssl=self.endpoint.authority or True),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS_MAX),
             headers={
                 "Authorization": self.endpoint.credentials.authorization,
@@ -154,8 +165,10 @@ class Client:
         except (aiohttp.ClientError, TimeoutError) as error:
             raise self._unreachable(error) from error
 
-    async def call(self, method: str, url_path: str, *, body: Any = None, idempotent: bool = True) -> Any:
-        """Exchange JSON: send ``body`` where there is one, return the answer's (None for 204).
+    async def call(
+        self, method: str, url_path: str, *, body: Any = None, idempotent: bool = True, has_answer: bool = True
+    ) -> Any:
+        """Exchange JSON: send ``body`` where there is one, return the answer's (None for 204, and without an answer).
 
         Repeats what may succeed later; ``on_wait`` of the client hears of it. Raises ``ClientError``.
         """
@@ -164,7 +177,7 @@ class Client:
             headers = {} if body is None else {"Content-Type": "application/json"}
             data = None if body is None else json.dumps(body).encode()
             async with self.request(method, url_path, headers=headers, data=data) as response:
-                return None if response.status == 204 else await self.read_json(response)
+                return await self.read_json(response) if has_answer and response.status != 204 else None
 
         return await persist(once, self.retry, idempotent=idempotent, on_wait=self._on_wait)
 
@@ -196,7 +209,7 @@ class Client:
         where = f"{urlsplit(self.endpoint.url).scheme}://{urlsplit(self.endpoint.url).netloc}"
         match error:
             case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientSSLError():
-                message = f"no trusted TLS connection to {where}: {error}; SSL_CERT_FILE can name your authority's file"
+                message = f"no trusted TLS connection to {where}: {error}; --ca-file can name your authority's file"
                 return Unreachable(message, may_be_done=False, retryable=False)
             case aiohttp.ClientConnectorError():
                 return Unreachable(f"{where} cannot be reached: {reason_of(error.os_error)}", may_be_done=False)

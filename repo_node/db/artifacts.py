@@ -18,6 +18,7 @@ from repo_node.db.blobs import PathConflict
 from repo_node.db.errors import CatalogueUnavailable
 from repo_node.db.paging import pages
 from repo_node.db.pool import Database, Statement
+from repo_node.origin import Origin
 from repo_node.paths import join_path
 from sharding.model import BLOCK_DIGEST_BYTES, Generation, Replica, ShardId
 
@@ -116,14 +117,21 @@ MAKE_FOLDER = Statement(
     ), made AS MATERIALIZED (
         SELECT ensure_folder($1, $2, $3) AS made FROM require_writable()
     ), noted AS (
-        INSERT INTO events (kind, repository, path, principal, request_id)
-        SELECT 'folder', r.key, $2, $3, $4 FROM repositories r, made m
+        INSERT INTO events (kind, repository, path, principal, request_id, address)
+        SELECT 'folder', r.key, $2, $3, $4, $5 FROM repositories r, made m
          WHERE r.id = $1 AND $2 <> '' AND m.made AND NOT EXISTS (SELECT 1 FROM known)
     )
     SELECT m.made FROM made m
     """,
 )
-DELETE = Statement("item_delete", "SELECT gone, done FROM require_writable(), delete_step($1, $2, $3, $6, $4, $5)")
+DELETE = Statement("item_delete", "SELECT gone, done FROM require_writable(), delete_step($1, $2, $3, $4, $5, $6, $7)")
+DELETE_ARTIFACT = Statement(
+    "artifact_delete",
+    """
+    SELECT gone, done
+      FROM require_writable(), limit_to('folder', $1) AS l (repo), delete_step(l.repo, $2, $3, $4, $5, $6, $7)
+    """,
+)
 
 DELETE_PAGE = 5_000
 """Rows that one step of a deletion removes: it keeps others from its repository for a fraction of a second."""
@@ -157,7 +165,7 @@ def item_from(row: asyncpg.Record, repository: str, blob: Blob | None) -> Item:
         modified_at=row["modified_at"],
         modified_by=row["modified_by"],
         updated_at=row["updated_at"],
-        properties=json.loads(row["properties"]),
+        properties={} if row["properties"] == "{}" else json.loads(row["properties"]),
         blob=blob,
     )
 
@@ -184,10 +192,10 @@ async def children(database: Database, repository_id: int, folder: str) -> Async
             yield [Child(row["name"], row["is_folder"]) for row in rows]
 
 
-async def make_folder(database: Database, repository_id: int, path: str, *, principal: str, request_id: str) -> None:
+async def make_folder(database: Database, repository_id: int, path: str, *, by: Origin) -> None:
     """Make a folder and its ancestors; one that exists is no error. Raises ``PathConflict``."""
     try:
-        row: Any = await database.write(MAKE_FOLDER, repository_id, path, principal, request_id)
+        row: Any = await database.write(MAKE_FOLDER, repository_id, path, *by)
     except asyncpg.ForeignKeyViolationError as error:
         raise CatalogueUnavailable("the repository was deleted at this moment") from error
     if not row["made"]:
@@ -200,11 +208,13 @@ async def delete(
     folder: str,
     name: str,
     *,
-    principal: str,
-    request_id: str,
+    by: Origin,
+    folders: bool = True,
     check: Callable[[], object] = lambda: None,
 ) -> int:
     """Delete an artifact, or a folder with all in it; returns how many items went, 0 when there was none.
+
+    Without ``folders``, a folder raises ``NotPermitted``.
 
     A large folder goes in steps, from its end; one that is interrupted has lost a part, and goes on when asked again.
     ``check`` is asked before each step, and ends the rest by raising.
@@ -212,7 +222,8 @@ async def delete(
     items = 0
     while True:
         check()
-        row: Any = await database.write(DELETE, repository_id, folder, name, principal, request_id, DELETE_PAGE)
+        statement = DELETE if folders else DELETE_ARTIFACT
+        row: Any = await database.write(statement, repository_id, folder, name, DELETE_PAGE, *by)
         items += int(row["gone"])
         if row["done"]:
             return items

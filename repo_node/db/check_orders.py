@@ -10,6 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from repo_node.db.pool import Database, Statement
+from repo_node.origin import Origin
 from sharding.model import ShardId
 
 REBUILD_ON = Statement("check_rebuild_on", "SELECT rebuild_is_on() AS is_on")
@@ -18,14 +19,14 @@ REQUEST = Statement(
     """
     WITH asked AS (
         INSERT INTO checks (request, shard_id, dry_run, repair, rebuild, principal)
-        SELECT $1, s.id, $3, $4, $7, $5
+        SELECT $1, s.id, $3, $4, $8, $5
           FROM shards s JOIN nodes n ON n.id = s.node_id AND n.incarnation = s.owner AND node_is_up(n)
          WHERE $2::smallint IS NULL OR s.id = $2 ORDER BY s.id
         RETURNING id
     ), noted AS (
-        INSERT INTO events (kind, principal, request_id, detail)
-        SELECT 'check', $5, $6, jsonb_build_object(
-               'request', $1::uuid, 'dry_run', $3::boolean, 'repair', $4::boolean, 'rebuild', $7::boolean)
+        INSERT INTO events (kind, principal, request_id, address, detail)
+        SELECT 'check', $5, $6, $7, jsonb_build_object(
+               'request', $1::uuid, 'dry_run', $3::boolean, 'repair', $4::boolean, 'rebuild', $8::boolean)
          WHERE EXISTS (SELECT 1 FROM asked)
     )
     SELECT count(*) AS shards FROM asked
@@ -76,12 +77,11 @@ async def request_checks(
     shard: int | None,
     dry_run: bool,
     repair: bool,
-    principal: str,
-    request_id: str,
+    by: Origin,
     rebuild: bool = False,
 ) -> int:
     """Order a check of a shard, or of all whose nodes are up; return of how many."""
-    row: Any = await database.write(REQUEST, request, shard, dry_run, repair, principal, request_id, rebuild)
+    row: Any = await database.write(REQUEST, request, shard, dry_run, repair, *by, rebuild)
     return int(row["shards"])
 
 

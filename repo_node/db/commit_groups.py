@@ -38,7 +38,7 @@ COMMIT_GROUP = Statement(
     SELECT committed, created_at
       FROM require_writable(),
            commit_new_uploads($1, $2, $3, $4, $5, $6, $7::jsonb[], $8, $9, $10, $11, $12, $13, $14, $15,
-                              $16::smallint[], $17, $18::smallint[], $19)
+                              $16::smallint[], $17, $18::smallint[], $19, $20)
     """,
 )
 
@@ -242,8 +242,8 @@ def columns(uploads: Sequence[UploadToCommit]) -> tuple[Any, ...]:
         [deployment.folder for deployment in deployments],
         [deployment.name for deployment in deployments],
         [upload.properties_json for upload in uploads],
-        [deployment.principal for deployment in deployments],
-        [deployment.request_id for deployment in deployments],
+        [deployment.by.principal for deployment in deployments],
+        [deployment.by.request_id for deployment in deployments],
         [deployment.blob_uid for deployment in deployments],
         [digest.sha256 for digest in digests],
         [digest.sha1 for digest in digests],
@@ -254,4 +254,5 @@ def columns(uploads: Sequence[UploadToCommit]) -> tuple[Any, ...]:
         [number for number, _ in copies],
         [replica.shard for _, replica in copies],
         [replica.generation for _, replica in copies],
+        [deployment.by.address for deployment in deployments],
     )

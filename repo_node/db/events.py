@@ -28,6 +28,7 @@ class Event:
     sha256: bytes | None
     principal: str
     request_id: str
+    address: str | None
     detail: Any
 
 
@@ -44,7 +45,7 @@ WRITING = """
 PAGE = Statement(
     "events_page",
     """
-    SELECT id, at, kind, repository, path, sha256, principal, request_id, detail
+    SELECT id, at, kind, repository, path, sha256, principal, request_id, address, detail
       FROM events WHERE id > $1 ORDER BY id LIMIT $2
     """,
 )
@@ -90,5 +91,6 @@ def event(row: asyncpg.Record) -> Event:
         sha256=row["sha256"],
         principal=row["principal"],
         request_id=row["request_id"],
+        address=None if row["address"] is None else str(row["address"]),
         detail=None if row["detail"] is None else json.loads(row["detail"]),
     )

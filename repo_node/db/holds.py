@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from repo_node.db.pool import Database, Statement
+from repo_node.origin import Origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +28,8 @@ RELEASE = Statement(
     WITH released AS (
         UPDATE holds SET released_at = clock_timestamp(), released_by = $1 WHERE released_at IS NULL RETURNING reason
     ), event AS (
-        INSERT INTO events (kind, principal, request_id, detail)
-        SELECT 'release', $1, $2, jsonb_build_object('reason', reason) FROM released
+        INSERT INTO events (kind, principal, request_id, address, detail)
+        SELECT 'release', $1, $2, $3, jsonb_build_object('reason', reason) FROM released
     )
     SELECT coalesce(array_agg(reason ORDER BY reason), '{}') AS reasons FROM released
     """,
@@ -53,7 +54,7 @@ async def place(database: Database, reason: str, detail: str, *, allowance: int 
     return bool(row and row["placed"])
 
 
-async def release(database: Database, *, principal: str, request_id: str) -> list[str]:
+async def release(database: Database, *, by: Origin) -> list[str]:
     """Let deletions go on; return the reasons for which they were held."""
-    row = await database.write(RELEASE, principal, request_id)
+    row = await database.write(RELEASE, *by)
     return [] if row is None else list(row["reasons"])

@@ -8,6 +8,7 @@ from datetime import datetime
 import asyncpg
 
 from repo_node.db.pool import Database, Statement
+from repo_node.origin import Origin
 from sharding.maintenance.job import JobState, Report
 from sharding.model import NodeId
 
@@ -70,8 +71,8 @@ REQUEST = Statement(
          WHERE n.id = j.node_id AND node_is_up(n) AND j.job = $1 AND ($2::text IS NULL OR j.node_id = $2)
         RETURNING j.node_id, j.requested_at
     ), noted AS (
-        INSERT INTO events (kind, principal, request_id, detail)
-        SELECT 'job_request', $3, $4, jsonb_build_object('job', $1::text, 'nodes', jsonb_agg(a.node_id))
+        INSERT INTO events (kind, principal, request_id, address, detail)
+        SELECT 'job_request', $3, $4, $5, jsonb_build_object('job', $1::text, 'nodes', jsonb_agg(a.node_id))
           FROM asked a HAVING count(*) > 0
     )
     SELECT a.node_id, a.requested_at, pg_notify('holdfast', 'jobs') FROM asked a ORDER BY a.node_id
@@ -119,14 +120,12 @@ class NodeJobs:
         return [row["job"] for row in await self._database.fetch(ASKED, self._node)]
 
 
-async def request(
-    database: Database, job: str, node: str | None, *, principal: str, request_id: str
-) -> dict[NodeId, datetime]:
+async def request(database: Database, job: str, node: str | None, *, by: Origin) -> dict[NodeId, datetime]:
     """Ask the living nodes, or one of them, for a run of ``job``; return when each was asked."""
 
     # Not ``write``, which gives one row; a repeat after a doubt asks again, which does no harm.
     async def work(connection: asyncpg.Connection) -> list[asyncpg.Record]:
-        return list(await connection.fetch(REQUEST.sql, job, node, principal, request_id))
+        return list(await connection.fetch(REQUEST.sql, job, node, *by))
 
     return {NodeId(row["node_id"]): row["requested_at"] for row in await database.transact(REQUEST, work)}
 

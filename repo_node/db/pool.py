@@ -24,6 +24,7 @@ from repo_node.db.errors import (
     CatalogueUnavailable,
     ChangesRefused,
     NoSchema,
+    NotPermitted,
     OutcomeUnknown,
     RacesLost,
 )
@@ -34,6 +35,9 @@ T = TypeVar("T")
 
 READ_ONLY = "HF006"
 """The SQLSTATE of ``require_writable``."""
+
+BEYOND_LIMIT = "HF008"
+"""The SQLSTATE of ``refuse_beyond_limit``."""
 
 RETRIED = (
     asyncpg.SerializationError,
@@ -104,6 +108,18 @@ class Database:
             lambda connection: heed_standby(connection, connection.fetchrow(statement.sql, *args)),
             unknown=OutcomeUnknown,
             attempts=attempts,
+        )
+
+    async def write_each(self, statement: Statement, arguments: Sequence[Sequence[Any]]) -> list[asyncpg.Record]:
+        """Run a write that always gives one row for each of ``arguments``, in one round trip and one transaction.
+
+        All of them are done or none, and nothing is tried again: raises ``RacesLost``, and otherwise as ``write``.
+        """
+        return await self._run(
+            statement,
+            lambda connection: heed_standby(connection, connection.fetchmany(statement.sql, arguments)),
+            unknown=OutcomeUnknown,
+            attempts=1,
         )
 
     async def transact(self, statement: Statement, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
@@ -182,6 +198,8 @@ class Database:
                 outcome = "error"
                 if error.sqlstate == READ_ONLY:
                     raise ChangesRefused(str(error)) from None
+                if error.sqlstate == BEYOND_LIMIT:
+                    raise NotPermitted(str(error)) from None
                 raise
             except Exception:
                 outcome = "error"

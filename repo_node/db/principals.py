@@ -9,6 +9,7 @@ from typing import Any
 
 from repo_node.db.errors import CatalogueUnavailable
 from repo_node.db.pool import Database, Statement
+from repo_node.origin import Origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,6 +18,7 @@ class User:
     name: str
     password_hash: str
     is_admin: bool
+    must_change_password: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,7 @@ class Token:
     """A token without its secret. ``user`` is whose rights it narrows by its scopes."""
 
     id: int
+    user_id: int
     user: str
     is_admin: bool
     ending: str
@@ -34,15 +37,22 @@ class Token:
     expires_in_seconds: float | None
 
 
-FIND_USER = Statement("user_find", "SELECT id, name, password_hash, is_admin FROM users WHERE name = $1 AND is_enabled")
+NO_PASSWORD = "!"
+"""The hash of a password that cannot be: its user does not log in."""
+
+FIND_USER = Statement(
+    "user_find",
+    "SELECT id, name, password_hash, is_admin, must_change_password FROM users WHERE name = $1 AND is_enabled",
+)
 TOKEN_COLUMNS = """
-    t.id, u.name, u.is_admin, t.ending, t.description, t.scopes, t.created_at, t.expires_at,
+    t.id, t.user_id, u.name, u.is_admin, t.ending, t.description, t.scopes, t.created_at, t.expires_at,
     extract(epoch FROM t.expires_at - clock_timestamp())::double precision AS expires_in_seconds
 """
 FIND_TOKEN = Statement(
     "token_find",
     f"""
-    SELECT {TOKEN_COLUMNS} FROM tokens t JOIN users u ON u.id = t.user_id AND u.is_enabled
+    SELECT {TOKEN_COLUMNS} FROM tokens t
+      JOIN users u ON u.id = t.user_id AND u.is_enabled AND NOT u.must_change_password
      WHERE t.secret_sha256 = $1 AND t.revoked_at IS NULL
        AND (t.expires_at IS NULL OR t.expires_at > clock_timestamp())
     """,
@@ -64,20 +74,32 @@ CREATE_TOKEN = Statement(
           FROM users u WHERE u.name = $1 AND u.is_enabled
         RETURNING id
     ), event AS (
-        INSERT INTO events (kind, principal, request_id, detail)
-        SELECT 'token_create', $1, $7, jsonb_build_object('token', id, 'scopes', to_jsonb($5::text[])) FROM made
+        INSERT INTO events (kind, principal, request_id, address, detail)
+        SELECT 'token_create', $7, $8, $9,
+               jsonb_build_object('token', id, 'user', $1::text, 'scopes', to_jsonb($5::text[]))
+          FROM made
     )
     SELECT id FROM made
+    """,
+)
+FIND_TOKEN_BY_ID = Statement(
+    "token_find_by_id",
+    f"""
+    SELECT {TOKEN_COLUMNS} FROM tokens t JOIN users u ON u.id = t.user_id
+     WHERE t.id = $1 AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > clock_timestamp())
     """,
 )
 REVOKE_TOKEN = Statement(
     "token_revoke",
     """
     WITH gone AS (
-        UPDATE tokens SET revoked_at = clock_timestamp() WHERE id = $1 AND revoked_at IS NULL RETURNING id
+        UPDATE tokens t SET revoked_at = clock_timestamp()
+         WHERE t.id = $1 AND t.revoked_at IS NULL
+           AND ($5::text IS NULL OR t.user_id = (SELECT u.id FROM users u WHERE u.name = $5))
+        RETURNING t.id
     ), event AS (
-        INSERT INTO events (kind, principal, request_id, detail)
-        SELECT 'token_revoke', $2, $3, jsonb_build_object('token', id) FROM gone
+        INSERT INTO events (kind, principal, request_id, address, detail)
+        SELECT 'token_revoke', $2, $3, $4, jsonb_build_object('token', id) FROM gone
     )
     SELECT id FROM gone
     """,
@@ -87,7 +109,9 @@ REVOKE_TOKEN = Statement(
 async def find_user(database: Database, name: str) -> User | None:
     """Return the enabled user of that name, or None."""
     row = await database.fetchrow(FIND_USER, name)
-    return None if row is None else User(row["id"], row["name"], row["password_hash"], row["is_admin"])
+    if row is None:
+        return None
+    return User(row["id"], row["name"], row["password_hash"], row["is_admin"], row["must_change_password"])
 
 
 async def find_token(database: Database, secret_sha256: bytes) -> Token | None:
@@ -110,26 +134,31 @@ async def create_token(
     description: str,
     scopes: Sequence[str],
     expires_in: timedelta | None,
-    request_id: str,
+    by: Origin,
 ) -> int:
     """Record a new token of ``user`` and return its id."""
-    row = await database.write(
-        CREATE_TOKEN, user, secret_sha256, ending, description, list(scopes), expires_in, request_id
-    )
+    row = await database.write(CREATE_TOKEN, user, secret_sha256, ending, description, list(scopes), expires_in, *by)
     if row is None:
         # Gone since the request was let in; the next one will not be.
         raise CatalogueUnavailable(f"there is no enabled user {user} now")
     return int(row["id"])
 
 
-async def revoke_token(database: Database, token: int, *, principal: str, request_id: str) -> bool:
-    """Revoke a token at once, on every node; False when there is no such valid token."""
-    return await database.write(REVOKE_TOKEN, token, principal, request_id) is not None
+async def find_token_by_id(database: Database, token: int) -> Token | None:
+    """Return a valid token by its id, or None."""
+    row = await database.fetchrow(FIND_TOKEN_BY_ID, token)
+    return None if row is None else token_from(row)
+
+
+async def revoke_token(database: Database, token: int, *, by: Origin, owner: str | None = None) -> bool:
+    """Revoke a token, of ``owner`` or of anybody, at once on every node; False when there is no such valid token."""
+    return await database.write(REVOKE_TOKEN, token, *by, owner) is not None
 
 
 def token_from(row: Any) -> Token:
     return Token(
         id=row["id"],
+        user_id=row["user_id"],
         user=row["name"],
         is_admin=row["is_admin"],
         ending=row["ending"],

@@ -11,6 +11,7 @@ import asyncpg
 
 from repo_node.db.errors import CatalogueError
 from repo_node.db.pool import Database, Statement
+from repo_node.origin import Origin
 
 
 class TooManyProperties(CatalogueError):
@@ -38,7 +39,7 @@ CHANGE = Statement(
     """
     SELECT seen, last_folder, last_name
       FROM require_writable(),
-           change_properties($1, $2, $3, $4, $5, $6, $7, $8::jsonb, $9::text[], $10, $11, $12)
+           change_properties($1, $2, $3, $4, $5, $6, $7, $8::jsonb, $9::text[], $10, $11, $12, $13)
     """,
 )
 
@@ -54,8 +55,7 @@ async def change(
     after: Place,
     items_max: int,
     bytes_max: int,
-    principal: str,
-    request_id: str,
+    by: Origin,
 ) -> tuple[int, Place]:
     """Change a page of a tree, all or nothing; return how many items it had and where it ended. Safe to repeat.
 
@@ -64,7 +64,7 @@ async def change(
     put, drop = json.dumps(changes.put), list(changes.drop)
     scope = (repository_id, folder, name, recursive, after.folder, after.name, items_max)
     try:
-        row: Any = await database.write(CHANGE, *scope, put, drop, bytes_max, principal, request_id)
+        row: Any = await database.write(CHANGE, *scope, put, drop, bytes_max, *by)
     except asyncpg.PostgresError as error:
         if error.sqlstate == "HF007":
             raise TooManyProperties(str(error)) from None

@@ -11,6 +11,7 @@ import asyncpg
 from repo_node.db.artifacts import DELETE_PAGE
 from repo_node.db.errors import CatalogueError
 from repo_node.db.pool import Database, Statement
+from repo_node.origin import Origin
 from sharding.model import ALL_DIGESTS
 
 
@@ -40,9 +41,10 @@ CREATE = Statement(
     """
     WITH made AS (
         INSERT INTO repositories (key, rclass, package_type, description, redundancy, created_by, trash, digests)
-        VALUES ($1, $2, $3, $4, $5, $6, $8, $9) RETURNING id
+        VALUES ($1, $2, $3, $4, $5, $6, $9, $10) RETURNING id
     )
-    INSERT INTO events (kind, repository, principal, request_id) SELECT 'repository_create', $1, $6, $7 FROM made
+    INSERT INTO events (kind, repository, principal, request_id, address)
+    SELECT 'repository_create', $1, $6, $7, $8 FROM made
     """,
 )
 CHANGE = Statement(
@@ -52,8 +54,8 @@ CHANGE = Statement(
         UPDATE repositories SET trash = coalesce($2, trash), digests = coalesce($3, digests) WHERE key = $1
         RETURNING key
     ), event AS (
-        INSERT INTO events (kind, repository, principal, request_id, detail)
-        SELECT 'repository_change', key, $4, $5,
+        INSERT INTO events (kind, repository, principal, request_id, address, detail)
+        SELECT 'repository_change', key, $4, $5, $6,
                jsonb_strip_nulls(jsonb_build_object('trash', $2::boolean, 'digests', $3::text[]))
           FROM changed
     )
@@ -66,7 +68,9 @@ LOCK = "SELECT id, pg_advisory_xact_lock(1, id) FROM repositories WHERE key = $1
 EMPTY = Statement(
     "repository_empty", "SELECT take_out($1, '', repeat(chr(1114111), 100), $2, $3) AS gone FROM require_writable()"
 )
-RECORD_DELETE = "INSERT INTO events (kind, repository, principal, request_id) VALUES ('repository_delete', $1, $2, $3)"
+RECORD_DELETE = """
+    INSERT INTO events (kind, repository, principal, request_id, address) VALUES ('repository_delete', $1, $2, $3, $4)
+"""
 
 
 def repository_from(row: asyncpg.Record) -> Repository:
@@ -102,13 +106,12 @@ async def create(
     package_type: str,
     description: str,
     redundancy: int | None,
-    principal: str,
-    request_id: str,
+    by: Origin,
     trash: bool = True,
     digests: Sequence[str] = ALL_DIGESTS,
 ) -> None:
     """Make a repository. Raises ``RepositoryExists``."""
-    values = (rclass, package_type, description, redundancy, principal, request_id, trash, digests)
+    values = (rclass, package_type, description, redundancy, *by, trash, digests)
     try:
         await database.write(CREATE, key, *values)
     except asyncpg.UniqueViolationError:
@@ -121,16 +124,13 @@ async def change(
     *,
     trash: bool | None,
     digests: Sequence[str] | None,
-    principal: str,
-    request_id: str,
+    by: Origin,
 ) -> bool:
     """Change what is not None of a repository; False when there is none of that key."""
-    return await database.write(CHANGE, key, trash, digests, principal, request_id) is not None
+    return await database.write(CHANGE, key, trash, digests, *by) is not None
 
 
-async def delete(
-    database: Database, key: str, *, principal: str, request_id: str, check: Callable[[], object] = lambda: None
-) -> bool:
+async def delete(database: Database, key: str, *, by: Origin, check: Callable[[], object] = lambda: None) -> bool:
     """Delete a repository with everything in it; False when there is none of that key.
 
     A large one is emptied in steps before. What its trash does not keep becomes a candidate for removal;
@@ -142,11 +142,11 @@ async def delete(
         repository = await connection.fetchval(LOCK, key)
         if repository is None:
             return False
-        if await connection.fetchval(EMPTY.sql, repository, DELETE_PAGE, principal) == DELETE_PAGE:
+        if await connection.fetchval(EMPTY.sql, repository, DELETE_PAGE, by.principal) == DELETE_PAGE:
             return None
         if await connection.fetchval(DELETE.sql, repository) is None:
             return False
-        await connection.execute(RECORD_DELETE, key, principal, request_id)
+        await connection.execute(RECORD_DELETE, key, *by)
         return True
 
     check()

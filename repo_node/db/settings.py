@@ -9,6 +9,7 @@ from typing import Any
 import asyncpg
 
 from repo_node.db.pool import Database, Statement
+from repo_node.origin import Origin
 
 READ = Statement("settings_read", "SELECT key, value FROM settings")
 WRITE = Statement(
@@ -28,14 +29,14 @@ RESET = Statement(
         UPDATE census SET asked = asked + 1, due_at = least(due_at, clock_timestamp())
          WHERE EXISTS (SELECT 1 FROM gone WHERE key = 'redundancy')
     )
-    INSERT INTO events (kind, principal, request_id, detail)
-    SELECT 'setting', $2, $3, jsonb_build_object('key', g.key, 'reset', true) FROM gone g
+    INSERT INTO events (kind, principal, request_id, address, detail)
+    SELECT 'setting', $2, $3, $4, jsonb_build_object('key', g.key, 'reset', true) FROM gone g
     """,
 )
 LOCK = "LOCK TABLE settings IN SHARE ROW EXCLUSIVE MODE"
 RECORD = """
-    INSERT INTO events (kind, principal, request_id, detail)
-    VALUES ('setting', $1, $2, jsonb_build_object('key', $3::text, 'value', $4::jsonb))
+    INSERT INTO events (kind, principal, request_id, address, detail)
+    VALUES ('setting', $1, $2, $3, jsonb_build_object('key', $4::text, 'value', $5::jsonb))
 """
 
 
@@ -53,8 +54,7 @@ async def write(
     key: str,
     value: Any,
     *,
-    principal: str,
-    request_id: str,
+    by: Origin,
     check: Callable[[dict[str, Any]], object],
 ) -> None:
     """Set one setting; ``check`` sees all of them together before, and refuses by raising."""
@@ -63,20 +63,18 @@ async def write(
         await connection.execute(LOCK)
         check({**decode(await connection.fetch(READ.sql)), key: value})
         text = json.dumps(value)
-        await connection.execute(WRITE.sql, key, text, principal)
-        await connection.execute(RECORD, principal, request_id, key, text)
+        await connection.execute(WRITE.sql, key, text, by.principal)
+        await connection.execute(RECORD, *by, key, text)
 
     await database.transact(WRITE, work)
 
 
-async def reset(
-    database: Database, key: str, *, principal: str, request_id: str, check: Callable[[dict[str, Any]], object]
-) -> None:
+async def reset(database: Database, key: str, *, by: Origin, check: Callable[[dict[str, Any]], object]) -> None:
     """Give one setting its default back; ``check`` sees all the others together before, as in ``write``."""
 
     async def work(connection: asyncpg.Connection) -> None:
         await connection.execute(LOCK)
         check({name: value for name, value in decode(await connection.fetch(READ.sql)).items() if name != key})
-        await connection.execute(RESET.sql, key, principal, request_id)
+        await connection.execute(RESET.sql, key, *by)
 
     await database.transact(RESET, work)

@@ -9,19 +9,20 @@ from typing import Any
 
 from repo_node.db.nodes import ASK_RELOAD
 from repo_node.db.pool import Database, Statement
+from repo_node.origin import Origin
 from sharding.model import NodeId, ShardId, ShardState
 
-CHANGE = Statement("shard_change", "SELECT change_shard($1, $2, $3, $4) AS outcome")
-REMOVE = Statement("shard_remove", "SELECT remove_shard($1, $2, $3) AS outcome")
-REMOVE_NODE = Statement("node_remove", "SELECT remove_node($1, $2, $3) AS outcome")
+CHANGE = Statement("shard_change", "SELECT change_shard($1, $2, $3, $4, $5) AS outcome")
+REMOVE = Statement("shard_remove", "SELECT remove_shard($1, $2, $3, $4) AS outcome")
+REMOVE_NODE = Statement("node_remove", "SELECT remove_node($1, $2, $3, $4) AS outcome")
 STOP_NODE = Statement(
     "node_stop",
     """
     WITH asked AS (
         UPDATE nodes n SET stop_asked = n.incarnation WHERE n.id = $1 AND node_is_up(n) RETURNING n.id
     ), noted AS (
-        INSERT INTO events (kind, principal, request_id, detail)
-        SELECT 'node_stop', $2, $3, jsonb_build_object('node', a.id) FROM asked a
+        INSERT INTO events (kind, principal, request_id, address, detail)
+        SELECT 'node_stop', $2, $3, $4, jsonb_build_object('node', a.id) FROM asked a
     ), told AS (
         SELECT a.id, pg_notify('holdfast', 'nodes') FROM asked a
     )
@@ -30,7 +31,7 @@ STOP_NODE = Statement(
     """,
 )
 RELOAD = Statement("node_reload", ASK_RELOAD)
-GIVE_UP = Statement("shard_give_up", "SELECT give_up_last_copies($1, $2, $3, $4) AS outcome")
+GIVE_UP = Statement("shard_give_up", "SELECT give_up_last_copies($1, $2, $3, $4, $5) AS outcome")
 LAST_COPIES = Statement(
     "shard_last_copies",
     """
@@ -53,8 +54,9 @@ WEIGH = Statement(
     WITH weighed AS (
         UPDATE shards SET weight = $2, weight_set = true WHERE id = $1 RETURNING id
     ), noted AS (
-        INSERT INTO events (kind, principal, request_id, detail)
-        SELECT 'shard_weight', $3, $4, jsonb_build_object('shard', w.id, 'weight', $2::double precision) FROM weighed w
+        INSERT INTO events (kind, principal, request_id, address, detail)
+        SELECT 'shard_weight', $3, $4, $5, jsonb_build_object('shard', w.id, 'weight', $2::double precision)
+          FROM weighed w
     )
     SELECT id FROM weighed
     """,
@@ -140,26 +142,26 @@ async def list_all(database: Database, *, counted_max: int = COUNTED_MAX) -> Map
     }
 
 
-async def change(database: Database, shard: int, action: str, *, principal: str, request_id: str) -> str:
+async def change(database: Database, shard: int, action: str, *, by: Origin) -> str:
     """Drain, readonly, activate or replace a shard; the outcomes are those of ``change_shard`` in the schema."""
-    row: Any = await database.write(CHANGE, shard, action, principal, request_id)
+    row: Any = await database.write(CHANGE, shard, action, *by)
     return str(row["outcome"])
 
 
-async def weigh(database: Database, shard: int, weight: float, *, principal: str, request_id: str) -> bool:
+async def weigh(database: Database, shard: int, weight: float, *, by: Origin) -> bool:
     """Set a shard's weight, whatever its node's configuration says; False when there is no such shard."""
-    return await database.write(WEIGH, shard, weight, principal, request_id) is not None
+    return await database.write(WEIGH, shard, weight, *by) is not None
 
 
-async def remove(database: Database, shard: int, *, principal: str, request_id: str) -> str:
+async def remove(database: Database, shard: int, *, by: Origin) -> str:
     """Remove a shard; the outcomes are those of ``remove_shard``."""
-    row: Any = await database.write(REMOVE, shard, principal, request_id)
+    row: Any = await database.write(REMOVE, shard, *by)
     return str(row["outcome"])
 
 
-async def stop_node(database: Database, node: str, *, principal: str, request_id: str) -> str:
+async def stop_node(database: Database, node: str, *, by: Origin) -> str:
     """Ask a node to leave and to end, as SIGTERM does; the outcome is 'asked', 'down' or 'absent'."""
-    row = await database.write(STOP_NODE, node, principal, request_id)
+    row = await database.write(STOP_NODE, node, *by)
     return "absent" if row is None else str(row["outcome"])
 
 
@@ -169,15 +171,15 @@ async def last_copies(database: Database, shard: int, paths_max: int) -> LastCop
     return LastCopies(row["blobs"], row["artifacts"], row["paths"])
 
 
-async def give_up_last_copies(database: Database, shard: int, copies: int, *, principal: str, request_id: str) -> str:
+async def give_up_last_copies(database: Database, shard: int, copies: int, *, by: Origin) -> str:
     """Let go of the last copies on a lost shard; the outcomes are those of ``give_up_last_copies``."""
-    row: Any = await database.write(GIVE_UP, shard, copies, principal, request_id)
+    row: Any = await database.write(GIVE_UP, shard, copies, *by)
     return str(row["outcome"])
 
 
-async def remove_node(database: Database, node: str, *, principal: str, request_id: str) -> str:
+async def remove_node(database: Database, node: str, *, by: Origin) -> str:
     """Remove a node; the outcomes are those of ``remove_node``."""
-    row: Any = await database.write(REMOVE_NODE, node, principal, request_id)
+    row: Any = await database.write(REMOVE_NODE, node, *by)
     return str(row["outcome"])
 
 

@@ -15,6 +15,7 @@ from repo_node.db.errors import CatalogueUnavailable
 from repo_node.db.garbage import as_primary
 from repo_node.db.lease import Lease
 from repo_node.db.pool import Database, Statement
+from repo_node.origin import Origin
 from repo_node.paths import join_path
 
 
@@ -100,11 +101,11 @@ LAST_AT = Statement(
 RESTORE = Statement(
     "trash_restore",
     """
-    SELECT CASE WHEN NOT $8 AND EXISTS (
+    SELECT CASE WHEN NOT $9 AND EXISTS (
                SELECT 1 FROM artifacts a JOIN trash t ON t.id = $1
                 WHERE a.repo_id = $2 AND a.folder = $3 AND a.name = $4 AND a.blob_id IS NOT NULL
                   AND a.created_at < a.restored_at AND t.trashed_at <= a.restored_at
-           ) THEN 'already' ELSE restore_trash($1, $2, $3, $4, $5, $6, $7) END AS outcome
+           ) THEN 'already' ELSE restore_trash($1, $2, $3, $4, $5, $6, $7, $8) END AS outcome
       FROM require_writable()
     """,
 )
@@ -112,8 +113,8 @@ EMPTY = Statement("trash_empty", "SELECT empty_trash($1::bigint[], 'released') A
 RECORD_EMPTIED = Statement(
     "trash_emptied",
     """
-    INSERT INTO events (kind, repository, path, principal, request_id, detail)
-    VALUES ('trash_empty', $1, $2, $3, $4, jsonb_build_object('items', $5::bigint))
+    INSERT INTO events (kind, repository, path, principal, request_id, address, detail)
+    VALUES ('trash_empty', $1, $2, $3, $4, $5, jsonb_build_object('items', $6::bigint))
     """,
 )
 # Ids and times grow together: the oldest are the first, and a page of them is enough to look at.
@@ -165,8 +166,7 @@ async def restore(
     name: str,
     *,
     replace: bool,
-    principal: str,
-    request_id: str,
+    by: Origin,
     again: bool = False,
 ) -> Restored:
     """Bring one thing back to a path; with ``replace`` what is there goes to the trash. Raises ``PathConflict``.
@@ -174,7 +174,6 @@ async def restore(
     ``ALREADY``: the path holds what a restore brought back after this went to the trash, or threw this away for; with
     ``again`` that does not matter.
     """
-    by = (principal, request_id)
     try:
         row: Any = await database.write(RESTORE, trashed, repository_id, folder, name, replace, *by, again)
     except asyncpg.ForeignKeyViolationError as error:
@@ -193,10 +192,10 @@ async def empty(database: Database, ids: Sequence[int]) -> int:
 
 
 async def record_emptied(
-    database: Database, repository: str | None, path: str | None, *, items: int, principal: str, request_id: str
+    database: Database, repository: str | None, path: str | None, *, items: int, by: Origin
 ) -> None:
     """Note who emptied the trash, or a part of it."""
-    await database.write(RECORD_EMPTIED, repository, path, principal, request_id, items)
+    await database.write(RECORD_EMPTIED, repository, path, *by, items)
 
 
 async def expire(database: Database, lease: Lease, *, age_seconds: float, items_max: int) -> int:

@@ -197,6 +197,12 @@ class Metrics:
         self.heartbeat_failures = Counter(
             "holdfast_heartbeat_failures_total", "Heartbeats that did not reach Postgres", registry=registry
         )
+        self.certificate_ends = Gauge(
+            "holdfast_certificate_expiry_timestamp_seconds",
+            "When the certificate in use for a listener ends",
+            ["listener"],
+            registry=registry,
+        )
         self.workers_up = Gauge("holdfast_workers_up", "Workers that serve beside the main process", registry=registry)
         self.worker_ends = Counter(
             "holdfast_worker_ends_total", "Workers that ended before their node did", registry=registry

@@ -15,7 +15,7 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from repo_node.errors import RequestError
-from repo_node.paths import PLAIN, BadPath, parse_target
+from repo_node.paths import PLAIN, BadPath, check_query, parse_target
 from repo_node.web.context import CONTINUE_DUE, REFUSED, TARGET
 
 RequestFactory = Callable[..., web.BaseRequest]
@@ -37,7 +37,9 @@ def on_arrival(make: RequestFactory, app: web.Application) -> RequestFactory:
         found: dict[Any, Any] = {}
         try:
             found[TARGET] = target = parse_target(message.path)
-            if not PLAIN.fullmatch(message.path.partition("?")[0]):
+            path, _, asked = message.path.partition("?")
+            check_query(asked)
+            if not PLAIN.fullmatch(path):
                 query = message.url.raw_query_string
                 message = message._replace(url=URL.build(path=target.encoded, query_string=query, encoded=True))
         except BadPath as error:

@@ -31,8 +31,11 @@ from tests.repo_node.http import Answer, Client
 T = TypeVar("T")
 
 LOOPBACK = "127.0.0.1"
+PROXY = "127.0.0.2"
+"""An address that every node takes for that of a load balancer."""
 PASSWORD = "canary-password-5dd1"
 CLUSTER_KEY = bytes.fromhex("c0ffee00" + "9f1d2b3c4a5e6f708192a3b4c5d6e7f8" * 2)
+HTTP_OF_TESTS = {"shutdown_timeout_seconds": 2.0, "trusted_proxies": [PROXY]}
 START_SECONDS = 60.0
 SOON_SECONDS = 20.0
 
@@ -187,7 +190,7 @@ def configure(
     return NodeConfig(
         node=NodeSection(id=name, zone=zone, cluster_key_file=Path("unused")),
         database=DatabaseSection(dsn=dsn, **{"start_timeout_seconds": 5.0, **(database or {})}),
-        http=HttpSection(**{"listen": free_address(), "shutdown_timeout_seconds": 2.0, **(http or {})}),
+        http=HttpSection(**{**HTTP_OF_TESTS, "listen": free_address(), **(http or {})}),
         internal=InternalSection(**{"listen": free_address(), **(internal or {})}),
         shards=tuple(
             Disk(path=directory / name / f"shard-{n}", reserve_bytes=reserve_bytes) for n in range(1, shards + 1)
@@ -204,6 +207,9 @@ def prepare(dsn: str) -> None:
     """Make a database copied from the template a cluster of its own, whose first user has ``PASSWORD``."""
     query(dsn, "UPDATE users SET password_hash = $1 WHERE name = 'admin'", hash_password(PASSWORD))
     query(dsn, "UPDATE cluster SET cluster_id = gen_random_uuid()")
+    # Tests log in wrongly from one address, and often.
+    for key in ("login_failures_max", "login_failures_per_address_max"):
+        query(dsn, "INSERT INTO settings (key, value, updated_by) VALUES ($1, '0', 'test')", key)
 
 
 @contextmanager

@@ -18,6 +18,7 @@ from repo_node.db.errors import ChangesRefused
 from repo_node.db.lease import Lease
 from repo_node.errors import answer_for
 from repo_node.maintenance.audits import expiry_seconds
+from repo_node.origin import Origin
 from repo_node.paths import ArtifactPath
 from repo_node.read_only import PausedWhileReadOnly, ReadOnly, require_heard, require_writable
 from repo_node.recent import RecentItems
@@ -253,22 +254,20 @@ async def test_large_deletion_under_way_at_the_switch_ends_at_its_next_step(
 
     steps: list[int] = []
     with pytest.raises(ReadOnly, match="in part at most"):
-        await artifact_rows.delete(
-            scene.database, scene.repository, "", "f", principal="x", request_id="r", check=check
-        )
+        await artifact_rows.delete(scene.database, scene.repository, "", "f", by=Origin("x", "r"), check=check)
     assert await table(connection, "SELECT count(*) FROM artifacts WHERE folder = 'f'") == [(3,)]
 
 
 async def test_trash_under_way_at_the_switch_stays(scene: Scene, connection: asyncpg.Connection) -> None:
     await connection.execute("UPDATE repositories SET trash = true")
     await scene.upload("f/a", b"a")
-    await artifact_rows.delete(scene.database, scene.repository, "", "f", principal="x", request_id="r")
+    await artifact_rows.delete(scene.database, scene.repository, "", "f", by=Origin("x", "r"))
     settings = LiveSettings(Settings(read_only_reason=REASON))
     trash, at = Trash(scene.database, RecentItems(settings), settings), ArtifactPath("generic-local", "", "f")
     with pytest.raises(ReadOnly):
-        await trash.empty(at, principal="x", request_id="r")
+        await trash.empty(at, by=Origin("x", "r"))
     with pytest.raises(ReadOnly):
-        await trash.restore(at, at, replace=False, principal="x", request_id="r")
+        await trash.restore(at, at, replace=False, by=Origin("x", "r"))
     assert await table(connection, "SELECT count(*) FROM trash") == [(1,)]
 
 
@@ -278,7 +277,7 @@ async def test_database_refuses_changes_of_a_node_that_has_not_heard_of_the_swit
     await connection.execute("UPDATE repositories SET trash = true")
     for path in ("gone", "here"):
         await scene.upload(path, path.encode())
-    database, by = scene.database, {"principal": "x", "request_id": "r"}
+    database, by = scene.database, {"by": Origin("x", "r")}
     await artifact_rows.delete(database, scene.repository, "", "gone", **by)
     token = uuid4()
     lease = Lease(await connection.fetchval("SELECT lease_acquire('x', $1, 0, 60)", token), token)

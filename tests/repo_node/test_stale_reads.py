@@ -17,6 +17,7 @@ from repo_node.db.lookups import LookUps
 from repo_node.db.repositories import Repository
 from repo_node.errors import NotFound
 from repo_node.metrics import Metrics
+from repo_node.origin import Origin
 from repo_node.paths import ArtifactPath
 from repo_node.recent import RecentItems
 from repo_node.repositories import Repositories
@@ -139,7 +140,7 @@ async def test_the_services_say_that_something_is_absent_only_while_heartbeats_c
         return Repository(1, "r", "local", "generic", "", None, EPOCH)
 
     beats.is_fresh, catalogue.answer = fresh, lambda: ABSENT
-    wanted, by = NotFound if fresh else AbsenceInDoubt, {"principal": "u", "request_id": "q"}
+    wanted, by = NotFound if fresh else AbsenceInDoubt, {"by": Origin("u", "q")}
     monkeypatch.setattr(rows, "delete", nothing)
     monkeypatch.setattr(repository_rows, "find", repository)
     for work in (artifacts.get(AT), artifacts.delete(AT, **by)):

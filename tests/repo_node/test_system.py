@@ -229,7 +229,7 @@ def test_events_are_followed_page_by_page_by_administrators(one: RunningCluster)
     wait_until(follow)
     assert [f"/artifactory/{event['repository']}/{event['path']}" for event in found] == paths
     assert set(found[0]) == {
-        "id", "at", "kind", "repository", "path", "sha256", "principal", "request_id", "detail",
+        "id", "at", "kind", "repository", "path", "sha256", "principal", "request_id", "address", "detail",
     }  # fmt: skip
     assert errors_of(one.admin.get(f"{url}?after=x"))[0] == 400
     assert one.admin.get(f"{url}?after={10**17}").json() == {"events": [], "next_after": 10**17}

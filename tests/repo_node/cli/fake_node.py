@@ -77,7 +77,7 @@ class FakeNode:
         path = request.raw_path.removeprefix("/artifactory")
         if not request.raw_path.startswith("/artifactory/"):
             return error(404, "not here")
-        if path.startswith("/api/holdfast/"):
+        if path.startswith(("/api/holdfast/", "/api/security/", "/api/v2/security/")):
             return await self.handle_json(request, path)
         waiting = self.faults.get("LIST" if path.startswith("/api/storage/") else method, [])
         fault = waiting.pop(0) if waiting else Fault()

@@ -14,6 +14,9 @@ TEACHING = [
     *[(name,) for name in COMMANDS if name not in ("up", "down")],
     *[("settings", name) for name in ("list", "get", "set")],
     *[("token", name) for name in ("create", "list", "revoke")],
+    *[("user", name) for name in ("create", "list", "show", "change", "delete", "unlock", "password")],
+    *[("group", name) for name in ("create", "list", "show", "add", "remove", "delete")],
+    *[("permission", name) for name in ("set", "list", "show", "delete")],
 ]
 
 

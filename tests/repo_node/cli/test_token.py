@@ -115,3 +115,14 @@ def test_token_revoke_deletes_it(holdfast: Holdfast, node: FakeNode) -> None:
     assert holdfast("token", "revoke", "8").exit_code == 1
     assert holdfast("token", "revoke", "seven").exit_code == 2
     assert len(node.requests("DELETE")) == 2
+
+
+def test_token_create_for_another_user_with_all_rights_or_those_of_groups(holdfast: Holdfast, node: FakeNode) -> None:
+    node.json_answers["POST", PATH] = (201, MADE)
+    assert holdfast("token", "create", "--for", "ci", "--all-rights").exit_code == 0
+    assert holdfast("token", "create", "--group", "b", "--group", "c").exit_code == 0
+    assert [(body["scopes"], body.get("user")) for body in node.bodies] == [
+        (["applied-permissions/user"], "ci"),
+        (["applied-permissions/groups:b,c"], None),
+    ]
+    assert holdfast("token", "create").exit_code == 2

@@ -19,6 +19,7 @@ from repo_node.config import DatabaseSection
 from repo_node.db import blobs
 from repo_node.db.blobs import CommitOutcome, CommitResult, Deployment
 from repo_node.db.pool import Database, Statement, open_database
+from repo_node.origin import Origin
 from sharding.model import BLOCK_BYTES, BlobDigests, Generation, Replica, ShardId
 
 REPOSITORY = "generic-local"
@@ -80,8 +81,7 @@ class Scene:
             "folder": folder,
             "name": name,
             "properties": {},
-            "principal": "alice",
-            "request_id": "request-1",
+            "by": Origin("alice", "request-1"),
             "blob_uid": uuid4(),
             "digests": digests_of(data),
             "redundancy": 2,

@@ -11,6 +11,7 @@ import pytest
 
 from repo_node import settings as typed
 from repo_node.db import artifacts, blobs, nodes, principals, repositories, settings, shards
+from repo_node.origin import Origin
 from sharding.model import NodeId, ShardId
 from tests.repo_node.db.scene import REPOSITORY, Scene
 
@@ -48,21 +49,20 @@ async def test_changes_of_what_is_kept_in_memory_are_announced(
     scene: Scene, connection: asyncpg.Connection, announcements: Announcements
 ) -> None:
     database = scene.database
-    await settings.write(database, "redundancy", 3, principal="x", request_id="r", check=typed.combine)
+    await settings.write(database, "redundancy", 3, by=Origin("x", "r"), check=typed.combine)
     assert await announcements.take() == ["settings"]
     await repositories.create(
-        database, "new", rclass="local", package_type="generic", description="", redundancy=None, principal="x",
-        request_id="r",
+        database, "new", rclass="local", package_type="generic", description="", redundancy=None, by=Origin("x", "r"),
     )  # fmt: skip
     assert await announcements.take() == ["repositories"]
-    await repositories.delete(database, "new", principal="x", request_id="r")
+    await repositories.delete(database, "new", by=Origin("x", "r"))
     assert await announcements.take() == ["repositories"]
     token = await principals.create_token(
         database, "admin", secret_sha256=bytes(32), ending="", description="", scopes=["read"], expires_in=None,
-        request_id="r",
+        by=Origin("x", "r"),
     )  # fmt: skip
     assert await announcements.take() == ["tokens"]
-    await principals.revoke_token(database, token, principal="x", request_id="r")
+    await principals.revoke_token(database, token, by=Origin("x", "r"))
     assert await announcements.take() == ["tokens"]
     await connection.execute("UPDATE users SET is_enabled = false")
     assert await announcements.take() == ["users"]
@@ -98,7 +98,7 @@ async def test_new_shard_is_announced_and_who_owns_a_known_one_is_not(
 
 async def test_refused_setting_announces_nothing(scene: Scene, announcements: Announcements) -> None:
     with pytest.raises(typed.SettingError):
-        await settings.write(scene.database, "redundancy", 0, principal="x", request_id="r", check=typed.combine)
+        await settings.write(scene.database, "redundancy", 0, by=Origin("x", "r"), check=typed.combine)
     assert await announcements.take() == []
 
 
@@ -108,9 +108,9 @@ async def test_daily_work_announces_nothing(
     _, [first, *_] = await scene.upload("f/a", b"one")
     await scene.upload("f/b", b"one")
     await scene.upload("f/a", b"two")
-    await artifacts.make_folder(scene.database, scene.repository, "g/h", principal="x", request_id="r")
+    await artifacts.make_folder(scene.database, scene.repository, "g/h", by=Origin("x", "r"))
     await blobs.mark_suspect(scene.database, first.shard, first.generation)
-    await artifacts.delete(scene.database, scene.repository, "", "f", principal="x", request_id="r")
+    await artifacts.delete(scene.database, scene.repository, "", "f", by=Origin("x", "r"))
     await artifacts.resolve(scene.database, REPOSITORY, "f", "a")
     incarnation = await connection.fetchval("SELECT incarnation FROM nodes WHERE id = 'n1'")
     await nodes.heartbeat(connection, NodeId("n1"), incarnation, {})
@@ -123,7 +123,7 @@ async def test_node_that_leaves_or_stops_is_announced_once(
     incarnation = await connection.fetchval("SELECT incarnation FROM nodes WHERE id = 'n1'")
     await nodes.leave(connection, NodeId("n1"), incarnation)
     assert await announcements.take() == ["nodes"]
-    by = {"principal": "p", "request_id": "r"}
+    by = {"by": Origin("p", "r")}
     await shards.stop_node(scene.database, "n1", **by)
     assert await announcements.take() == ["nodes"]
     await nodes.stop(connection, NodeId("n1"), incarnation)

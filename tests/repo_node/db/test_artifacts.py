@@ -14,6 +14,7 @@ from repo_node.db import artifacts, blobs, paging
 from repo_node.db.artifacts import Child
 from repo_node.db.blobs import PathConflict
 from repo_node.db.errors import CatalogueUnavailable
+from repo_node.origin import Origin
 from sharding.model import BLOCK_BYTES
 from tests.repo_node.db.scene import (
     REPOSITORY,
@@ -38,13 +39,11 @@ DELETES = "SELECT path, sha256, detail, principal, request_id FROM events WHERE 
 
 async def delete(scene: Scene, path: str) -> int:
     folder, _, name = path.rpartition("/")
-    return await artifacts.delete(
-        scene.database, scene.repository, folder, name, principal="bob", request_id="request-2"
-    )
+    return await artifacts.delete(scene.database, scene.repository, folder, name, by=Origin("bob", "request-2"))
 
 
 async def make_folder(scene: Scene, path: str) -> None:
-    await artifacts.make_folder(scene.database, scene.repository, path, principal="bob", request_id="r")
+    await artifacts.make_folder(scene.database, scene.repository, path, by=Origin("bob", "r"))
 
 
 async def children(scene: Scene, folder: str) -> list[Child]:
@@ -176,7 +175,7 @@ async def test_make_folder_refuses_a_path_through_an_artifact(
 
 async def test_make_folder_in_a_repository_that_is_gone_may_be_retried(scene: Scene) -> None:
     with pytest.raises(CatalogueUnavailable):
-        await artifacts.make_folder(scene.database, 4711, "a", principal="bob", request_id="r")
+        await artifacts.make_folder(scene.database, 4711, "a", by=Origin("bob", "r"))
 
 
 # ---------------------------------------------------------------- delete
@@ -242,7 +241,7 @@ async def test_delete_names_the_content_that_it_removed(scene: Scene, connection
         scene,
         connection,
         lambda: commit(OneConnection(connection), scene.deployment("a", b"young"), copies(1, 3)),
-        lambda other: other.fetchval(artifacts.DELETE.sql, scene.repository, "", "a", "bob", "r", 100),
+        lambda other: other.fetchval(artifacts.DELETE.sql, scene.repository, "", "a", 100, "bob", "r", None),
     )
     assert await paths(connection) == []
     assert (await only_row(connection, DELETES))["sha256"] == digests_of(b"young").sha256
@@ -288,7 +287,7 @@ async def test_upload_into_a_folder_that_is_being_deleted_lands_in_a_new_one(
     await race(
         scene,
         connection,
-        lambda: connection.fetchval(artifacts.DELETE.sql, scene.repository, "", "f", "bob", "r", 100),
+        lambda: connection.fetchval(artifacts.DELETE.sql, scene.repository, "", "f", 100, "bob", "r", None),
         lambda other: commit(OneConnection(other), scene.deployment("f/g/b", b"young"), copies(1, 3)),
     )
     assert await paths(connection) == ["f", "f/g", "f/g/b"]
@@ -302,7 +301,7 @@ async def test_delete_of_a_folder_waits_for_the_upload_that_enters_it(
         scene,
         connection,
         lambda: commit(OneConnection(connection), scene.deployment("f/g/h/b", b"two"), copies(1, 3)),
-        lambda other: other.fetchval(artifacts.DELETE.sql, scene.repository, "", "f", "bob", "r", 100),
+        lambda other: other.fetchval(artifacts.DELETE.sql, scene.repository, "", "f", 100, "bob", "r", None),
     )
     assert gone == 5
     assert await paths(connection) == []
@@ -315,8 +314,8 @@ async def test_folder_made_while_its_parent_is_deleted_never_lacks_one(
 ) -> None:
     await make_folder(scene, "f")
     calls: list[Any] = [
-        lambda c: c.fetchval(artifacts.MAKE_FOLDER.sql, scene.repository, "f/g/h", "bob", "r"),
-        lambda c: c.fetchval(artifacts.DELETE.sql, scene.repository, "", "f", "bob", "r", 100),
+        lambda c: c.fetchval(artifacts.MAKE_FOLDER.sql, scene.repository, "f/g/h", "bob", "r", None),
+        lambda c: c.fetchval(artifacts.DELETE.sql, scene.repository, "", "f", 100, "bob", "r", None),
     ]
     first, second = reversed(calls) if deletion_first else calls
     await race(scene, connection, lambda: first(connection), second)

@@ -14,6 +14,7 @@ from repo_node.db import check_orders
 from repo_node.db.blobs import mark_suspect
 from repo_node.db.checks import CheckRows
 from repo_node.db.errors import CatalogueUnavailable
+from repo_node.origin import Origin
 from sharding.listing import FoundReplica
 from sharding.maintenance.comparison import FIRST, RowState
 from sharding.maintenance.reconcile_catalogue import CheckOrder
@@ -32,9 +33,7 @@ def rows(scene: Scene) -> CheckRows:
 async def order(scene: Scene, shard: int | None = None, **more: bool) -> tuple[UUID, int]:
     request = uuid4()
     options = {"dry_run": False, "repair": False, **more}
-    count = await check_orders.request_checks(
-        scene.database, request, shard=shard, principal="alice", request_id="r", **options
-    )
+    count = await check_orders.request_checks(scene.database, request, shard=shard, by=Origin("alice", "r"), **options)
     return request, count
 
 

@@ -15,6 +15,7 @@ from repo_node.db import commit_groups
 from repo_node.db.blobs import CommitOutcome, CommitResult, Deployment, PathConflict
 from repo_node.db.commit_groups import CommitGroups, UploadToCommit
 from repo_node.db.errors import CatalogueUnavailable, ChangesRefused, OutcomeUnknown
+from repo_node.origin import Origin
 from sharding.model import Replica
 from tests.repo_node.db.scene import (
     DAY_SECONDS,
@@ -104,7 +105,7 @@ async def test_group_writes_what_its_uploads_would_by_themselves(
     await scene.upload("a/b/there", b"before too")
     uploads = [
         *plain(scene, 7),
-        (scene.deployment("root.bin", b"root", principal="bob", request_id="other"), copies(2, 5)),
+        (scene.deployment("root.bin", b"root", by=Origin("bob", "other")), copies(2, 5)),
         (scene.deployment("a/b/deep", b"deep"), copies(1, 3, 5)),
         (scene.deployment("f/empty", b""), []),
         (scene.deployment("f/sha256", digests=replace(digests_of(b"alone"), sha1=None, md5=None)), copies(1, 3)),

@@ -15,6 +15,7 @@ import pytest
 from repo_node.db import blobs, repositories
 from repo_node.db.blobs import CommitOutcome, PathConflict
 from repo_node.db.errors import CatalogueUnavailable
+from repo_node.origin import Origin
 from repo_node.settings import Settings
 from sharding.model import BLOCK_BYTES, Generation, Replica, ShardId
 from tests.repo_node.db.scene import (
@@ -305,7 +306,7 @@ async def test_repeat_is_answered_although_the_repository_is_gone_by_now(
     deployment, ours = scene.deployment("a"), copies(1, 3)
     first = await scene.commit(deployment, ours)
     await scene.upload("b", repository_id=other)
-    await repositories.delete(scene.database, "generic-local", principal="x", request_id="r")
+    await repositories.delete(scene.database, "generic-local", by=Origin("x", "r"))
     assert await scene.commit(deployment, ours) == first
 
 
@@ -402,7 +403,7 @@ async def test_unknown_shard_is_refused(scene: Scene, connection: asyncpg.Connec
 
 async def test_overwrite_makes_the_old_blob_a_candidate(scene: Scene, connection: asyncpg.Connection) -> None:
     await scene.upload("a", b"old", properties={"k": ["old"]})
-    young = scene.deployment("a", b"young", properties={"k": ["young"]}, principal="bob")
+    young = scene.deployment("a", b"young", properties={"k": ["young"]}, by=Origin("bob", "r"))
     result = await scene.commit(young, copies(1, 3))
     assert await table(connection, CANDIDATES) == [(digests_of(b"old").sha256,)]
     [row] = await connection.fetch("SELECT a.*, b.sha256 FROM artifacts a JOIN blobs b ON b.id = a.blob_id")

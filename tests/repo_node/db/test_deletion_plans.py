@@ -81,5 +81,5 @@ async def test_collection_and_removal_use_indexes_alone(thrown_away: asyncpg.Con
     thrown = await thrown_away.fetch("SELECT id FROM trash LIMIT 20")
     assert await counted(thrown_away, trash.EMPTY.sql, [row["id"] for row in thrown]) == []
     restored = await thrown_away.fetchval("SELECT max(id) FROM trash")
-    restore = (restored, 1, "back", "here", True, "x", "r", False)
+    restore = (restored, 1, "back", "here", True, "x", "r", None, False)
     assert await counted(thrown_away, trash.RESTORE.sql, *restore) == []

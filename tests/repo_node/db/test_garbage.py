@@ -15,6 +15,7 @@ from repo_node.db.blobs import CommitOutcome
 from repo_node.db.garbage import DeletionsHeld, GarbageRows
 from repo_node.db.lease import Lease, NotPrimary
 from repo_node.metrics import Metrics
+from repo_node.origin import Origin
 from sharding.maintenance.gc import Gc, GcFeed, GcLimits
 from sharding.model import Replica
 from tests.repo_node.db.scene import OneConnection, Queries, Scene, commit, copies, digests_of, open_scene, table
@@ -52,7 +53,7 @@ async def run_gc(garbage: GarbageRows, lease: Lease, limits: GcLimits = LIMITS) 
 
 async def delete(scene: Scene, path: str) -> None:
     folder, _, name = path.rpartition("/")
-    assert await artifacts.delete(scene.database, scene.repository, folder, name, principal="x", request_id="r")
+    assert await artifacts.delete(scene.database, scene.repository, folder, name, by=Origin("x", "r"))
 
 
 async def test_deleted_content_goes_with_all_its_rows_and_its_files_are_listed(
@@ -148,7 +149,7 @@ async def test_deletion_of_the_last_reference_that_is_under_way_keeps_its_candid
     await scene.upload("a", b"bytes")
     await connection.execute("INSERT INTO gc_candidates (blob_id, since) SELECT id, now() - interval '1 h' FROM blobs")
     async with connection.transaction():
-        await connection.fetchval(artifacts.DELETE.sql, scene.repository, "", "a", "x", "r", 10)
+        await connection.fetchval(artifacts.DELETE.sql, scene.repository, "", "a", 10, "x", "r", None)
         assert await run_gc(garbage, lease) == 0
     assert len(await table(connection, "SELECT * FROM gc_candidates")) == 1
     assert await run_gc(garbage, lease) == 1
@@ -197,7 +198,7 @@ async def test_hold_in_the_middle_of_a_run_stops_it(
     with pytest.raises(DeletionsHeld):
         await garbage.collect(lease, page, 0)
     assert await run_gc(garbage, lease) == 0
-    await holds.release(scene.database, principal="x", request_id="r")
+    await holds.release(scene.database, by=Origin("x", "r"))
     assert await run_gc(garbage, lease) == 1
 
 
@@ -212,7 +213,7 @@ async def test_brake_counts_before_it_removes_and_release_lets_it_go(
     [hold] = await holds.read(scene.database)
     assert hold.reason == "volume" and "10 of about 10" in hold.detail
     assert len(await table(connection, SHAS)) == 10
-    await holds.release(scene.database, principal="x", request_id="r")
+    await holds.release(scene.database, by=Origin("x", "r"))
     assert await run_gc(garbage, lease, limits) == 10
 
 
@@ -297,7 +298,7 @@ class Collider:
         if result.outcome is CommitOutcome.DEDUPLICATED:
             self._files -= {one.generation for one in written}
         await self.check(name, written)
-        await self._connection.fetchval(artifacts.DELETE.sql, self._scene.repository, "", name, "x", "r", 10)
+        await self._connection.fetchval(artifacts.DELETE.sql, self._scene.repository, "", name, 10, "x", "r", None)
         self.collisions += 1
 
     async def check(self, name: str, written: list[Replica]) -> None:

@@ -11,6 +11,7 @@ import pytest
 from repo_node.db import artifacts, blobs, known, principals, totals
 from repo_node.db.commit_groups import COMMIT_GROUP, UploadToCommit, columns
 from repo_node.db.pool import Statement
+from repo_node.origin import Origin
 from tests.postgres import TestServer
 from tests.repo_node.db.scene import DAY_SECONDS, REPOSITORY, Queries, Scene, copies, open_scene
 from tests.repo_node.db.test_plans import FILL_SQL, LARGE
@@ -65,7 +66,7 @@ async def requests(scene: Scene, path: str) -> None:
     await deploy_without_bytes(scene, path)
     await upload_together(scene, path)
     assert [page async for page in artifacts.children(database, scene.repository, folder)]
-    by = {"principal": "x", "request_id": "r"}
+    by = {"by": Origin("x", "r")}
     await artifacts.make_folder(database, scene.repository, f"{path}-folder", **by)
     for deleted in (f"{name}-known", f"{name}-folder"):
         assert await artifacts.delete(database, scene.repository, folder, deleted, **by) == 1
@@ -80,7 +81,7 @@ async def deploy_without_bytes(scene: Scene, path: str) -> None:
         found = await known.find_known(scene.database, digest, getattr(blob.item.blob, digest))
         assert found is not None
         at = (scene.repository, folder, f"{name}-{digest}")
-        link = known.Link(uuid4(), datetime.now(UTC), *at, "{}", "x", "r", found.id, 2, 1, 1)
+        link = known.Link(uuid4(), datetime.now(UTC), *at, "{}", Origin("x", "r"), found.id, 2, 1, 1)
         outcome, _ = await known.link(scene.database, link, [replica.generation for replica in found.replicas])
         assert outcome is known.LinkOutcome.LINKED
 

@@ -10,6 +10,7 @@ import pytest
 
 from repo_node.db import moves, shards, walks
 from repo_node.db.walks import Verdict
+from repo_node.origin import Origin
 from sharding.maintenance.catalogue import MoveOutcome
 from sharding.model import Generation, Replica, ShardId
 from tests.repo_node.db.scene import REPOSITORY, Scene, copies, digests_of, only_row, replicas_in, table, until_blocked
@@ -222,7 +223,7 @@ async def test_draining_shard_asks_for_everything_on_it(scene: Scene, connection
 async def test_returning_shard_counts_nothing_until_it_is_read(scene: Scene, connection: asyncpg.Connection) -> None:
     await stored(scene)
     await set_state(connection, 1, "lost")
-    assert await shards.change(scene.database, 1, "activate", principal="alice", request_id="r") == "returning"
+    assert await shards.change(scene.database, 1, "activate", by=Origin("alice", "r")) == "returning"
     assert (await only_row(connection, "SELECT state FROM shards WHERE id = 1"))["state"] == "lost"
     await walk(scene)
     row = await only_row(connection, "SELECT state, state_reason FROM shards WHERE id = 1")
@@ -402,7 +403,7 @@ async def test_lost_shard_that_answers_again_returns_but_not_one_an_administrato
 ) -> None:
     await silence(connection, 1, 2)
     await declare(scene)
-    assert await shards.change(scene.database, 2, "replace", principal="a", request_id="r") == "done"
+    assert await shards.change(scene.database, 2, "replace", by=Origin("a", "r")) == "done"
     assert await walks.return_shards(scene.database) == []
     await silence(connection, 1, 2, seconds=-1)
     await connection.execute("UPDATE shards SET state_reason = 'replaced by another disk' WHERE id = 2")
@@ -416,11 +417,11 @@ async def test_lost_shard_that_answers_again_returns_but_not_one_an_administrato
 
 
 async def change(scene: Scene, shard: int, action: str) -> str:
-    return await shards.change(scene.database, shard, action, principal="alice", request_id="r")
+    return await shards.change(scene.database, shard, action, by=Origin("alice", "r"))
 
 
 async def remove(scene: Scene, shard: int) -> str:
-    return await shards.remove(scene.database, shard, principal="alice", request_id="r")
+    return await shards.remove(scene.database, shard, by=Origin("alice", "r"))
 
 
 async def test_shard_is_changed_as_administrators_ask(scene: Scene, connection: asyncpg.Connection) -> None:
@@ -474,7 +475,7 @@ async def test_lost_shard_goes_when_no_blob_needs_it_any_more(scene: Scene, conn
 
 
 async def give_up(scene: Scene, shard: int, copies: int) -> str:
-    return await shards.give_up_last_copies(scene.database, shard, copies, principal="alice", request_id="r")
+    return await shards.give_up_last_copies(scene.database, shard, copies, by=Origin("alice", "r"))
 
 
 async def test_last_copies_on_a_lost_shard_go_only_when_their_number_is_said(
@@ -526,7 +527,7 @@ async def test_no_more_last_copies_are_given_up_than_were_counted(scene: Scene, 
 
 async def test_node_is_removed_when_it_is_down_and_has_no_shards(scene: Scene, connection: asyncpg.Connection) -> None:
     async def removed(node: str) -> str:
-        return await shards.remove_node(scene.database, node, principal="alice", request_id="r")
+        return await shards.remove_node(scene.database, node, by=Origin("alice", "r"))
 
     await connection.execute("INSERT INTO jobs (node_id, job, state) VALUES ('n1', 'repair', 'idle')")
     assert await removed("nobody") == "absent"

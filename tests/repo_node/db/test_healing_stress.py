@@ -21,6 +21,7 @@ from repo_node.db import moves, repair_queue, shards, walks
 from repo_node.db.blobs import CommitOutcome
 from repo_node.db.garbage import GarbageRows
 from repo_node.db.lease import Lease
+from repo_node.origin import Origin
 from sharding.maintenance.catalogue import Claim, MoveOutcome, Repaired
 from sharding.model import Generation, Replica, ShardId
 from tests.repo_node.db.scene import Queries, Scene, open_scene
@@ -139,11 +140,11 @@ class Store:
     async def drain(self) -> None:
         """Drain one shard for a while; what is moved off goes from the rows, its files later."""
         shard = self.chance.choice(SHARDS)
-        await shards.change(self.scene.database, shard, "drain", principal="x", request_id="r")
+        await shards.change(self.scene.database, shard, "drain", by=Origin("x", "r"))
         for _ in range(3):
             await walks.walk(self.scene.database, 50, again_seconds=0, lost_again_seconds=0)
             await asyncio.sleep(0.05)
-        await shards.change(self.scene.database, shard, "activate", principal="x", request_id="r")
+        await shards.change(self.scene.database, shard, "activate", by=Origin("x", "r"))
         self.done["drain"] += 1
 
     async def begin_gc(self) -> None:

@@ -6,6 +6,7 @@ import asyncpg
 
 from repo_node.db import jobs
 from repo_node.db.jobs import NodeJobs
+from repo_node.origin import Origin
 from sharding.maintenance.job import JobState, Report
 from sharding.model import NodeId
 from tests.repo_node.db.scene import Scene, only_row
@@ -18,7 +19,7 @@ def report(state: JobState = JobState.IDLE, *, ended: bool = True, done: int = 0
 
 
 async def ask(scene: Scene, node: str | None = None, job: str = "repair") -> set[NodeId]:
-    return set(await jobs.request(scene.database, job, node, principal="alice", request_id="r1"))
+    return set(await jobs.request(scene.database, job, node, by=Origin("alice", "r1")))
 
 
 async def test_runs_are_listed_as_recorded(scene: Scene) -> None:
@@ -53,7 +54,7 @@ async def test_request_reaches_the_living_nodes_that_have_the_job(scene: Scene, 
 async def test_request_is_answered_by_a_run_that_began_after_it(scene: Scene) -> None:
     book = NodeJobs(scene.database, N1)
     await book.begin("repair")
-    asked = (await jobs.request(scene.database, "repair", None, principal="a", request_id="r"))[N1]
+    asked = (await jobs.request(scene.database, "repair", None, by=Origin("a", "r")))[N1]
     # The run under way began before, so its end is no answer.
     assert await book.asked() == ["repair"]
     assert await book.record(report())

@@ -15,6 +15,7 @@ from repo_node.db import known
 from repo_node.db.blobs import CommitOutcome, PathConflict
 from repo_node.db.known import KnownContent, Link, LinkOutcome
 from repo_node.db.pool import Database
+from repo_node.origin import Origin
 from sharding.model import Replica
 from tests.repo_node.db.scene import OneConnection, Scene, digests_of, only_row, paths, table, until_blocked
 
@@ -45,8 +46,7 @@ def link_of(scene: Scene, blob: int, path: str = "linked", **overrides: Any) -> 
         "folder": folder,
         "name": name,
         "properties_json": "{}",
-        "principal": "alice",
-        "request_id": "request-1",
+        "by": Origin("alice", "request-1"),
         "blob_id": blob,
         "redundancy": 2,
         "copies_min": 2,
@@ -97,7 +97,9 @@ async def test_what_only_the_trash_has_is_not_found(scene: Scene, connection: as
 
 async def test_a_link_writes_an_artifact_and_an_event(scene: Scene, connection: asyncpg.Connection) -> None:
     _, written = await scene.upload("a")
-    asked = link_of(scene, await blob_of(connection), "x/y/linked", properties_json='{"k": ["v"]}', principal="bob")
+    asked = link_of(
+        scene, await blob_of(connection), "x/y/linked", properties_json='{"k": ["v"]}', by=Origin("bob", "r")
+    )
     outcome, created_at = await known.link(scene.database, asked, [replica.generation for replica in written])
     assert outcome is LinkOutcome.LINKED
     row = await only_row(connection, "SELECT * FROM artifacts WHERE name = 'linked'")

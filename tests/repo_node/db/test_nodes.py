@@ -11,6 +11,7 @@ import pytest
 
 from repo_node.db import nodes, shards
 from repo_node.db.nodes import Fenced, NameTaken, SpaceReport
+from repo_node.origin import Origin
 from sharding.model import NodeId, ShardId, ShardState, ZoneId
 from sharding.shard import ShardSpace
 from tests.repo_node.db.scene import Scene, only_row, table
@@ -133,7 +134,7 @@ async def test_stop_makes_a_node_down_before_it_is_silent(connection: asyncpg.Co
 async def test_only_the_process_that_leaves_or_was_asked_to_stop_is_told_so(
     connection: asyncpg.Connection, scene: Scene
 ) -> None:
-    by = {"principal": "p", "request_id": "r"}
+    by = {"by": Origin("p", "r")}
     first = await register(connection)
     await nodes.leave(connection, NODE, first)
     assert await shards.stop_node(scene.database, NODE, **by) == "asked"

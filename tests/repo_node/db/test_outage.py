@@ -22,6 +22,7 @@ from repo_node.db.blobs import CommitOutcome, CommitResult
 from repo_node.db.errors import CatalogueUnavailable, NotDurable, OutcomeUnknown
 from repo_node.db.pool import Database, Statement, open_database
 from repo_node.launch.postgres import EmbeddedPostgres
+from repo_node.origin import Origin
 from sharding.model import NodeId
 from tests.postgres import run_apart
 from tests.repo_node.db.scene import (
@@ -314,7 +315,7 @@ async def test_connection_to_a_server_that_takes_no_writes_is_dropped(scene: Sce
             await scene.commit(deployment, ours)
         assert scene.database.connections[0] == size - 1
         with pytest.raises(CatalogueUnavailable, match="read-only"):
-            await settings.write(scene.database, "redundancy", 3, principal="x", request_id="r", check=typed.combine)
+            await settings.write(scene.database, "redundancy", 3, by=Origin("x", "r"), check=typed.combine)
         assert (await artifacts.resolve(scene.database, REPOSITORY, "", "a")).item is None, "reads go on"
     result = await commit_until_known(scene, deployment, ours)
     assert result.outcome is CommitOutcome.ADOPTED

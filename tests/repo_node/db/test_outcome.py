@@ -14,6 +14,7 @@ from repo_node.db.blobs import CommitOutcome, CommitResult, Deployment
 from repo_node.db.errors import CatalogueError, CatalogueUnavailable, OutcomeUnknown
 from repo_node.db.trash import Trashed
 from repo_node.errors import NotFound
+from repo_node.origin import Origin
 from repo_node.paths import ArtifactPath
 from repo_node.recent import RecentItems
 from repo_node.settings import LiveSettings
@@ -161,8 +162,8 @@ async def test_deletion_that_breaks_is_done_at_most_once(
     line.proxy.set_trap(b"deleteme", fate)
     args = (line.scene.database, line.scene.repository, "f", "deleteme")
     with pytest.raises(OutcomeUnknown):
-        await artifacts.delete(*args, principal="x", request_id="r")
-    await artifacts.delete(*args, principal="x", request_id="r")
+        await artifacts.delete(*args, by=Origin("x", "r"))
+    await artifacts.delete(*args, by=Origin("x", "r"))
     assert await paths(connection) == ["f"]
     assert await table(connection, "SELECT count(*) FROM events WHERE kind = 'delete'") == [(1,)]
     assert await table(connection, "SELECT count(*) FROM gc_candidates") == [(1,)]
@@ -174,7 +175,7 @@ async def test_setting_cut_off_at_its_commit_is_whole_or_not_there(
 ) -> None:
     trap = line.proxy.set_trap(b"COMMIT", fate)
     with pytest.raises(OutcomeUnknown):
-        await settings.write(line.scene.database, "redundancy", 3, principal="x", request_id="r", check=typed.combine)
+        await settings.write(line.scene.database, "redundancy", 3, by=Origin("x", "r"), check=typed.combine)
     assert trap.sprung
     if fate in STANDS:
         await until_there(connection, "SELECT count(*) FROM events")
@@ -211,7 +212,7 @@ async def test_restore_from_the_trash_whose_answer_is_lost_brings_back_one_versi
     live = LiveSettings()
     at, trash = ArtifactPath("generic-local", "", "a"), Trash(database, RecentItems(live), live)
     trap = line.proxy.set_trap(b"the-restore", fate)
-    done = await trash.restore(at, at, replace=False, principal="x", request_id="the-restore")
+    done = await trash.restore(at, at, replace=False, by=Origin("x", "the-restore"))
     assert trap.sprung and done == Restoration(restored=1)
     content = "SELECT b.sha256 FROM {} JOIN blobs b ON b.id = blob_id WHERE name = 'a'"
     assert await table(connection, content.format("artifacts")) == [(digests_of(b"new").sha256,)]
@@ -224,7 +225,7 @@ async def test_version_that_somebody_else_restored_is_not_replaced_by_an_older_o
     await connection.execute("UPDATE repositories SET trash = true")
     for data in (b"old", b"new"):
         await scene.upload("a", data)
-        await artifacts.delete(scene.database, scene.repository, "", "a", principal="x", request_id="r")
+        await artifacts.delete(scene.database, scene.repository, "", "a", by=Origin("x", "r"))
     live = LiveSettings()
     at, trash = ArtifactPath("generic-local", "", "a"), Trash(scene.database, RecentItems(live), live)
     seen = await trash._last(at)
@@ -232,7 +233,7 @@ async def test_version_that_somebody_else_restored_is_not_replaced_by_an_older_o
     async def last(_: ArtifactPath) -> Trashed | None:
         return seen
 
-    by = {"principal": "x", "request_id": "r"}
+    by = {"by": Origin("x", "r")}
     await trash.restore(at, ArtifactPath("generic-local", "elsewhere", "a"), replace=False, **by)
     monkeypatch.setattr(trash, "_last", last)
     with pytest.raises(NotFound):

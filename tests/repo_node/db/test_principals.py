@@ -12,6 +12,7 @@ import pytest
 
 from repo_node.db import principals
 from repo_node.db.errors import CatalogueUnavailable
+from repo_node.origin import Origin
 from tests.repo_node.db.scene import Scene, table
 
 
@@ -26,7 +27,7 @@ async def create(scene: Scene, text: str, user: str = "admin", **more: Any) -> i
         "description": "for tests",
         "scopes": ["read", "write"],
         "expires_in": None,
-        "request_id": "r",
+        "by": Origin("x", "r"),
     }
     return await principals.create_token(scene.database, user, **values | more)
 
@@ -52,7 +53,7 @@ async def test_token_is_found_by_its_secret_alone(scene: Scene, connection: asyn
     assert await principals.find_token(scene.database, secret("secret-abce")) is None
     assert await principals.find_token(scene.database, b"") is None
     [(detail, by)] = await table(connection, "SELECT detail, principal FROM events WHERE kind = 'token_create'")
-    assert (json.loads(detail), by) == ({"token": identity, "scopes": ["read", "write"]}, "admin")
+    assert (json.loads(detail), by) == ({"token": identity, "user": "admin", "scopes": ["read", "write"]}, "x")
 
 
 async def test_token_stores_no_secret(scene: Scene, connection: asyncpg.Connection) -> None:
@@ -74,11 +75,11 @@ async def test_token_expires_by_the_databases_clock(scene: Scene, connection: as
 async def test_revoked_token_is_gone_at_once(scene: Scene, connection: asyncpg.Connection) -> None:
     one, two = await create(scene, "one"), await create(scene, "two")
     assert [token.id for token in await principals.list_tokens(scene.database)] == [one, two]
-    assert await principals.revoke_token(scene.database, one, principal="bob", request_id="r")
+    assert await principals.revoke_token(scene.database, one, by=Origin("bob", "r"))
     assert await principals.find_token(scene.database, secret("one")) is None
     assert [token.id for token in await principals.list_tokens(scene.database)] == [two]
-    assert not await principals.revoke_token(scene.database, one, principal="bob", request_id="r")
-    assert not await principals.revoke_token(scene.database, 4711, principal="bob", request_id="r")
+    assert not await principals.revoke_token(scene.database, one, by=Origin("bob", "r"))
+    assert not await principals.revoke_token(scene.database, 4711, by=Origin("bob", "r"))
     rows = await table(connection, "SELECT principal, detail FROM events WHERE kind = 'token_revoke'")
     assert [(by, json.loads(detail)) for by, detail in rows] == [("bob", {"token": one})]
 

@@ -13,6 +13,7 @@ from repo_node.db import holds
 from repo_node.db.blobs import CommitOutcome
 from repo_node.db.errors import CatalogueUnavailable
 from repo_node.db.removals import RemovalRows
+from repo_node.origin import Origin
 from sharding.model import Generation, ShardId
 from tests.repo_node.db.scene import Scene, copies, digests_of, replicas_in, table
 
@@ -175,8 +176,8 @@ async def test_hold_stops_removals_until_it_is_released(scene: Scene, connection
     [first, second] = await holds.read(scene.database)
     assert (first.reason, first.detail) == ("operator", "maintenance of the database")
     assert (second.reason, second.allowance) == ("volume", 7)
-    assert await holds.release(scene.database, principal="alice", request_id="r") == ["operator", "volume"]
-    assert await holds.release(scene.database, principal="alice", request_id="r") == []
+    assert await holds.release(scene.database, by=Origin("alice", "r")) == ["operator", "volume"]
+    assert await holds.release(scene.database, by=Origin("alice", "r")) == []
     assert not await holds.deletions_held(scene.database)
     assert not (await rows.due(ONE, 10)).held
     kinds = await table(connection, "SELECT kind, principal FROM events ORDER BY id")
@@ -191,5 +192,5 @@ async def test_uploads_always_adopt_while_history_is_lost(scene: Scene, connecti
     outcome, ours = await scene.upload("c", b"bytes")
     assert outcome is CommitOutcome.ADOPTED
     assert {one.generation for one in ours} <= set(await replicas_in(connection))
-    await holds.release(scene.database, principal="alice", request_id="r")
+    await holds.release(scene.database, by=Origin("alice", "r"))
     assert (await scene.upload("d", b"bytes"))[0] is CommitOutcome.DEDUPLICATED

@@ -11,6 +11,7 @@ import pytest
 from repo_node.db import repositories
 from repo_node.db.blobs import CommitOutcome
 from repo_node.db.repositories import RepositoryExists
+from repo_node.origin import Origin
 from tests.repo_node.db.scene import REPOSITORY, OneConnection, Scene, commit, copies, digests_of, paths, table
 
 EVENTS = "SELECT kind, repository, principal, request_id FROM events WHERE kind LIKE 'repository%' ORDER BY id"
@@ -18,11 +19,11 @@ EVENTS = "SELECT kind, repository, principal, request_id FROM events WHERE kind 
 
 async def create(scene: Scene, key: str, **more: Any) -> None:
     values = {"rclass": "local", "package_type": "generic", "description": "", "redundancy": None}
-    await repositories.create(scene.database, key, **{**values, "principal": "bob", "request_id": "r"} | more)
+    await repositories.create(scene.database, key, **{**values, "by": Origin("bob", "r")} | more)
 
 
 async def delete(scene: Scene, key: str) -> bool:
-    return await repositories.delete(scene.database, key, principal="bob", request_id="r")
+    return await repositories.delete(scene.database, key, by=Origin("bob", "r"))
 
 
 async def test_created_repository_is_found_and_listed_by_key(scene: Scene, connection: asyncpg.Connection) -> None:

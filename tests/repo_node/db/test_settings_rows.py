@@ -11,12 +11,13 @@ import pytest
 
 from repo_node import settings as typed
 from repo_node.db import settings
+from repo_node.origin import Origin
 from repo_node.settings import SettingError, Settings
 from tests.repo_node.db.scene import Queries, Scene, table
 
 
 async def write(scene: Scene, key: str, value: Any) -> None:
-    await settings.write(scene.database, key, value, principal="bob", request_id="r", check=typed.combine)
+    await settings.write(scene.database, key, value, by=Origin("bob", "r"), check=typed.combine)
 
 
 @pytest.mark.parametrize(("key", "value"), [("redundancy", 3), ("write_quorum", None), ("read_hedge_seconds", 0.25)])
@@ -50,7 +51,7 @@ async def test_setting_written_again_replaces_the_first_and_leaves_two_events(
 async def test_reset_setting_has_its_default_again_and_leaves_an_event(
     scene: Scene, connection: asyncpg.Connection
 ) -> None:
-    by: dict[str, Any] = {"principal": "bob", "request_id": "r", "check": typed.combine}
+    by: dict[str, Any] = {"by": Origin("bob", "r"), "check": typed.combine}
     for key in ("redundancy", "trash_days"):
         await write(scene, key, 3)
         asked = await connection.fetchval("SELECT asked FROM census")
@@ -66,7 +67,7 @@ async def test_reset_that_the_other_settings_contradict_is_refused(scene: Scene)
     await write(scene, "redundancy", 3)
     await write(scene, "write_quorum", 3)
     with pytest.raises(SettingError, match="write_quorum"):
-        await settings.reset(scene.database, "redundancy", principal="bob", request_id="r", check=typed.combine)
+        await settings.reset(scene.database, "redundancy", by=Origin("bob", "r"), check=typed.combine)
     assert (await settings.read(scene.database))["redundancy"] == 3
 
 

@@ -19,6 +19,7 @@ from repo_node.db.blobs import CommitOutcome, PathConflict
 from repo_node.db.commit_groups import CommitGroups, UploadToCommit
 from repo_node.db.errors import CatalogueUnavailable
 from repo_node.db.trash import Position, Restored
+from repo_node.origin import Origin
 from tests.repo_node.db.reducers import SHARDS, Reducer, Store
 from tests.repo_node.db.scene import DAY_SECONDS, Queries, Scene, open_scene, table
 
@@ -116,7 +117,7 @@ class Client:
         if repository is None:
             return
         folder, _, name = self._chance.choice((self.path(), self.path(), "a", "a/b", "d", "e")).rpartition("/")
-        gone = await artifacts.delete(self._scene.database, repository, folder, name, principal="x", request_id="r")
+        gone = await artifacts.delete(self._scene.database, repository, folder, name, by=Origin("x", "r"))
         if gone:
             self._ledger.deleted_items.append(gone)
 
@@ -130,7 +131,7 @@ class Client:
         try:
             outcome = await trash.restore(
                 self._scene.database, one.id, found.id, one.folder, one.name,
-                replace=self._chance.random() < 0.5, principal="x", request_id="r",
+                replace=self._chance.random() < 0.5, by=Origin("x", "r"),
             )  # fmt: skip
             self._ledger.restores[outcome] += 1
         except (PathConflict, CatalogueUnavailable):
@@ -140,21 +141,19 @@ class Client:
         repository = await self.repository()
         if repository is not None and repository == self._scene.repository:
             try:
-                await artifacts.make_folder(
-                    self._scene.database, repository, self.path(), principal="x", request_id="r"
-                )
+                await artifacts.make_folder(self._scene.database, repository, self.path(), by=Origin("x", "r"))
                 self._ledger.deploys["folder"] += 1
             except PathConflict:
                 self._ledger.deploys["folder conflict"] += 1
 
     async def renew_repository(self) -> None:
         key = self._keys[-1]
-        if await repositories.delete(self._scene.database, key, principal="x", request_id="r"):
+        if await repositories.delete(self._scene.database, key, by=Origin("x", "r")):
             self._ledger.repositories["repository_delete"] += 1
         try:
             await repositories.create(
                 self._scene.database, key, rclass="local", package_type="generic", description="", redundancy=None,
-                principal="x", request_id="r",
+                by=Origin("x", "r"),
             )  # fmt: skip
             self._ledger.repositories["repository_create"] += 1
         except repositories.RepositoryExists:

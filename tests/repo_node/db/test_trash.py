@@ -14,6 +14,7 @@ from repo_node.db import artifacts, repositories, trash
 from repo_node.db.blobs import CommitOutcome, PathConflict
 from repo_node.db.lease import Lease, NotPrimary
 from repo_node.db.trash import Position, Restored, Trashed
+from repo_node.origin import Origin
 from repo_node.paths import ArtifactPath
 from repo_node.recent import RecentItems
 from repo_node.settings import LiveSettings
@@ -30,13 +31,13 @@ async def keeping(scene: Scene, connection: asyncpg.Connection) -> None:
 
 async def delete(scene: Scene, path: str) -> int:
     folder, _, name = path.rpartition("/")
-    return await artifacts.delete(scene.database, scene.repository, folder, name, principal="bob", request_id="r")
+    return await artifacts.delete(scene.database, scene.repository, folder, name, by=Origin("bob", "r"))
 
 
 async def restore(scene: Scene, one: Trashed, path: str, *, replace: bool = False) -> Restored:
     folder, _, name = path.rpartition("/")
     return await trash.restore(
-        scene.database, one.id, scene.repository, folder, name, replace=replace, principal="carol", request_id="r2"
+        scene.database, one.id, scene.repository, folder, name, replace=replace, by=Origin("carol", "r2")
     )
 
 
@@ -117,7 +118,7 @@ async def test_restore_where_more_copies_are_wanted_queues_a_repair(
 
 
 async def test_repository_without_trash_releases_at_once(scene: Scene, connection: asyncpg.Connection) -> None:
-    change: dict[str, Any] = {"trash": False, "digests": None, "principal": "x", "request_id": "r"}
+    change: dict[str, Any] = {"trash": False, "digests": None, "by": Origin("x", "r")}
     assert await repositories.change(scene.database, "generic-local", **change)
     assert not await repositories.change(scene.database, "none", **change)
     await scene.upload("a", b"one")
@@ -139,7 +140,7 @@ async def test_no_trash_is_kept_for_no_days(scene: Scene, connection: asyncpg.Co
 
 async def test_trash_outlives_its_repository(scene: Scene, connection: asyncpg.Connection) -> None:
     await scene.upload("f/a", b"one")
-    assert await repositories.delete(scene.database, "generic-local", principal="bob", request_id="r")
+    assert await repositories.delete(scene.database, "generic-local", by=Origin("bob", "r"))
     [one] = await everything(scene)
     assert await restore(scene, one, "f/a") is Restored.GONE, "there is no such repository"
     assert [found.id for found in await everything(scene)] == [one.id]
@@ -214,7 +215,7 @@ async def test_big_folder_goes_in_steps_and_is_whole_at_every_moment(
     for number in range(20):
         await scene.upload(f"f/{number % 4}/{number % 3}/{number}", b"content %d" % number)
     await scene.upload("f-neighbour/1", b"n")
-    args = (scene.repository, "", "f", "bob", "r", 7)
+    args = (scene.repository, "", "f", 7, "bob", "r", None)
     orphans = """
         SELECT count(*) FROM artifacts a WHERE a.folder <> '' AND NOT EXISTS (
             SELECT 1 FROM artifacts p WHERE p.repo_id = a.repo_id AND p.blob_id IS NULL
@@ -244,7 +245,7 @@ async def test_big_deletions_through_the_service_take_everything(
         await scene.upload(f"f/{number % 4}/{number}", b"content %d" % number)
         await scene.upload(f"g/{number}", b"content %d" % number)
     assert await delete(scene, "f") == 1 + 4 + 9
-    assert await repositories.delete(scene.database, "generic-local", principal="bob", request_id="r")
+    assert await repositories.delete(scene.database, "generic-local", by=Origin("bob", "r"))
     assert await paths(connection) == []
     assert len(await everything(scene)) == 18
 
@@ -275,5 +276,5 @@ async def test_all_versions_of_a_path_are_listed_and_let_go_however_many_pages_t
             after = Position(last.repository, last.folder, last.name, last.id)
         assert seen == ["f/a"] * 6 + ["f/a/below"] * 2
     monkeypatch.setattr(trash_service, "PAGE", 4)
-    assert await service.empty(at, principal="x", request_id="r") == 8
+    assert await service.empty(at, by=Origin("x", "r")) == 8
     assert [one.path for one in await everything(scene)] == ["f/b"]

@@ -1,0 +1,1 @@
+"""Users, groups, permission targets and tokens over REST, as Artifactory has them."""
