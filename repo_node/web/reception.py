@@ -79,8 +79,9 @@ class Reception(asyncio.BufferedProtocol):
         self.filled += nbytes
         self.left -= nbytes
         if self.filled == len(self._room):
-            # Nothing may come while there is no room for it.
+            # Nothing may come while there is no room for it. Who asked for it lets it go when it likes.
             self._transport.pause_reading()
+            self._room = memoryview(b"")
             self._end(None)
 
     def pause_writing(self) -> None:
