@@ -14,8 +14,8 @@ from aiohttp import web
 
 from repo_node import keys
 from repo_node.api import artifacts as artifacts_api
+from repo_node.api import audit as audit_api
 from repo_node.api import checks as checks_api
-from repo_node.api import events as events_api
 from repo_node.api import folder_download as folder_download_api
 from repo_node.api import gc as gc_api
 from repo_node.api import holdfast as holdfast_api
@@ -282,7 +282,7 @@ def public_app(services: Services, node: Node) -> web.Application:
     app.on_response_prepare.append(complete_head)
     routes = Routes(app)
     trees_apis = (storage_api, properties_api, transfers_api, searches_api, folder_download_api)
-    own_apis = (holdfast_api, events_api, jobs_api, members_api, checks_api, gc_api, trash_api)
+    own_apis = (holdfast_api, audit_api, jobs_api, members_api, checks_api, gc_api, trash_api)
     for api in (system_api, repositories_api, *trees_apis, *own_apis, artifacts_api):
         api.add_routes(routes)
     return app
