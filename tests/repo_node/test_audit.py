@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -9,10 +10,22 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from click.testing import CliRunner
 
+from repo_node.cli import audit, main
+from repo_node.client.rest import Client, Credentials, Endpoint
 from repo_node.web.routes import HARMLESS
 from tests.postgres import TestServer
-from tests.repo_node.nodes import LOOPBACK, RunningCluster, configure, new_path, prepare, run_nodes, wait_until
+from tests.repo_node.nodes import (
+    LOOPBACK,
+    PASSWORD,
+    RunningCluster,
+    configure,
+    new_path,
+    prepare,
+    run_nodes,
+    wait_until,
+)
 from tests.repo_node.test_auth import ROUTES
 from tests.repo_node.test_system import errors_of
 
@@ -215,3 +228,43 @@ def test_the_newest_come_first_and_go_back_to_the_first(one: RunningCluster) -> 
 )
 def test_a_question_that_cannot_be_answered_is_400(one: RunningCluster, query: str) -> None:
     assert errors_of(one.admin.get(f"{AUDIT}?{query}"))[0] == 400
+
+
+def test_the_command_shows_the_latest_last_and_who_did_it(one: RunningCluster) -> None:
+    path = new_path()
+    at = path.removeprefix("/artifactory/")
+    for body in (b"1", b"2"):
+        assert one.admin.put(path, body).status == 201
+    assert one.admin.delete(path).status == 204
+    environment = {"HOLDFAST_URL": f"http://{LOOPBACK}:{one.first.port}", "HOLDFAST_TOKEN": one.token("admin", "read")}
+
+    def lines(*arguments: str) -> list[str]:
+        result = CliRunner(env=environment).invoke(main, ["audit", at, *arguments])
+        assert result.exit_code == 0, result.output
+        return result.output.splitlines()
+
+    told = [line.split()[1:5] for line in lines()]
+    assert told == [["admin", LOOPBACK, kind, at] for kind in ("deploy", "deploy", "delete")]
+    assert [line.split()[3] for line in lines("--limit", "2")] == ["deploy", "delete"]
+    [event] = map(json.loads, lines("--kind", "delete", "--json"))
+    assert event["path"] == at.partition("/")[2] and event["principal"] == "admin"
+    assert lines("--principal", "nobody") == []
+
+
+def test_the_command_follows_what_happens(one: RunningCluster) -> None:
+    paths = [new_path() for _ in range(3)]
+
+    async def follow() -> list[str]:
+        endpoint = Endpoint(f"http://{LOOPBACK}:{one.first.port}", Credentials.basic("admin", PASSWORD, "a test"))
+        found: list[str] = []
+        async with Client(endpoint) as client:
+            _, after = await audit.read_latest(client, {}, 1)
+            for path in paths:
+                await asyncio.to_thread(one.admin.put, path, b"x")
+            async for event in audit.following(client, {"kind": "deploy"}, after):
+                found.append(f"/artifactory/{event['repository']}/{event['path']}")
+                if len(found) == len(paths):
+                    return found
+        raise AssertionError("it never ends by itself")
+
+    assert asyncio.run(asyncio.wait_for(follow(), 20)) == paths
