@@ -100,12 +100,17 @@ CREATE TABLE holds (
 -- ---------------------------------------------------------------- people and what they may do
 
 CREATE TABLE users (
-    id             integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    name           text NOT NULL UNIQUE COLLATE "C",
-    password_hash  text NOT NULL,
-    is_admin       boolean NOT NULL DEFAULT false,
-    is_enabled     boolean NOT NULL DEFAULT true,
-    created_at     timestamptz NOT NULL DEFAULT now()
+    id                   integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    name                 text NOT NULL UNIQUE COLLATE "C",
+    -- '!' where no password fits.
+    password_hash        text NOT NULL,
+    is_admin             boolean NOT NULL DEFAULT false,
+    is_enabled           boolean NOT NULL DEFAULT true,
+    created_at           timestamptz NOT NULL DEFAULT now(),
+    email                text NOT NULL DEFAULT '',
+    password_changed_at  timestamptz NOT NULL DEFAULT now(),
+    -- Nothing else is allowed before that.
+    must_change_password boolean NOT NULL DEFAULT false
 );
 
 CREATE TABLE tokens (
@@ -119,6 +124,44 @@ CREATE TABLE tokens (
     expires_at    timestamptz,
     revoked_at    timestamptz
 );
+
+CREATE TABLE groups (
+    id           integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    name         text NOT NULL UNIQUE COLLATE "C",
+    description  text NOT NULL DEFAULT '',
+    -- Whether new users become members.
+    auto_join    boolean NOT NULL DEFAULT false,
+    created_at   timestamptz NOT NULL DEFAULT now()
+);
+
+CREATE TABLE group_members (
+    user_id   integer NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+    group_id  integer NOT NULL REFERENCES groups (id) ON DELETE CASCADE,
+    PRIMARY KEY (user_id, group_id)
+);
+CREATE INDEX group_members_of_group ON group_members (group_id);
+
+-- Where users and groups have which actions. repositories are keys, or ANY, ANY LOCAL, ANY REMOTE: they need not exist.
+CREATE TABLE permission_targets (
+    id            integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    name          text NOT NULL UNIQUE COLLATE "C",
+    repositories  text[] NOT NULL,
+    includes      text[] NOT NULL DEFAULT '{**}',
+    excludes      text[] NOT NULL DEFAULT '{}',
+    created_at    timestamptz NOT NULL DEFAULT now()
+);
+
+CREATE TABLE permission_grants (
+    target_id  integer NOT NULL REFERENCES permission_targets (id) ON DELETE CASCADE,
+    user_id    integer REFERENCES users (id) ON DELETE CASCADE,
+    group_id   integer REFERENCES groups (id) ON DELETE CASCADE,
+    actions    text[] NOT NULL CHECK (actions <@ '{read,annotate,write,delete,manage}' AND cardinality(actions) > 0),
+    CHECK ((user_id IS NULL) <> (group_id IS NULL)),
+    UNIQUE (target_id, user_id),
+    UNIQUE (target_id, group_id)
+);
+CREATE INDEX permission_grants_of_user ON permission_grants (user_id) WHERE user_id IS NOT NULL;
+CREATE INDEX permission_grants_of_group ON permission_grants (group_id) WHERE group_id IS NOT NULL;
 
 -- ---------------------------------------------------------------- content
 
@@ -740,6 +783,26 @@ BEGIN
 END
 $$;
 
+-- Let a statement do less than it could, because whoever asked may not: p_limits are words, 'overwrite' for what may not
+-- overwrite an artifact with other content, 'folder' for what may not delete a folder (HF008). It holds until the
+-- transaction's end. Returns p_repo, so that a function that takes it is called after this.
+CREATE FUNCTION limit_to(p_limits text, p_repo integer)
+RETURNS integer LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM set_config('holdfast.limits', p_limits, true);
+    RETURN p_repo;
+END
+$$;
+
+CREATE FUNCTION refuse_beyond_limit(p_word text, p_path text)
+RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF p_word = ANY (string_to_array(current_setting('holdfast.limits', true), ' ')) THEN
+        RAISE EXCEPTION '%', p_path USING ERRCODE = 'HF008';
+    END IF;
+END
+$$;
+
 -- Let an artifact refer to a blob that the caller has locked; what it overwrites goes to the trash, or its blob is
 -- released. SQLSTATE HF001: a folder is where the artifact should be, or the other way round.
 CREATE FUNCTION put_artifact(
@@ -748,8 +811,9 @@ CREATE FUNCTION put_artifact(
 )
 RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
-    v_old  bigint;
-    v_kept boolean;
+    v_old        bigint;
+    v_kept       boolean;
+    v_properties jsonb;
 BEGIN
     IF NOT ensure_folder(p_repo, p_folder, p_principal) THEN
         RAISE EXCEPTION 'a parent of % is an artifact', p_name USING ERRCODE = 'HF001';
@@ -761,11 +825,14 @@ BEGIN
         ON CONFLICT (repo_id, folder, name) DO NOTHING;
         EXIT WHEN FOUND;
         -- Known only once it is locked: of two first uploads of a path, the second releases the first one's blob.
-        SELECT a.blob_id INTO v_old FROM artifacts a
+        SELECT a.blob_id, a.properties INTO v_old, v_properties FROM artifacts a
           WHERE a.repo_id = p_repo AND a.folder = p_folder AND a.name = p_name FOR NO KEY UPDATE;
         CONTINUE WHEN NOT FOUND;
         IF v_old IS NULL THEN
             RAISE EXCEPTION '% is a folder', p_name USING ERRCODE = 'HF001';
+        END IF;
+        IF v_old <> p_blob OR v_properties <> p_properties THEN
+            PERFORM refuse_beyond_limit('overwrite', concat_ws('/', nullif(p_folder, ''), p_name));
         END IF;
         IF v_old <> p_blob THEN
             v_kept := throw_away(p_repo, p_folder, p_name, p_principal);
@@ -1178,6 +1245,7 @@ BEGIN
             PERFORM release_blob(v_blob);
         END IF;
     ELSE
+        PERFORM refuse_beyond_limit('folder', v_path);
         PERFORM pg_advisory_xact_lock(1, p_repo);
         gone := take_out(p_repo, v_path || '/', v_path || '0', p_max, p_principal);
         IF gone < p_max THEN
@@ -1353,11 +1421,11 @@ $$;
 
 -- Copy or move one artifact or folder to p_to_folder/p_to_name of p_to, as it is, with its properties. Of a folder only
 -- the folder. Outcomes: 'done'; 'same', when it is there already; 'gone', when there is nothing to be copied; 'conflict',
--- when a folder is where an artifact should be, or the other way round. What was in the place goes to the trash.
--- The caller shares the locks of both repositories.
+-- when a folder is where an artifact should be, or the other way round; 'forbidden', when another artifact is there and
+-- may not be overwritten. What was in the place goes to the trash. The caller shares the locks of both repositories.
 CREATE FUNCTION transfer_item(
     p_move boolean, p_from integer, p_folder text, p_name text, p_to integer, p_to_folder text, p_to_name text,
-    p_principal text
+    p_principal text, p_may_overwrite boolean DEFAULT true
 )
 RETURNS text LANGUAGE plpgsql AS $$
 DECLARE
@@ -1400,6 +1468,9 @@ BEGIN
         IF NOT p_move AND v_old.blob_id = v_row.blob_id AND v_old.properties = v_row.properties THEN
             RETURN 'same';
         END IF;
+        IF NOT p_may_overwrite AND (v_old.blob_id <> v_row.blob_id OR v_old.properties <> v_row.properties) THEN
+            RETURN 'forbidden';
+        END IF;
         IF v_old.blob_id <> v_row.blob_id THEN
             v_kept := throw_away(p_to, p_to_folder, p_to_name, p_principal);
         END IF;
@@ -1426,7 +1497,8 @@ $$;
 CREATE FUNCTION transfer_page(
     p_move boolean, p_fail_fast boolean, p_from integer, p_folder text, p_name text, p_to integer, p_target text,
     p_after_folder text, p_after_name text, p_max bigint, p_path_bytes integer, p_principal text, p_request text,
-    p_address      inet DEFAULT NULL,
+    p_from_limit text DEFAULT NULL, p_to_limit text DEFAULT NULL, p_overwrite_limit text DEFAULT NULL,
+    p_address inet DEFAULT NULL,
     OUT seen bigint, OUT artifacts bigint, OUT folders bigint, OUT last_folder text, OUT last_name text,
     OUT failed text[], OUT reasons text[], OUT stopped boolean
 )
@@ -1439,6 +1511,7 @@ DECLARE
     v_to      text;
     v_outcome text;
     v_raised  bigint;
+    v_path    text;
 BEGIN
     seen := 0;
     artifacts := 0;
@@ -1459,17 +1532,20 @@ BEGIN
         seen := seen + 1;
         last_folder := v_row.folder;
         last_name := v_row.name;
-        v_to := concat_ws('/', nullif(v_row.folder, ''), v_row.name);
+        v_path := concat_ws('/', nullif(v_row.folder, ''), v_row.name);
         v_to := concat_ws('/', nullif(p_target, ''),
-                          nullif(substr(v_to, length(v_source) + CASE WHEN v_source = '' THEN 1 ELSE 2 END), ''));
+                          nullif(substr(v_path, length(v_source) + CASE WHEN v_source = '' THEN 1 ELSE 2 END), ''));
         IF octet_length(v_to) > p_path_bytes THEN
             v_outcome := 'length';
+        ELSIF v_path !~ p_from_limit OR v_to !~ p_to_limit THEN
+            v_outcome := CASE WHEN v_row.blob_id IS NULL THEN 'gone' ELSE 'forbidden' END;
         ELSE
             v_outcome := transfer_item(p_move, p_from, v_row.folder, v_row.name, p_to,
                                        coalesce(substring(v_to FROM '^(.*)/[^/]*$'), ''),
-                                       substring(v_to FROM '[^/]*$'), p_principal);
+                                       substring(v_to FROM '[^/]*$'), p_principal,
+                                       v_to ~ coalesce(p_overwrite_limit, ''));
         END IF;
-        IF v_outcome IN ('conflict', 'length') THEN
+        IF v_outcome IN ('conflict', 'length', 'forbidden') THEN
             failed := failed || v_to;
             reasons := reasons || v_outcome;
             stopped := p_fail_fast;
@@ -2529,6 +2605,14 @@ CREATE TRIGGER repositories_announced AFTER INSERT OR UPDATE OR DELETE ON reposi
 CREATE TRIGGER users_announced AFTER INSERT OR UPDATE OR DELETE ON users
     FOR EACH STATEMENT EXECUTE FUNCTION announce_change();
 CREATE TRIGGER tokens_announced AFTER INSERT OR UPDATE OR DELETE ON tokens
+    FOR EACH STATEMENT EXECUTE FUNCTION announce_change();
+CREATE TRIGGER groups_announced AFTER INSERT OR UPDATE OR DELETE ON groups
+    FOR EACH STATEMENT EXECUTE FUNCTION announce_change();
+CREATE TRIGGER group_members_announced AFTER INSERT OR UPDATE OR DELETE ON group_members
+    FOR EACH STATEMENT EXECUTE FUNCTION announce_change();
+CREATE TRIGGER permission_targets_announced AFTER INSERT OR UPDATE OR DELETE ON permission_targets
+    FOR EACH STATEMENT EXECUTE FUNCTION announce_change();
+CREATE TRIGGER permission_grants_announced AFTER INSERT OR UPDATE OR DELETE ON permission_grants
     FOR EACH STATEMENT EXECUTE FUNCTION announce_change();
 CREATE TRIGGER shards_announced AFTER INSERT OR DELETE ON shards
     FOR EACH STATEMENT EXECUTE FUNCTION announce_change();

@@ -20,6 +20,7 @@ BEGIN, END = "<!-- last results -->\n", "<!-- end of last results -->\n"
 ORDER = (
     "transfer",
     "scale",
+    "search",
     "workers",
     "calls",
     "peers",

@@ -48,7 +48,6 @@ RESERVE_SQL = """
 """
 BLOB_COLUMNS = ("id", "uid", "sha256", "sha1", "md5", "size", "redundancy", "created_at", "block_digests")
 REPLICA_COLUMNS = ("shard_id", "generation", "blob_id")
-ARTIFACT_COLUMNS = ("repo_id", "folder", "name", "blob_id", "created_by", "modified_by")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +61,13 @@ class Made:
 
 
 class Stock:
-    """Makes artifacts in one cluster. ``name`` is the folder they lie under. Made by ``open_stock``."""
+    """Makes artifacts in one cluster. ``name`` is the folder they lie under. Made by ``open_stock``.
+
+    Another kind of artifacts overrides ``columns`` and ``artifact``, and ``make_folders`` where they lie elsewhere.
+    """
+
+    columns: Sequence[str] = ("repo_id", "folder", "name", "blob_id", "created_by", "modified_by")
+    """What of artifacts' rows is given; the rest is what an upload would leave."""
 
     def __init__(self, cluster: BenchCluster, shards: Sequence[asyncpg.Record], repository: int, name: str) -> None:
         self._nodes = {node: index for index, node in enumerate(cluster.node_ids)}
@@ -124,15 +129,16 @@ class Stock:
         now, numbered = datetime.now(UTC), list(enumerate(made, first))
         blobs = ((blob, one.uid, *one.digests[:3], size, COPIES, now, one.digests[3]) for blob, one in numbered)
         replicas = ((shard, generation, blob) for blob, one in numbered for shard, generation in one.replicas)
-        artifacts = (self._artifact(one.stored.path, blob) for blob, one in numbered)
+        artifacts = (self.artifact(one.stored.path, blob) for blob, one in numbered)
         for table, columns, rows in (
             ("blobs", BLOB_COLUMNS, blobs),
             ("replicas", REPLICA_COLUMNS, replicas),
-            ("artifacts", ARTIFACT_COLUMNS, artifacts),
+            ("artifacts", self.columns, artifacts),
         ):
             await connection.copy_records_to_table(table, columns=columns, records=rows)
 
-    def _artifact(self, path: str, blob: int) -> tuple[object, ...]:
+    def artifact(self, path: str, blob: int) -> tuple[object, ...]:
+        """Return the values of ``columns`` for an artifact."""
         folder, _, name = path.removeprefix(f"/artifactory/{REPOSITORY}/").rpartition("/")
         return self._repository, folder, name, blob, "bench", "bench"
 
@@ -148,11 +154,13 @@ def uuid7_at(milliseconds: int) -> Generation:
     return Generation(UUID(int=milliseconds << 80 | 7 << 76 | noise >> 62 << 64 | 2 << 62 | noise & (1 << 62) - 1))
 
 
-async def open_stock(connection: asyncpg.Connection, cluster: BenchCluster, name: str) -> Stock:
+async def open_stock(
+    connection: asyncpg.Connection, cluster: BenchCluster, name: str, kind: type[Stock] = Stock
+) -> Stock:
     """Return what makes artifacts under the folder ``name`` of ``cluster``."""
     shards = await connection.fetch(SHARDS_SQL)
     repository = await connection.fetchval("SELECT id FROM repositories WHERE key = $1", REPOSITORY)
-    return Stock(cluster, shards, repository, name)
+    return kind(cluster, shards, repository, name)
 
 
 async def make_stock(

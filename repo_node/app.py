@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -20,10 +21,10 @@ from repo_node.api.staged import StagedUploads
 from repo_node.assembly import (
     Parts,
     assemble,
-    internal_app_of,
     node_of,
     public_app_of,
     serve_artifacts,
+    serve_peers,
     staged_uploads_of,
     task,
 )
@@ -46,11 +47,12 @@ from repo_node.metrics import Metrics
 from repo_node.node import Node, NoOthers
 from repo_node.settings import LiveSettings, SettingError
 from repo_node.shutdown import EndLimit, StopRequests, drain, on_signals
+from repo_node.tls.certificates import CertificateError
+from repo_node.tls.watch import certificates_in_use
 from repo_node.web.lag import watch_lag
 from repo_node.web.listeners import (
     Listeners,
     bound_listeners,
-    serving_internal,
     serving_metrics,
     serving_public,
     standing_in,
@@ -77,6 +79,7 @@ REFUSALS = (
     Fenced,
     ShardIdentityError,
     ShardError,
+    CertificateError,
     crash_points.CrashPointRefused,
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
@@ -118,6 +121,8 @@ async def serve(config: NodeConfig, reread: Reread | None = None) -> None:
     on_signals(give_up)
     async with running_node(config, reread) as (node, beating):
         on_signals(stop.ask)
+        if node.on_reload is not None:
+            asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, node.on_reload)
         log.info("ready", extra={"facts": {"node": config.node.id, "listen": str(config.http.listen)}})
         try:
             async with task(stop.asked.wait()) as asked, task(node.stop_asked.wait()) as ordered:
@@ -140,15 +145,16 @@ async def running_node(
     async with AsyncExitStack() as stack:
         # The sockets first: who holds them is the successor of whoever was registered with them.
         listeners, *theirs = stack.enter_context(bound_listeners(config))
+        certificates = await stack.enter_async_context(certificates_in_use(config, metrics))
         database = await stack.enter_async_context(open_database(share.database, metrics))
         cluster_id = await join(config, incarnation, database)
         owner = Owner(cluster_id, NodeId(config.node.id), incarnation)
         own = await open_shards(stack, config, owner, database, settings, metrics, reread)
-        parts = await assemble(stack, share, owner, own, database, settings, metrics)
+        parts = await assemble(stack, share, owner, own, database, settings, metrics, certificates)
         membership, uploads = parts.membership, staged_uploads_of(config)
         siblings = await stack.enter_async_context(reaching_siblings(config, owner, MAIN)) if theirs else None
-        to_peers = internal_app_of(parts, uploads, elsewhere=siblings.read_staged if siblings else None)
-        internal = await stack.enter_async_context(serving_internal(to_peers, share, listeners.internal))
+        elsewhere = siblings.read_staged if siblings else None
+        internal = await serve_peers(stack, parts, uploads, listeners.internal, elsewhere)
         await membership.begin()
         stack.push_async_callback(membership.leave)
         beating = await stack.enter_async_context(task(membership.run()))
@@ -159,6 +165,7 @@ async def running_node(
         peers = PeerWatch(owner.node, lambda: membership.rows, parts.topology.peer_at, settings, metrics)
         node = node_of(parts, lambda: outlook_of(leadership, peers))
         node.others = NoOthers(has_started=not theirs)
+        node.on_reload = certificates.look_soon if certificates.any else None
         node.on_hand_over += [leadership.leave, membership.say_leaving]
         jobs = maintenance(
             owner.node,
@@ -174,7 +181,9 @@ async def running_node(
         await stack.enter_async_context(jobs)
         await stack.enter_async_context(task(peers.run()))
         to_clients = public_app_of(stack, parts, artifacts, node)
-        public = await stack.enter_async_context(serving_public(to_clients, share, node, listeners))
+        public = await stack.enter_async_context(
+            serving_public(to_clients, share, node, listeners, certificates.public)
+        )
         if siblings is not None:
             stand_in = partial(standing_in, internal, public)
             await start_workers(stack, config, parts, own, node, uploads, siblings, theirs, stand_in)
@@ -214,7 +223,7 @@ async def join(config: NodeConfig, incarnation: UUID, database: Database) -> UUI
             connection,
             node=NodeId(config.node.id),
             zone=ZoneId(config.node.zone),
-            url=f"http://{config.http.listen}",
+            url=config.http.url,
             internal_url=config.internal.url,
             version=__version__,
             incarnation=incarnation,

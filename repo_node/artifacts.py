@@ -5,21 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from repo_node.blob_catalogue import CatalogueOfBlob
 from repo_node.checksums import Content, DeclaredDigests
 from repo_node.db import artifacts as rows
-from repo_node.db import blobs
 from repo_node.db.artifacts import Blob, Child, Item
 from repo_node.db.blobs import CommitOutcome, CommitResult, Deployment
 from repo_node.db.commit_groups import CommitGroups, UploadToCommit
 from repo_node.db.errors import AbsenceInDoubt, CatalogueUnavailable, OutcomeUnknown
 from repo_node.db.lookups import LookUps
 from repo_node.db.pool import Database
+from repo_node.db.repositories import Repository
 from repo_node.errors import BodyTooLarge, NotFound, Overloaded, RequestError, absent
 from repo_node.metrics import Metrics
 from repo_node.origin import Origin
@@ -32,16 +33,14 @@ from repo_node.settings import LiveSettings
 from sharding.background import Background
 from sharding.commit import Placement
 from sharding.crash_points import crash_point
-from sharding.errors import ReplicaCorrupt, ReplicaMissing
 from sharding.identifiers import uuid7
-from sharding.maintenance.catalogue import StoredBlob
-from sharding.model import BLOCK_DIGEST_BYTES, EXTRA_DIGESTS, Buffer, Replica, block_count
+from sharding.model import EXTRA_DIGESTS, Buffer
 from sharding.provider import ShardingProvider
 from sharding.reader import BlobReader, BlobToRead
+from sharding.tally import WritePolicy
 from sharding.upload import Upload
 
 REPORTS_MAX = 1_000
-DIGEST_WINDOW = rows.FIRST_BLOCKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +51,8 @@ class DeployRequest:
     by: Origin
     properties: Mapping[str, Sequence[str]]
     declared: DeclaredDigests
+    may_overwrite: bool = True
+    """Whether another artifact may be in the place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,16 @@ class Deployed:
     created_at: datetime
     created_by: str
     content: Content
+
+
+@dataclass(frozen=True, slots=True)
+class Durable:
+    """An upload whose copies are durable, and of which Postgres knows nothing yet."""
+
+    at: ArtifactPath
+    repository: Repository
+    deployment: Deployment
+    placement: Placement
 
 
 class Pulse(Protocol):
@@ -111,9 +122,14 @@ class Artifacts:
         self._pulse = pulse
         self._settings = settings
         self._metrics = metrics
-        self._commits = CommitGroups(database)
+        self._commits = CommitGroups(
+            database,
+            lambda: settings.now.commit_gather_milliseconds / 1000,
+            metrics.commit_group_uploads.labels().observe,
+        )
         self._reports = Background(REPORTS_MAX)
         self._uploads = 0
+        metrics.uploads_in_flight.set_function(lambda: self._uploads)
 
     # ------------------------------------------------------------------ uploads
 
@@ -122,55 +138,87 @@ class Artifacts:
     ) -> Deployed:
         """Store ``body``, of ``length`` where it is known, and make it visible at ``request.at``, or change nothing.
 
-        Raises ``NotFound``, ``ChecksumMismatch``, ``BodyTooLarge``, ``PathConflict``,
+        Raises ``NotFound``, ``ChecksumMismatch``, ``BodyTooLarge``, ``PathConflict``, ``NotPermitted``,
         ``WriteQuorumNotMet``, ``OutcomeUnknown``, ``CatalogueUnavailable``, ``Overloaded``, ``ReadOnly``.
         """
+        with self._counted():
+            repository, started_at, policy, extra = await self._terms(request)
+            async with self._store.open_upload(policy, extra, length) as upload:
+                durable = await self._store_all(upload, request, body, repository, started_at, self._make_durable)
+                began = time.perf_counter()
+                try:
+                    created_at = await self._commit(durable.deployment, durable.placement)
+                except RepositoryGone:
+                    await self._repositories.explain_loss(repository)
+                finally:
+                    self._recent.forget(request.at)
+                self._stage("commit", began)
+                return Deployed(request.at, created_at, request.by.principal, durable.deployment.digests)
+
+    async def make_durable(self, request: DeployRequest, body: AsyncIterator[Buffer], *, length: int) -> Durable:
+        """Do all of ``deploy`` but what makes it visible: its files are the caller's, to refer to or to drop."""
+        with self._counted():
+            repository, started_at, policy, extra = await self._terms(request)
+            async with self._store.open_upload(policy, extra, length) as upload:
+                return await self._store_all(upload, request, body, repository, started_at, self._store.commit)
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
         if self._uploads >= self._settings.now.uploads_in_flight_max:
             raise Overloaded("This node runs as many uploads as it may; retry.")
         self._uploads += 1
-        self._metrics.uploads_in_flight.inc()
         try:
-            return await self._deploy(request, body, length)
+            with self._metrics.uploads_in_flight.track_inprogress():
+                yield
         finally:
             self._uploads -= 1
-            self._metrics.uploads_in_flight.dec()
 
-    async def _deploy(self, request: DeployRequest, body: AsyncIterator[Buffer], length: int | None) -> Deployed:
+    async def _terms(self, request: DeployRequest) -> tuple[Repository, datetime, WritePolicy, frozenset[str]]:
+        """Return the repository, the database's time, and how the bytes are to be written and hashed."""
         repository, started_at = await self._repositories.recall(request.at.repository), self._pulse.database_time()
-        policy = self._settings.now.write_policy(repository.redundancy)
         extra = EXTRA_DIGESTS.intersection((*repository.digests, *request.declared.names))
-        async with self._store.open_upload(policy, extra, length) as upload:
-            began = time.perf_counter()
-            await self._receive(upload, body)
-            digests = await upload.finish()
-            request.declared.check(digests)
-            # It may have become read-only while the body came.
-            require_writable(self._settings)
-            crash_point("upload.staged")
-            began = self._stage("receive", began)
-            placement = await self._store.commit(upload)
-            crash_point("upload.durable")
-            began = self._stage("store", began)
-            deployment = Deployment(
-                upload=uuid7(),
-                started_at=started_at,
-                repository_id=repository.id,
-                folder=request.at.folder,
-                name=request.at.name,
-                properties=request.properties,
-                by=request.by,
-                blob_uid=upload.uid,
-                digests=digests,
-                redundancy=policy.redundancy,
-            )
-            try:
-                created_at = await self._commit(deployment, placement)
-            except RepositoryGone:
-                await self._repositories.explain_loss(repository)
-            finally:
-                self._recent.forget(request.at)
-            self._stage("commit", began)
-            return Deployed(request.at, created_at, request.by.principal, digests)
+        return repository, started_at, self._settings.now.write_policy(repository.redundancy), extra
+
+    async def _store_all(
+        self,
+        upload: Upload,
+        request: DeployRequest,
+        body: AsyncIterator[Buffer],
+        repository: Repository,
+        started_at: datetime,
+        make_durable: Callable[[Upload], Awaitable[Placement]],
+    ) -> Durable:
+        """Receive the body, compare what was declared, and make the copies durable."""
+        began = time.perf_counter()
+        await self._receive(upload, body)
+        digests = await upload.finish()
+        request.declared.check(digests)
+        # It may have become read-only while the body came.
+        require_writable(self._settings)
+        crash_point("upload.staged")
+        began = self._stage("receive", began)
+        placement = await make_durable(upload)
+        crash_point("upload.durable")
+        self._stage("store", began)
+        deployment = Deployment(
+            upload=uuid7(),
+            started_at=started_at,
+            repository_id=repository.id,
+            folder=request.at.folder,
+            name=request.at.name,
+            properties=request.properties,
+            by=request.by,
+            blob_uid=upload.uid,
+            digests=digests,
+            redundancy=upload.policy.redundancy,
+            may_overwrite=request.may_overwrite,
+        )
+        return Durable(request.at, repository, deployment, placement)
+
+    async def _make_durable(self, upload: Upload) -> Placement:
+        # What is large may take much longer than the commit of those that would wait for it.
+        with nullcontext() if upload.small is None else self._commits.expect():
+            return await self._store.commit(upload)
 
     def _stage(self, stage: str, began: float) -> float:
         now = time.perf_counter()
@@ -230,7 +278,7 @@ class Artifacts:
         upload = UploadToCommit(
             deployment,
             placement.replicas,
-            properties_json=json.dumps(deployment.properties),
+            properties_json=json.dumps(deployment.properties) if deployment.properties else "{}",
             age_max_seconds=now.upload_seconds_max,
             short=placement.short,
         )
@@ -324,10 +372,10 @@ class Artifacts:
         await rows.make_folder(self._database, repository.id, at.path, by=by)
         return await self.get(at)
 
-    async def delete(self, at: ArtifactPath, *, by: Origin) -> None:
-        """Delete an artifact, or a folder with everything in it.
+    async def delete(self, at: ArtifactPath, *, by: Origin, folders: bool = True) -> None:
+        """Delete an artifact or, with ``folders``, a folder with everything in it.
 
-        Raises ``NotFound``, ``CatalogueUnavailable``, ``ReadOnly``.
+        Raises ``NotFound``, ``NotPermitted``, ``CatalogueUnavailable``, ``ReadOnly``.
         """
         repository = await self._repositories.get(at.repository)
         try:
@@ -337,6 +385,7 @@ class Artifacts:
                 at.folder,
                 at.name,
                 by=by,
+                folders=folders,
                 check=lambda: require_writable(self._settings, begun=True),
             )
         finally:
@@ -348,35 +397,3 @@ class Artifacts:
     async def close(self) -> None:
         await self._commits.close()
         await self._reports.close(wait_seconds=2)
-
-
-class CatalogueOfBlob:
-    """What one reader asks about one blob: the look-up's own answer first, then Postgres."""
-
-    def __init__(self, database: Database, blob: Blob | StoredBlob, reports: Background, metrics: Metrics) -> None:
-        self._database = database
-        self._blob = blob
-        self._reports = reports
-        self._metrics = metrics
-        self._window_start = 0
-        self._window = blob.first_digests
-
-    async def block_digests(self, first: int, count: int) -> bytes:
-        start = (first - self._window_start) * BLOCK_DIGEST_BYTES
-        stop = start + count * BLOCK_DIGEST_BYTES
-        if start < 0 or stop > len(self._window):
-            blocks = min(DIGEST_WINDOW, block_count(self._blob.size) - first)
-            self._window = await blobs.block_digests(self._database, self._blob.id, first, blocks)
-            self._window_start, start, stop = first, 0, count * BLOCK_DIGEST_BYTES
-        return self._window[start:stop]
-
-    async def replicas(self) -> tuple[Replica, ...]:
-        return await blobs.replicas_of(self._database, self._blob.id)
-
-    def report(self, replica: Replica, error: ReplicaMissing | ReplicaCorrupt) -> None:
-        self._reports.start(self._mark(replica, error))
-
-    async def _mark(self, replica: Replica, error: ReplicaMissing | ReplicaCorrupt) -> None:
-        if await blobs.mark_suspect(self._database, replica.shard, replica.generation):
-            fault = "missing" if isinstance(error, ReplicaMissing) else "corrupt"
-            self._metrics.bad_replicas.labels(fault).inc()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from uuid import UUID
 from aiohttp import web
 
 from repo_node import keys
+from repo_node.api import aql as aql_api
 from repo_node.api import artifacts as artifacts_api
 from repo_node.api import audit as audit_api
 from repo_node.api import checks as checks_api
@@ -28,11 +30,14 @@ from repo_node.api import storage as storage_api
 from repo_node.api import system as system_api
 from repo_node.api import transfers as transfers_api
 from repo_node.api import trash as trash_api
+from repo_node.api.certified import CertifiedPeers
 from repo_node.api.epochs import EpochHandlers
 from repo_node.api.internal import STAGED_UPLOADS_MAX, internal_app
 from repo_node.api.shards import ReadElsewhere
 from repo_node.api.staged import StagedUploads
+from repo_node.archive_deploy import ArchiveDeploy
 from repo_node.artifacts import Artifacts
+from repo_node.atomic_deploy import AtomicDeploy
 from repo_node.auth.authenticator import Authenticator
 from repo_node.checksum_deploy import ChecksumDeploy
 from repo_node.cluster.epochs import ShardEpochs
@@ -42,10 +47,13 @@ from repo_node.cluster.own_shard import OwnShard
 from repo_node.cluster.own_shards import Owner
 from repo_node.cluster.topology import Topology
 from repo_node.config import NodeConfig
+from repo_node.db.known_contents import KnownContents
 from repo_node.db.lookups import LookUps
 from repo_node.db.pool import Database
 from repo_node.downloads import DownloadCounts
 from repo_node.folder_download import FolderDownload
+from repo_node.item_permissions import WhoMay
+from repo_node.item_queries import ItemQueries
 from repo_node.logs import request_id
 from repo_node.metrics import Metrics
 from repo_node.node import Node
@@ -54,11 +62,13 @@ from repo_node.recent import RecentItems
 from repo_node.repositories import Repositories
 from repo_node.searches import Searches
 from repo_node.settings import LiveSettings
+from repo_node.tls.watch import Certificates
 from repo_node.transfers import Transfers
 from repo_node.trash import Trash
 from repo_node.trees import Trees
 from repo_node.web.admission import Admission
 from repo_node.web.context import SERVICES, Services
+from repo_node.web.listeners import Service, serving_internal
 from repo_node.web.middleware import answer, complete_head
 from repo_node.web.routes import Routes
 from repo_node.web.state import NODE
@@ -101,6 +111,7 @@ class Parts:
     repositories: Repositories
     membership: Membership
     epochs: ShardEpochs
+    certificates: Certificates
 
 
 async def assemble(
@@ -111,11 +122,12 @@ async def assemble(
     database: Database,
     settings: LiveSettings,
     metrics: Metrics,
+    certificates: Certificates,
     *,
     purpose: str = "",
 ) -> Parts:
     """Make the parts of a process; nothing runs yet. ``purpose`` tells its connections apart in Postgres' views."""
-    topology = await build_topology(stack, config, owner.cluster_id, shards.opened, metrics)
+    topology = await build_topology(stack, config, owner.cluster_id, shards.opened, metrics, certificates)
     store = ShardingProvider(
         lambda: topology.view,
         lambda: StoreLimits(settings.now.commit_wait_seconds, settings.now.read_hedge_seconds),
@@ -153,6 +165,7 @@ async def assemble(
         repositories,
         membership,
         epochs,
+        certificates,
     )
 
 
@@ -162,18 +175,26 @@ async def build_topology(
     cluster_id: UUID,
     own: Mapping[ShardId, OwnShard],
     metrics: Metrics,
+    certificates: Certificates,
 ) -> Topology:
     internal = config.internal
-    session = await stack.enter_async_context(open_peer_session(call_seconds=internal.call_timeout_seconds))
+    peer_session = open_peer_session(
+        call_seconds=internal.call_timeout_seconds,
+        tls=certificates.to_peers,
+        tls_only=internal.tls is not None and internal.tls.mode == "required",
+    )
+    session = await stack.enter_async_context(peer_session)
     token = keys.derive(config.cluster_key, wire.TOKEN_PURPOSE)
 
     @cache
-    def peer_at(url: str) -> Peer:
+    def peer_at(node: NodeId, url: str) -> Peer:
         return Peer(
             url,
             session,
             token,
             cluster_id,
+            node=node,
+            caller=NodeId(config.node.id),
             headers=lambda: {"X-Request-Id": request_id.get()},
             call_seconds=internal.call_timeout_seconds,
             stall_seconds=internal.stall_timeout_seconds,
@@ -188,8 +209,12 @@ def internal_app_of(
     *,
     elsewhere: ReadElsewhere | None = None,
     more_routes: Iterable[web.RouteDef] = (),
+    certified: CertifiedPeers | None = None,
 ) -> web.Application:
-    """Build the application for peers: the node's shards, and what they know of primaries."""
+    """Build the application for peers: the node's shards, and what they know of primaries.
+
+    ``certified`` looks at their certificates.
+    """
     return internal_app(
         shards=parts.shards.find,
         node_id=parts.owner.node,
@@ -199,7 +224,23 @@ def internal_app_of(
         more_routes=[*EpochHandlers(parts.epochs).routes(), *more_routes],
         uploads=uploads,
         elsewhere=elsewhere,
+        certified=certified,
     )
+
+
+async def serve_peers(
+    stack: AsyncExitStack,
+    parts: Parts,
+    uploads: StagedUploads,
+    listener: socket.socket,
+    elsewhere: ReadElsewhere | None,
+) -> Service:
+    """Serve peers on ``listener`` until the stack is left, those with a certificate alone where there is TLS."""
+    tls, certified = parts.certificates.internal, None
+    if tls is not None:
+        certified = CertifiedPeers(lambda: None if parts.membership.rows is None else parts.membership.rows.nodes)
+    app = internal_app_of(parts, uploads, elsewhere=elsewhere, certified=certified)
+    return await stack.enter_async_context(serving_internal(app, parts.config, listener, tls))
 
 
 def staged_uploads_of(config: NodeConfig) -> StagedUploads:
@@ -231,6 +272,26 @@ def serve_artifacts(stack: AsyncExitStack, parts: Parts) -> Artifacts:
     return artifacts
 
 
+def checksum_deploy_of(stack: AsyncExitStack, parts: Parts) -> ChecksumDeploy:
+    """Make the service for uploads without bytes."""
+    limits = parts.config.database
+    contents = KnownContents(
+        parts.database,
+        per_round_trip_max=limits.look_ups_per_round_trip_max,
+        wait_seconds_max=limits.connect_timeout_seconds,
+    )
+    stack.push_async_callback(contents.close)
+    return ChecksumDeploy(
+        contents,
+        parts.store,
+        parts.repositories,
+        parts.settings,
+        parts.metrics,
+        parts.recent,
+        parts.membership,
+    )
+
+
 def node_of(parts: Parts, outlook: Callable[[], Outlook]) -> Node:
     """Return the node as its API sees it."""
     return Node(parts.metrics, parts.database, parts.membership, parts.topology, outlook, parts.settings)
@@ -245,26 +306,20 @@ def public_app_of(stack: AsyncExitStack, parts: Parts, artifacts: Artifacts, nod
     stack.push_async_callback(downloads.close)
     trees = Trees(parts.database, parts.repositories)
     trash = Trash(parts.database, parts.recent, parts.settings)
-    known = ChecksumDeploy(
-        parts.database,
-        parts.store,
-        parts.repositories,
-        parts.settings,
-        parts.metrics,
-        parts.recent,
-        parts.membership,
-    )
     services = Services(
         artifacts,
-        known,
+        checksum_deploy_of(stack, parts),
+        archives_of(parts, artifacts),
         parts.repositories,
         properties,
         transfers,
         downloads,
         trees,
         Searches(parts.database, parts.repositories, parts.settings),
+        ItemQueries(parts.database, parts.repositories, parts.settings, parts.membership.database_time),
         FolderDownload(artifacts, trees, parts.settings),
         trash,
+        WhoMay(parts.database),
         parts.authenticator,
         parts.settings,
         admission,
@@ -275,13 +330,26 @@ def public_app_of(stack: AsyncExitStack, parts: Parts, artifacts: Artifacts, nod
     return public_app(services, node)
 
 
+def archives_of(parts: Parts, artifacts: Artifacts) -> ArchiveDeploy:
+    """Make the service that unpacks archives, each of which lies on a shard of this node meanwhile."""
+    atomic = AtomicDeploy(parts.database, parts.store, parts.repositories, parts.settings, parts.metrics, parts.recent)
+    return ArchiveDeploy(
+        artifacts,
+        atomic,
+        parts.repositories,
+        parts.settings,
+        parts.store,
+        lambda: parts.shards.shards,
+    )
+
+
 def public_app(services: Services, node: Node) -> web.Application:
     """Build the public application: every route with the permission it needs."""
     app = web.Application(middlewares=[answer])
     app[SERVICES], app[NODE] = services, node
     app.on_response_prepare.append(complete_head)
     routes = Routes(app)
-    trees_apis = (storage_api, properties_api, transfers_api, searches_api, folder_download_api)
+    trees_apis = (storage_api, properties_api, transfers_api, searches_api, aql_api, folder_download_api)
     own_apis = (holdfast_api, audit_api, jobs_api, members_api, checks_api, gc_api, trash_api)
     for api in (system_api, repositories_api, *trees_apis, *own_apis, artifacts_api):
         api.add_routes(routes)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from datetime import datetime
 
 from repo_node.artifacts import Deployed, DeployRequest, Pulse
+from repo_node.auth.read_scope import ReadScope
 from repo_node.checksums import DeclaredDigests
-from repo_node.db import known
 from repo_node.db.known import KnownContent, Link, LinkOutcome
-from repo_node.db.pool import Database
+from repo_node.db.known_contents import KnownContents
 from repo_node.db.repositories import Repository
 from repo_node.errors import NotFound, RequestError
 from repo_node.metrics import Metrics
@@ -35,12 +35,12 @@ class SendTheBody(NotFound):
 class ChecksumDeploy:
     """Deploys what a client names by its checksums alone.
 
-    Whoever calls it has made sure that the client may read: content counts as known only while some artifact has it.
+    Content counts as known only while some artifact has it that the client may read.
     """
 
     def __init__(
         self,
-        database: Database,
+        known: KnownContents,
         store: ShardingProvider,
         repositories: Repositories,
         settings: LiveSettings,
@@ -48,7 +48,7 @@ class ChecksumDeploy:
         recent: RecentItems,
         pulse: Pulse,
     ) -> None:
-        self._database = database
+        self._known = known
         self._store = store
         self._repositories = repositories
         self._settings = settings
@@ -56,15 +56,15 @@ class ChecksumDeploy:
         self._recent = recent
         self._pulse = pulse
 
-    async def deploy(self, request: DeployRequest) -> Deployed:
-        """Make the declared content visible at ``request.at``, or change nothing.
+    async def deploy(self, request: DeployRequest, scope: ReadScope) -> Deployed:
+        """Make the declared content, if ``scope`` has it, visible at ``request.at``, or change nothing.
 
-        Raises ``SendTheBody``, ``ChecksumMismatch``, ``NotFound``, ``PathConflict``, ``OutcomeUnknown``,
-        ``CatalogueUnavailable``, ``ReadOnly``.
+        Raises ``SendTheBody``, ``ChecksumMismatch``, ``NotFound``, ``PathConflict``, ``NotPermitted``,
+        ``OutcomeUnknown``, ``CatalogueUnavailable``, ``ReadOnly``.
         """
         started_at = self._pulse.database_time()
         repository = await self._repositories.recall(request.at.repository)
-        content = await self._find(request.declared)
+        content = await self._find(request.declared, scope)
         present = await self._store.confirm(content.sha256, content.size, content.replicas)
         # Slow shards may have taken their time.
         require_writable(self._settings)
@@ -83,6 +83,7 @@ class ChecksumDeploy:
             redundancy=policy.redundancy,
             copies_min=policy.quorum,
             zones_min=policy.zones_min,
+            may_overwrite=request.may_overwrite,
         )
         try:
             created_at = await self._commit(link, present, repository)
@@ -91,12 +92,15 @@ class ChecksumDeploy:
         self._metrics.uploads.labels(LinkOutcome.LINKED.value).inc()
         return Deployed(request.at, created_at, request.by.principal, content)
 
-    async def _find(self, declared: DeclaredDigests) -> KnownContent:
-        """Return the content that is all that was declared."""
+    async def _find(self, declared: DeclaredDigests, scope: ReadScope) -> KnownContent:
+        """Return the content that is all that was declared, and that some artifact in ``scope`` has."""
         if not declared.names:
             raise RequestError("A checksum deploy needs a checksum: X-Checksum-Sha256, X-Checksum-Sha1 or -Md5.")
         name = declared.names[0]
-        content = await known.find_known(self._database, name, getattr(declared, name))
+        rows = None
+        if not scope.everything:
+            rows = scope.rows({one.id: one.key for one in await self._repositories.list_all()})
+        content = await self._known.find(name, getattr(declared, name), rows)
         # What was never computed cannot be compared: with the bytes it can.
         if content is None or any(getattr(content, other) is None for other in declared.names):
             raise SendTheBody
@@ -105,7 +109,7 @@ class ChecksumDeploy:
 
     async def _commit(self, link: Link, present: Sequence[Generation], repository: Repository) -> datetime:
         done = await until_known(
-            lambda: known.link(self._database, link, present), wait_seconds=self._settings.now.outcome_wait_seconds
+            lambda: self._known.link(link, present), wait_seconds=self._settings.now.outcome_wait_seconds
         )
         outcome, created_at = done.result
         match outcome:

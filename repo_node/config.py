@@ -11,7 +11,7 @@ import re
 import tomllib
 from ipaddress import IPv4Network, IPv6Network, ip_network
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -91,6 +91,30 @@ class DatabaseSection(Section):
         return value
 
 
+class TlsSection(Section):
+    """A certificate, with those between it and its authority, and its key. Their files may change at any time."""
+
+    certificate_file: Path = Field(strict=False)
+    key_file: Path = Field(strict=False)
+
+    def under(self, anchor: Path) -> Self:
+        """Return the section with its relative paths anchored."""
+        paths = {name: anchor / value for name, value in self if isinstance(value, Path)}
+        return self.model_copy(update=paths)
+
+
+class PeerTlsSection(TlsSection):
+    """TLS between nodes: both ends show a certificate of ``ca_file`` that names their node.
+
+    ``mode`` is for clusters at work: first every node is ``prepared`` to call peers that have TLS, then each one is
+    ``introducing`` it, and calls both kinds, then it is ``required``.
+    """
+
+    ca_file: Path = Field(strict=False)
+    crl_file: Path | None = Field(None, strict=False)
+    mode: Literal["required", "introducing", "prepared"] = "required"
+
+
 class HttpSection(Section):
     """The public listener and what it tolerates from clients."""
 
@@ -108,6 +132,7 @@ class HttpSection(Section):
     shutdown_timeout_seconds: Seconds = 30.0
     drain_notice_seconds: float = Field(3.0, ge=0, le=600, strict=False)
     stop_timeout_seconds: Seconds = 15.0
+    tls: TlsSection | None = None
 
     @field_validator("public_url")
     @classmethod
@@ -121,6 +146,11 @@ class HttpSection(Section):
             raise ValueError('write a list of addresses and networks, for example ["10.0.0.7", "fd00:1::/64"]')
         return tuple(ip_network(one) for one in value)
 
+    @property
+    def url(self) -> str:
+        """The URL of this node's own address."""
+        return f"{scheme_of(self.tls is not None)}://{self.listen}"
+
 
 class InternalSection(Section):
     """The listener for peers: never on a public network, never behind the load balancer."""
@@ -132,6 +162,7 @@ class InternalSection(Section):
     calls_per_shard_max: int = Field(64, ge=1, le=10_000)
     failures_to_open: int = Field(5, ge=1)
     open_seconds: Seconds = 2.0
+    tls: PeerTlsSection | None = None
 
     @field_validator("advertise_url")
     @classmethod
@@ -139,9 +170,13 @@ class InternalSection(Section):
         return value if value is None else check_http_url(value)
 
     @property
+    def listens_with_tls(self) -> bool:
+        return self.tls is not None and self.tls.mode != "prepared"
+
+    @property
     def url(self) -> str:
         """The URL at which peers reach this node."""
-        return self.advertise_url or f"http://{self.listen}"
+        return self.advertise_url or f"{scheme_of(self.listens_with_tls)}://{self.listen}"
 
 
 class ShardSection(Section):
@@ -196,6 +231,10 @@ class NodeConfig(Section):
         )
 
 
+def scheme_of(has_tls: bool) -> str:
+    return "https" if has_tls else "http"
+
+
 def check_http_url(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.port == 0 or parts.query or parts.fragment:
@@ -233,6 +272,7 @@ def resolve(path: Path, config: NodeConfig) -> NodeConfig:
             f"{path}: internal.advertise_url: is required while internal.listen is {config.internal.listen}; "
             'write the URL at which peers reach this node, for example "http://10.0.0.5:8181"'
         )
+    check_advertised(path, config.internal)
     connections_min = CONNECTIONS_OF_A_PROCESS_MIN * config.node.workers
     if config.database.pool_connections_max < connections_min:
         raise ConfigError(
@@ -246,7 +286,20 @@ def resolve(path: Path, config: NodeConfig) -> NodeConfig:
         key = keys.read_cluster_key(anchor / config.node.cluster_key_file)
     except keys.KeyFileError as error:
         raise ConfigError(f"{path}: node.cluster_key_file: {error}") from None
-    return config.model_copy(update={"shards": shards, "cluster_key": key})
+    sections = {
+        name: section.model_copy(update={"tls": section.tls.under(anchor)})
+        for name, section in (("http", config.http), ("internal", config.internal))
+        if section.tls is not None
+    }
+    return config.model_copy(update={"shards": shards, "cluster_key": key, **sections})
+
+
+def check_advertised(path: Path, internal: InternalSection) -> None:
+    """Check that peers are not told to call without TLS where there is nothing else. Raises ``ConfigError``."""
+    if internal.listens_with_tls and urlsplit(internal.url).scheme != "https":
+        raise ConfigError(
+            f"{path}: internal.advertise_url: must begin with https://, because the listener for peers has TLS"
+        )
 
 
 def explain(path: Path, error: ValidationError) -> str:

@@ -9,6 +9,7 @@ from datetime import datetime
 
 from repo_node.archives import ArchiveWriter
 from repo_node.artifacts import Artifacts
+from repo_node.auth.read_scope import ReadScope
 from repo_node.checksums import checksums_of
 from repo_node.db.artifacts import Blob
 from repo_node.errors import BodyTooLarge, NotFound, Overloaded, RequestError
@@ -28,13 +29,18 @@ class FolderDownload:
         self._settings = settings
         self._under_way = 0
 
-    async def check(self, at: ArtifactPath) -> None:
-        """Raise ``BodyTooLarge`` when a folder is larger than may be sent, ``NotFound``, ``RequestError``."""
+    async def check(self, at: ArtifactPath, scope: ReadScope) -> None:
+        """Raise ``BodyTooLarge`` when what ``scope`` has of a folder is larger than may be sent.
+
+        Raises ``NotFound``, ``RequestError`` besides.
+        """
         if at.name and (await self._artifacts.get(at)).blob is not None:
+            if not scope.allows(at.repository, at.path):
+                raise NotFound("File not found.")
             raise RequestError("Expected a folder, but this is a file.")
         now = self._settings.now
         count = size = 0
-        async with aclosing(self._trees.list(at, FILES)) as pages:
+        async with aclosing(self._trees.list(at, FILES, scope)) as pages:
             async for page in pages:
                 count += len(page)
                 size += sum(entry.size or 0 for entry in page)
@@ -56,14 +62,16 @@ class FolderDownload:
             self._under_way -= 1
 
     async def stream(
-        self, at: ArtifactPath, archive: ArchiveWriter, *, with_checksums: bool
+        self, at: ArtifactPath, scope: ReadScope, archive: ArchiveWriter, *, with_checksums: bool
     ) -> AsyncGenerator[bytes, None]:
-        """Yield the archive, every block verified. What is deleted meanwhile is left out; what grows, is too.
+        """Yield the archive of what ``scope`` has, every block verified.
+
+        What is deleted meanwhile is left out; what grows, is too.
 
         Raises ``BlobUnavailable``, ``CatalogueUnavailable``.
         """
         left = self._settings.now.folder_download_bytes_max
-        async with aclosing(self._trees.list(at, FILES)) as pages:
+        async with aclosing(self._trees.list(at, FILES, scope)) as pages:
             async for page in pages:
                 for entry in page:
                     try:

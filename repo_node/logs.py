@@ -5,16 +5,24 @@ Facts go into ``extra={"facts": {...}}``. Secrets never come here: what handles 
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import sys
 import time
+from contextlib import nullcontext
 from contextvars import ContextVar
-from functools import partial
-from typing import Any
+from functools import lru_cache, partial
+from typing import Any, TextIO
 
 from repo_node.config import LogSection
 
+GATHER_SECONDS = 0.05
+"""How long a line waits for others to be written with it: what a killed process may keep to itself."""
+
+GATHERED_MAX = 256
+
+encode = json.JSONEncoder(default=str, ensure_ascii=False).encode
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
 
 
@@ -32,7 +40,7 @@ class JsonFormatter(logging.Formatter):
         }
         if record.exc_info:
             event["exception"] = self.formatException(record.exc_info)
-        line = json.dumps(event, default=str, ensure_ascii=False)
+        line = encode(event)
         return line if line.isprintable() else "".join(map(json_escaped, line))
 
 
@@ -41,11 +49,47 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         at = f"{moment(record)}Z"
-        facts = "".join(f" {key}={value}" for key, value in getattr(record, "facts", {}).items())
-        lines = [f"{at} {record.levelname.lower():7} {request_id.get()} {record.getMessage()}{facts}"]
+        facts = "".join([f" {key}={value}" for key, value in getattr(record, "facts", {}).items()])
+        line = f"{at} {record.levelname.lower():7} {request_id.get()} {record.getMessage()}{facts}"
         if record.exc_info:
-            lines += [f"    {line}" for line in self.formatException(record.exc_info).split("\n")]
-        return "\n".join(line if line.isprintable() else "".join(map(text_escaped, line)) for line in lines)
+            trace = [text_line(f"    {line}") for line in self.formatException(record.exc_info).split("\n")]
+            return "\n".join((text_line(line), *trace))
+        return text_line(line)
+
+
+class GatheringHandler(logging.Handler):
+    """Writes the lines of a moment together: at once when one warns, or comes from a thread without an event loop."""
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            self._lines.append(self.format(record))
+            if record.levelno >= logging.WARNING or len(self._lines) >= GATHERED_MAX:
+                self.flush()
+            elif len(self._lines) == 1:
+                self._flush_later()
+        except Exception:
+            self.handleError(record)
+
+    def flush(self) -> None:
+        """Write what was gathered. Called at the end of the process too."""
+        with self.lock or nullcontext():
+            lines, self._lines = self._lines, []
+            if lines:
+                self._stream.write("\n".join((*lines, "")))
+                self._stream.flush()
+
+    def _flush_later(self) -> None:
+        try:
+            loop = asyncio.get_running_loop()
+        except RuntimeError:
+            self.flush()
+        else:
+            loop.call_later(GATHER_SECONDS, self.flush)
 
 
 def mark(process: int, record: logging.LogRecord) -> bool:
@@ -56,12 +100,22 @@ def mark(process: int, record: logging.LogRecord) -> bool:
 
 def moment(record: logging.LogRecord) -> str:
     """Return when ``record`` was made, in UTC, to the millisecond."""
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03d}"
+    return f"{second(int(record.created))}.{int(record.msecs):03d}"
+
+
+@lru_cache(2)
+def second(since_1970: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(since_1970))
 
 
 def json_escaped(character: str) -> str:
     """Return a character of a JSON document such that it shows."""
     return character if character.isprintable() else json.dumps(character)[1:-1]
+
+
+def text_line(line: str) -> str:
+    """Return a line of text such that all of it shows."""
+    return line if line.isprintable() else "".join(map(text_escaped, line))
 
 
 def text_escaped(character: str) -> str:
@@ -73,7 +127,7 @@ def configure(section: LogSection, process: int | None = None) -> None:
 
     ``process`` tells the processes of one node apart, where there are several.
     """
-    handler = logging.StreamHandler(sys.stderr)
+    handler = GatheringHandler(sys.stderr)
     if process is not None:
         handler.addFilter(partial(mark, process))
     handler.setFormatter(JsonFormatter() if section.format == "json" else TextFormatter())

@@ -74,6 +74,8 @@ class Node:
         self.in_flight = 0
         self.on_leave: list[Callable[[], Awaitable[None]]] = []
         self.on_hand_over: list[Callable[[], Awaitable[None]]] = []
+        self.on_reload: Callable[[], None] | None = None
+        """Looks at what may have changed on disk, where anything is looked at."""
         self.others: Others = NoOthers()
         self.render: Callable[[], Awaitable[bytes]] = lambda: render(metrics.registry)
         """Renders the metrics of all processes of this node."""

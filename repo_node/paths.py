@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from urllib.parse import quote, unquote_to_bytes
 
@@ -15,6 +15,9 @@ SEGMENT_BYTES_MAX = 255
 PROPERTIES_MAX = 100
 FORBIDDEN_IN_KEYS = frozenset(")(}{][*+^$\\/~`!@#%&<>;=,±§ ")
 REPOSITORY_KEY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+PLAIN = re.compile(rf"(?:/(?!\.{{1,2}}(?:/|\Z))[A-Za-z0-9._-]{{1,{SEGMENT_BYTES_MAX}}})+")
+"""Paths that are in canonical form for certain: most are, and need no look at each segment."""
+
 RESERVED_KEYS = frozenset({"api", "ui", "metrics", "access", "internal", "list", "v1", "v2", "webapp", "repo"})
 
 
@@ -70,18 +73,20 @@ class ArtifactPath:
 def parse_target(raw: str) -> Target:
     """Return the canonical form of a raw request target. Raises ``BadPath``."""
     path = raw.partition("?")[0]
+    if PLAIN.fullmatch(path):
+        return Target(tuple(path[1:].split("/")), False, {})
     if not path.startswith("/"):
         raise BadPath("the request target must be a path that begins with /")
     pieces = path[1:].split("/")
-    is_folder = pieces[-1] == ""
-    if is_folder:
-        pieces.pop()
+    # Matrix parameters may follow the slash of a folder, too.
+    is_folder = not pieces[-1].partition(";")[0]
     segments: list[str] = []
     properties: dict[str, tuple[str, ...]] = {}
     mandatory: set[str] = set()
-    for piece in pieces:
+    for number, piece in enumerate(pieces, 1):
         name, *parameters = piece.split(";")
-        segments.append(check_segment(decode(name)))
+        if name or number < len(pieces):
+            segments.append(check_segment(decode(name)))
         for parameter in parameters:
             add_property(properties, mandatory, parameter)
     return Target(tuple(segments), is_folder, properties, frozenset(mandatory))
@@ -97,6 +102,16 @@ def decode(piece: str) -> str:
         return unquote_to_bytes(piece.encode("utf-8", "surrogateescape")).decode("utf-8")
     except UnicodeDecodeError:
         raise BadPath("the path is not valid UTF-8") from None
+
+
+def check_query(query: str) -> None:
+    """Refuse a raw query that is not valid UTF-8: it would be read as text that nobody sent. Raises ``BadPath``."""
+    if not query or (query.isascii() and "%" not in query):
+        return
+    try:
+        unquote_to_bytes(query.encode("utf-8", "surrogateescape")).decode("utf-8")
+    except UnicodeDecodeError:
+        raise BadPath("the query is not valid UTF-8") from None
 
 
 def check_segment(segment: str) -> str:
@@ -121,9 +136,14 @@ def add_property(properties: dict[str, tuple[str, ...]], mandatory: set[str], pa
         key = key[:-1]
         mandatory.add(key)
     values = tuple(map(check_property_value, decode(value).split(",")))
-    properties[check_property_key(key)] = (*properties.get(key, ()), *values)
+    properties[check_property_key(key)] = each_once((*properties.get(key, ()), *values))
     if len(properties) > PROPERTIES_MAX:
         raise BadPath(f"more than {PROPERTIES_MAX} matrix parameters")
+
+
+def each_once(values: Iterable[str]) -> tuple[str, ...]:
+    """Return the values of a property: a set to Artifactory's clients, in the order in which they came."""
+    return tuple(dict.fromkeys(values))
 
 
 def check_property_key(key: str) -> str:

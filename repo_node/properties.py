@@ -12,7 +12,7 @@ from repo_node.db.properties import Changes, Place
 from repo_node.errors import NotFound, RequestError, absent
 from repo_node.origin import Origin
 from repo_node.outcome import until_known
-from repo_node.paths import PROPERTIES_MAX, ArtifactPath, check_property_key, check_property_value
+from repo_node.paths import PROPERTIES_MAX, ArtifactPath, check_property_key, check_property_value, each_once
 from repo_node.read_only import require_writable
 from repo_node.recent import RecentItems
 from repo_node.repositories import Repositories
@@ -34,7 +34,7 @@ def parse_properties(text: str) -> dict[str, tuple[str, ...]]:
         found.setdefault(check_property_key(key), []).extend(map(check_property_value, values))
     if not 0 < len(found) <= PROPERTIES_MAX:
         raise RequestError(f"properties must name 1 to {PROPERTIES_MAX} properties: name=value[,value];name=value.")
-    return {key: tuple(values) for key, values in found.items()}
+    return {key: each_once(values) for key, values in found.items()}
 
 
 def split_properties(text: str) -> list[tuple[str, list[str]]]:
@@ -56,17 +56,20 @@ def split_properties(text: str) -> list[tuple[str, list[str]]]:
 
 
 def read_patch(document: Mapping[str, Any]) -> Changes:
-    """Read ``{"props": {name: value | [value] | null}}``; null drops one. Raises ``RequestError``, ``BadPath``."""
+    """Read ``{"props": {name: value | [value] | null}}``; null, and no value, drops one.
+
+    Raises ``RequestError``, ``BadPath``.
+    """
     props = document.get("props")
     if not isinstance(props, dict) or not 0 < len(props) <= PROPERTIES_MAX:
         raise RequestError(f'The body must be {{"props": {{name: value}}}} with 1 to {PROPERTIES_MAX} properties.')
-    put = {check_property_key(key): values_of(value) for key, value in props.items() if value is not None}
-    return Changes(put, [check_property_key(key) for key, value in props.items() if value is None])
+    put = {check_property_key(key): values_of(value) for key, value in props.items() if value not in (None, [])}
+    return Changes(put, [check_property_key(key) for key in props if key not in put])
 
 
-def values_of(value: Any) -> list[str]:
+def values_of(value: Any) -> tuple[str, ...]:
     values = value if isinstance(value, list) else [value]
-    return [check_property_value(text_of(one)) for one in values]
+    return each_once(check_property_value(text_of(one)) for one in values)
 
 
 def text_of(value: Any) -> str:

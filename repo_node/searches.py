@@ -9,9 +9,10 @@ from datetime import datetime
 from typing import Any
 
 from repo_node import patterns
+from repo_node.auth.read_scope import ReadScope
 from repo_node.db import searches as rows
-from repo_node.db.pool import Database, Statement
-from repo_node.db.searches import Hit, Times
+from repo_node.db.pool import Database
+from repo_node.db.searches import Hit, Search, Times
 from repo_node.errors import RequestError
 from repo_node.patterns import folder_span, is_wild, like, literal_start, span
 from repo_node.repositories import Repositories
@@ -48,25 +49,33 @@ class Wanted:
         )
 
 
+@dataclass(frozen=True, slots=True)
+class Area:
+    """Where is searched: what ``scope`` lets be read, in the repositories of these keys, or in all without any."""
+
+    keys: Collection[str]
+    scope: ReadScope
+
+
 class Searches:
-    """Finds artifacts in the repositories of one's choice, or in all."""
+    """Finds artifacts in an area."""
 
     def __init__(self, database: Database, repositories: Repositories, settings: LiveSettings) -> None:
         self._database = database
         self._repositories = repositories
         self._settings = settings
 
-    async def by_name(self, pattern: str, keys: Collection[str]) -> list[Hit]:
+    async def by_name(self, pattern: str, area: Area) -> list[Hit]:
         """Return artifacts whose name is like ``pattern``; without wildcards, those whose name has it as a part."""
         pattern = pattern if is_wild(pattern) else f"*{pattern}*"
         names = span(literal_start(pattern))
-        return await self._search(rows.BY_NAME, keys, names.low, names.high, like(pattern))
+        return await self._search(rows.BY_NAME, area, names.low, names.high, like(pattern))
 
-    async def by_path(self, pattern: str, keys: Collection[str]) -> list[Hit]:
+    async def by_path(self, pattern: str, area: Area) -> list[Hit]:
         """Return artifacts whose path matches an Ant pattern."""
         folders = folder_span(pattern)
         places = (folders.low, folders.high, EVERYTHING.low, EVERYTHING.high)
-        return await self._search(rows.BY_PATH, keys, *places, patterns.regex(pattern))
+        return await self._search(rows.BY_PATH, area, *places, patterns.regex(pattern))
 
     async def by_gavc(
         self,
@@ -74,67 +83,68 @@ class Searches:
         artifact: str | None,
         version: str | None,
         classifier: str | None,
-        keys: Collection[str],
+        area: Area,
     ) -> list[Hit]:
         """Return artifacts in Maven's layout by their coordinates, each None or with wildcards."""
         expression, wide = patterns.gavc(group, artifact, version, classifier)
         folders, names = folder_span(wide), span(literal_start(f"{artifact}-") if artifact else "")
-        return await self._search(rows.BY_PATH, keys, folders.low, folders.high, names.low, names.high, expression)
+        return await self._search(rows.BY_PATH, area, folders.low, folders.high, names.low, names.high, expression)
 
-    async def by_digest(self, kind: str, digest: bytes, keys: Collection[str]) -> list[Hit]:
+    async def by_digest(self, kind: str, digest: bytes, area: Area) -> list[Hit]:
         """Return artifacts with this content; ``kind`` is sha256, sha1 or md5."""
-        return await self._search(BY_DIGEST[kind], keys, digest)
+        return await self._search(BY_DIGEST[kind], area, digest)
 
-    async def by_properties(self, wanted: Wanted, keys: Collection[str]) -> list[Hit]:
+    async def by_properties(self, wanted: Wanted, area: Area) -> list[Hit]:
         """Return artifacts and folders that have every property asked for."""
-        return await self._search(rows.BY_PROPERTIES, keys, *wanted.args)
+        return await self._search(rows.BY_PROPERTIES, area, *wanted.args)
 
-    async def by_time(self, since: datetime, until: datetime, times: Times, keys: Collection[str]) -> list[Hit]:
+    async def by_time(self, since: datetime, until: datetime, times: Times, area: Area) -> list[Hit]:
         """Return artifacts one of whose ``times`` lies between two, both included."""
-        return await self._search(rows.BY_TIME, keys, *rows.time_args(since, until, times))
+        return await self._search(rows.BY_TIME, area, *rows.time_args(since, until, times))
 
-    async def by_usage(self, not_used_since: datetime, created_before: datetime, keys: Collection[str]) -> list[Hit]:
+    async def by_usage(self, not_used_since: datetime, created_before: datetime, area: Area) -> list[Hit]:
         """Return artifacts made before a time and not downloaded since another."""
-        return await self._search(rows.BY_USAGE, keys, not_used_since, created_before)
+        return await self._search(rows.BY_USAGE, area, not_used_since, created_before)
 
-    async def versions(self, group: str, artifact: str, keys: Collection[str]) -> list[str]:
+    async def versions(self, group: str, artifact: str, area: Area) -> list[str]:
         """Return the versions of a Maven module, latest first."""
         folder = f"{group.replace('.', '/')}/{artifact}"
-        found = await self._values(rows.FOLDERS_IN, keys, folder)
+        found = await self._values(rows.FOLDERS_IN, area, folder)
         return sorted(found, key=version_key, reverse=True)
 
     async def latest_by_property(
-        self, path: str, wanted: Wanted, keys: Collection[str], *, with_artifacts: bool
+        self, path: str, wanted: Wanted, area: Area, *, with_artifacts: bool
     ) -> tuple[str, list[Hit]] | None:
         """Return the highest ``version`` among the properties below a path and what has it, None where none has."""
         folder = path.strip("/")
         any_version = Wanted({**wanted.properties, VERSION: wanted.properties.get(VERSION, [""])})
-        found = await self._values(rows.PROPERTY_VALUES, keys, *any_version.args, folder, VERSION)
+        found = await self._values(rows.PROPERTY_VALUES, area, *any_version.args, folder, VERSION)
         if not found:
             return None
         latest = max(found, key=version_key)
         if not with_artifacts:
             return latest, []
         exactly = Wanted({**wanted.properties, VERSION: [latest]})
-        return latest, await self._search(rows.BY_PROPERTIES_IN_TREE, keys, *exactly.args, folder)
+        return latest, await self._search(rows.BY_PROPERTIES_IN_TREE, area, *exactly.args, folder)
 
-    async def _search(self, statement: Statement, keys: Collection[str], *args: Any) -> list[Hit]:
-        now = self._settings.now
-        found = await rows.search(
+    async def _search(self, asked: Search, area: Area, *args: Any) -> list[Hit]:
+        now, repositories = self._settings.now, await self._among(area)
+        found = await rows.find(
             self._database,
-            statement,
-            await self._among(keys),
+            asked,
+            repositories,
+            area.scope.rows(repositories),
             *args,
             results_max=now.search_results_max,
             seconds_max=now.search_seconds_max,
         )
         return sorted(found, key=lambda hit: (hit.item.repository, hit.item.folder, hit.item.name))
 
-    async def _values(self, statement: Statement, keys: Collection[str], *args: Any) -> list[str]:
+    async def _values(self, asked: Search, area: Area, *args: Any) -> list[str]:
         found = await rows.values(
             self._database,
-            statement,
-            await self._among(keys),
+            asked,
+            area.scope.rows(await self._among(area)),
             *args,
             results_max=VERSIONS_MAX,
             seconds_max=self._settings.now.search_seconds_max,
@@ -143,7 +153,7 @@ class Searches:
             raise RequestError(f"There are more than {VERSIONS_MAX} versions; ask for less.")
         return found
 
-    async def _among(self, keys: Collection[str]) -> dict[int, str]:
-        """Return the repositories of these keys, or all where none is named; one that is not there holds nothing."""
+    async def _among(self, area: Area) -> dict[int, str]:
+        """Return the repositories of an area; one that is not there holds nothing."""
         every = await self._repositories.list_all()
-        return {one.id: one.key for one in every if not keys or one.key in keys}
+        return {one.id: one.key for one in every if not area.keys or one.key in area.keys}

@@ -68,6 +68,9 @@ class Settings(BaseModel):
         30, gt=0, le=86_400, description="so long without Postgres, an upload is ended in the middle of its body"
     )
     commit_wait_seconds: float = Field(20, gt=0, le=600, description="how long an upload waits for slow shards")
+    commit_gather_milliseconds: int = Field(
+        20, ge=0, le=1000, description="how long a stored upload waits for those being stored, to share a statement"
+    )
     outcome_wait_seconds: float = Field(10, gt=0, le=600, description="how long a commit of unknown outcome is asked")
     read_hedge_seconds: float = Field(1, gt=0, le=60, description="a read this slow also asks another replica")
     transfer_blocks_max: int = Field(
@@ -86,6 +89,12 @@ class Settings(BaseModel):
     heartbeat_seconds: float = Field(2, ge=0.1, le=60, description="between two heartbeats of a node")
     node_down_seconds: float = Field(10, ge=0.5, le=600, description="silence after which a node counts as down")
     password_cache_seconds: float = Field(60, ge=0, le=3600, description="how long a checked password is remembered")
+    anonymous_access: bool = Field(
+        False, description="whether who brings no credentials has the rights of the user anonymous"
+    )
+    hide_unauthorised_resources: bool = Field(
+        False, description="whether who may not read a path hears that nothing is there, rather than a refusal"
+    )
     stale_seconds_max: float = Field(
         300, ge=0, le=86_400, description="how long reads go on from memory while Postgres is away; 0: not at all"
     )
@@ -107,6 +116,22 @@ class Settings(BaseModel):
     )
     search_results_max: int = Field(500, ge=1, le=100_000, description="most results of one search")
     search_seconds_max: float = Field(4, gt=0, le=600, description="after which Postgres ends a search")
+    aql_query_bytes_max: int = Field(65_536, ge=256, le=1 << 20, description="longest AQL query, in bytes")
+    aql_nesting_max: int = Field(32, ge=4, le=100, description="brackets within brackets of an AQL query")
+    aql_criteria_max: int = Field(1_000, ge=1, le=10_000, description="most comparisons of an AQL query")
+    aql_offset_max: int = Field(1_000_000, ge=0, le=1_000_000_000, description="most results an AQL query may skip")
+    aql_results_max: int = Field(
+        1_000_000, ge=1, le=1_000_000_000, description="most results of an AQL query; one with more is refused"
+    )
+    aql_sorted_results_max: int = Field(
+        100_000, ge=1, le=1_000_000, description="most results of one that is sorted, some 300 bytes of memory each"
+    )
+    aql_statements_at_once_max: int = Field(
+        4, ge=1, le=100, description="statements of AQL queries that one process of a node runs at once"
+    )
+    aql_long_answers_at_once_max: int = Field(
+        4, ge=1, le=1000, description="AQL answers of a thousand results or more that one process sends at once"
+    )
     folder_download_items_max: int = Field(
         10_000, ge=1, le=1_000_000, description="most files of a folder that is sent as an archive"
     )
@@ -115,6 +140,27 @@ class Settings(BaseModel):
     )
     folder_downloads_in_flight_max: int = Field(
         10, ge=1, le=1000, description="folders that one process of a node sends as archives at once"
+    )
+    explode_archive_bytes_max: int = Field(
+        1 << 30, ge=0, le=1 << 40, description="largest archive that is unpacked, in bytes"
+    )
+    explode_bytes_max: int = Field(
+        8 << 30, ge=0, le=1 << 50, description="most bytes that an archive may hold, unpacked"
+    )
+    explode_entries_max: int = Field(10_000, ge=1, le=1_000_000, description="most entries of an archive")
+    explode_atomic_entries_max: int = Field(
+        1_000, ge=1, le=10_000, description="most files of an archive that are made visible at once"
+    )
+    explode_ratio_max: int = Field(100, ge=1, le=10_000, description="unpacked bytes for each byte of an archive")
+    explode_depth_max: int = Field(64, ge=1, le=1_000, description="most segments of a path in an archive")
+    explode_memory_bytes_max: int = Field(
+        256 << 20, ge=64 << 20, le=1 << 40, description="memory of a process that unpacks an archive"
+    )
+    explode_seconds_max: int = Field(
+        50, ge=1, le=86_400, description="how long unpacking may take; balancers wait as long for an answer"
+    )
+    explodes_in_flight_max: int = Field(
+        4, ge=1, le=1000, description="archives that one process of a node unpacks at once"
     )
     repair_bytes_per_second_max: int = Field(
         64 << 20, ge=1 << 16, le=1 << 40, description="a node writes for repairs; 4 x for each further copy missing"

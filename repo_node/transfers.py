@@ -28,6 +28,22 @@ FAILURES_TOLD_MAX = 100
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """Regular expressions for the paths that may leave, come, and be overwritten; None for all.
+
+    ``prunes``: whether the folders that a move leaves empty may go.
+    """
+
+    source: str | None = None
+    target: str | None = None
+    overwritten: str | None = None
+    prunes: bool = True
+
+
+NO_LIMITS = Limits()
+
+
+@dataclass(frozen=True, slots=True)
 class TransferRequest:
     """``into``: the target was written with a slash at its end, and is a folder for an artifact."""
 
@@ -38,6 +54,7 @@ class TransferRequest:
     dry: bool
     fail_fast: bool
     by: Origin
+    limits: Limits = NO_LIMITS
 
 
 @dataclass(slots=True)
@@ -48,6 +65,7 @@ class Transferred:
     artifacts: int = 0
     folders: int = 0
     failures: int = 0
+    forbidden: int = 0
     failed: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -72,21 +90,29 @@ class Transfers:
         """Copy or move an artifact, or a folder with all in it. An artifact is at one place or both, never at none.
 
         A target that is a folder takes the source into it; else the source becomes the target. An artifact in the
-        place goes to the trash. Raises ``NotFound``, ``RequestError``, ``OutcomeUnknown``, ``ReadOnly``.
+        place goes to the trash. The same request for a folder, soon after, means the same: the answer to the first may
+        have been lost. Raises ``NotFound``, ``RequestError``, ``OutcomeUnknown``, ``ReadOnly``.
         """
         source, to = request.source, request.to
         from_repository = await self._repositories.get(source.repository)
         to_repository = await self._repositories.get(to.repository)
-        is_folder = not source.name or (await self._artifacts.get(source)).blob is None
+        identity = rows.transfer_id(str(request.move), *map(str, (source, to, request.into)))
+        try:
+            is_folder = not source.name or (await self._artifacts.get(source)).blob is None
+        except NotFound:
+            moved_to = await rows.find(self._database, identity) if request.move and not request.dry else None
+            if moved_to is not None:
+                return Transferred(moved_to)
+            raise NotFound(f"Unable to find item {source.repository}:{source.path}.") from None
         target = await self._resolve(request, is_folder)
         check_apart(source, to.repository, target)
-        identity = rows.transfer_id(str(request.move), *map(str, (source, to, request.into)))
         if is_folder and not request.dry:
             target = await self._known(lambda: rows.begin(self._database, identity, target))
-        transfer = Transfer(request.move, from_repository.id, source.path, to_repository.id, target, request.by)
+        limits = (request.limits.source, request.limits.target, request.limits.overwritten)
+        transfer = Transfer(request.move, from_repository.id, source.path, to_repository.id, target, request.by, limits)
         try:
             done = await self._walk(transfer, request)
-            if request.move and is_folder and not request.dry:
+            if request.move and is_folder and request.limits.prunes and not request.dry:
                 crash_point("transfer.walked")
                 await self._known(lambda: rows.prune(self._database, transfer, items_max=PAGE))
         finally:
@@ -146,6 +172,7 @@ def add(done: Transferred, page: rows.Page) -> None:
     done.artifacts += page.artifacts
     done.folders += page.folders
     done.failures += len(page.failed)
+    done.forbidden += sum(reason == "forbidden" for _, reason in page.failed)
     done.failed += page.failed[: FAILURES_TOLD_MAX - len(done.failed)]
 
 

@@ -69,6 +69,24 @@ class CachedReads:
             self._possible = error.errno not in NOT_POSSIBLE
             return None
 
+    def size(self, path: str) -> int | None:
+        """Return the size of a regular file if its name is in memory, and a living file system lets it be opened.
+
+        None as for ``read``.
+        """
+        if not self._possible:
+            return None
+        try:
+            file = self._open(path)
+            try:
+                found = os.fstat(file)
+            finally:
+                os.close(file)
+        except OSError as error:
+            self._possible = error.errno not in NOT_POSSIBLE
+            return None
+        return found.st_size if stat.S_ISREG(found.st_mode) else None
+
     def _open(self, path: str) -> int:
         file: int = self._syscall(OPENAT2, self._directory, path.encode(), self._how_at, ctypes.sizeof(OpenHow))
         if file < 0:

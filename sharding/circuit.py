@@ -34,6 +34,11 @@ class Circuit:
             return True
         return not self._trial_under_way and self._clock() >= self._open_until
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether calls are made as usual: no trial is wanted."""
+        return self._open_until is None
+
     def enter(self) -> Pass | None:
         """Return the leave for one call, None while the circuit admits none."""
         if self._open_until is None:

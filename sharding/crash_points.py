@@ -19,6 +19,10 @@ NAMES = frozenset(
         "upload.renamed",  # it has its name, which is not durable
         "upload.durable",  # all copies are durable, Postgres knows nothing
         "upload.committed",  # Postgres knows, the client does not
+        "explode.spooled",  # an archive lies whole on a shard, in a file without a name
+        "explode.member",  # some of its members are artifacts
+        "explode.durable",  # all are durable, Postgres knows nothing
+        "explode.committed",  # Postgres knows all, the client does not
         "repair.copied",  # durable copies that no row refers to
         "repair.settled",  # rows refer to them; what was not needed still has its files
         "move.copied",

@@ -85,6 +85,8 @@ def digest_small(data: Buffer, extra: Collection[str] = EXTRA_DIGESTS) -> BlobDi
 
 def block_digests(data: Buffer) -> bytes:
     """Return the digests of the blocks of ``data``, which starts at a block's start, 8 bytes each."""
+    if 0 < memoryview(data).nbytes <= BLOCK_BYTES:
+        return xxh3_64_digest(data)
     return b"".join(xxh3_64_digest(part) for part in _parts(data, BLOCK_BYTES))
 
 

@@ -1,4 +1,4 @@
-"""The files of one claimed shard: names, directories, reads and removals. Every method but ``read_cached`` blocks.
+"""The files of one claimed shard: names, directories, reads and removals. Every method but those ``_cached`` blocks.
 
 The shard's directories are opened once and everything is reached through them, so that a disk
 unmounted under the node never leads to its empty mount point; no link is ever followed.
@@ -136,6 +136,11 @@ class ShardFiles:
             return None
         name = self.name(blob)
         return self._cached_reads.read(f"{fan_out_of(name)}/{name}", size, offset, length)
+
+    def size_cached(self, blob: BlobName) -> int | None:
+        """Return what ``sizes`` would of a file that is there, if memory knows it; else None. Does not block."""
+        name = self.name(blob)
+        return self._cached_reads.size(f"{fan_out_of(name)}/{name}")
 
     def sizes(self, blobs: Sequence[BlobName]) -> list[int | None]:
         """See ``Shard.sizes``. Each file is opened: a dead file system still answers ``stat`` from memory."""

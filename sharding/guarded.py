@@ -127,6 +127,16 @@ class Guarded:
             Operation.READ, self.for_blob, lambda: self._shard.read(name, size=size, offset=offset, length=length)
         )
 
+    def recall(self, name: BlobName, *, size: int, offset: int, length: int) -> Buffer | None:
+        """See ``Shard.recall``. Takes no slot, and says nothing about the shard behind it, nor is it one's trial."""
+        if not self._circuit.is_closed:
+            return None
+        began = self._clock()
+        data = self._shard.recall(name, size=size, offset=offset, length=length)
+        if data is not None:
+            self.observe(Operation.READ, began, Outcome.OK)
+        return data
+
     async def sizes(self, names: Sequence[BlobName]) -> list[int | None]:
         return await self.call(Operation.SIZES, self.for_blob, lambda: self._shard.sizes(names))
 

@@ -36,6 +36,9 @@ SIZES_PER_HOP = 256
 LONG_READ_BYTES = 64 << 10
 """Who reads more than this from memory lets others have their turn: nothing else in it would."""
 
+RECALLED_NAMES_MAX = 8
+"""The sizes of so many files are asked for without a thread: more could keep others waiting."""
+
 CLOSE_SECONDS = 10.0
 CACHED_BYTES_MAX = 16 << 20
 
@@ -80,14 +83,23 @@ class LocalShard:
         return data
 
     def recall(self, name: BlobName, *, size: int, offset: int, length: int) -> Buffer | None:
-        """Return what ``read`` would if memory has all of it; None says nothing about the file."""
+        """See ``Shard.recall``: what the page cache has all of."""
         return None if self._executor.is_closed else self.files.read_cached(name, size, offset, length)
 
     async def sizes(self, names: Sequence[BlobName]) -> list[int | None]:
+        if (known := self.recall_sizes(names)) is not None:
+            return known
         found: list[int | None] = []
         for start in range(0, len(names), SIZES_PER_HOP):
             found += await self.run(self.files.sizes, names[start : start + SIZES_PER_HOP])
         return found
+
+    def recall_sizes(self, names: Sequence[BlobName]) -> list[int | None] | None:
+        """Return what ``sizes`` would of a few files that are all there, if memory knows them; else None."""
+        if self._executor.is_closed or len(names) > RECALLED_NAMES_MAX:
+            return None
+        found: list[int | None] = [self.files.size_cached(name) for name in names]
+        return None if None in found else found
 
     async def delete(self, name: BlobName) -> None:
         await self.sync(await self.run(self.files.remove, name))
@@ -206,6 +218,13 @@ class LocalShard:
         with suppress(DiskBusy):
             return self._executor.submit(file.discard)
         return None
+
+    def release(self, close: Callable[[], None]) -> None:
+        """Have a thread of this disk ``close`` something, whatever waits for it; where there is none, do it here."""
+        try:
+            self._executor.submit(close)
+        except DiskBusy:
+            close()
 
 
 class LocalStaged:

@@ -24,11 +24,8 @@ class Outbox:
         self._flushes = False
         self._writable = asyncio.Event()
         self._writable.set()
-
-    @property
-    def is_writable(self) -> bool:
+        self.is_writable = True
         """Whether the peer keeps up with what it is sent."""
-        return self._writable.is_set()
 
     async def until_writable(self) -> None:
         """Return when the peer has taken enough, or nothing is sent any more."""
@@ -65,8 +62,10 @@ class Outbox:
 
     def pause(self) -> None:
         """The transport has more than it can pass on."""
+        self.is_writable = False
         self._writable.clear()
 
     def resume(self) -> None:
         """The transport has room again, or will never have."""
+        self.is_writable = True
         self._writable.set()

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID
 
 import aiohttp
+from aiohttp.connector import Connection
 from yarl import URL
 
 from sharding import calls, wire
@@ -38,6 +41,7 @@ class PeerIdentity:
 class Peer:
     """One other node and how to call it.
 
+    With TLS, its certificate must name ``node``; ``caller``, this node, is to be named by the one that is shown there.
     ``headers`` gives headers for the call at hand, such as its request id. ``call_seconds`` bounds
     the answer to a small call, ``stall_seconds`` how long a staged upload may take no bytes,
     ``commit_seconds`` a commit.
@@ -47,6 +51,8 @@ class Peer:
     session: aiohttp.ClientSession
     token: str = field(repr=False)
     cluster: UUID
+    node: NodeId | None = None
+    caller: NodeId | None = None
     headers: Callable[[], Mapping[str, str]] = dict
     call_seconds: float = 10.0
     stall_seconds: float = 15.0
@@ -62,6 +68,8 @@ class Peer:
             wire.AUTHORIZATION: f"{wire.AUTHORIZATION_SCHEME} {self.token}",
             wire.CLUSTER_HEADER: str(self.cluster),
         }
+        if self.caller is not None:
+            credentials[wire.NODE_HEADER] = self.caller
         object.__setattr__(self, "_credentials", credentials)
 
     def all_headers(self) -> dict[str, str]:
@@ -76,7 +84,7 @@ class Peer:
     async def upgrade(self, path: str, protocol: str) -> Upgraded:
         """Upgrade a new connection at ``path``. Raises ``UpgradeRefused``, and what ``UNREACHABLE`` lists."""
         url = URL(f"{self.url}{wire.PREFIX}{path}", encoded=True)
-        return await upgrade(self.session, url, self.all_headers(), protocol)
+        return await upgrade(self.session, url, self.all_headers(), protocol, self.node)
 
     async def _open_link(self, gathered_bytes: int) -> CallLink:
         return CallLink(await self.upgrade("/calls", calls.UPGRADE), gathered_bytes)
@@ -85,7 +93,9 @@ class Peer:
         """Return who is there. Raises ``PeerError``."""
         url = URL(f"{self.url}{wire.PREFIX}/node")
         try:
-            async with self.session.get(url, headers=self.all_headers(), allow_redirects=False) as response:
+            async with self.session.get(
+                url, headers=self.all_headers(), allow_redirects=False, server_hostname=self.node
+            ) as response:
                 body = await read_body(response, IDENTITY_BYTES_MAX)
         except (aiohttp.ClientError, OSError) as error:
             raise PeerError(f"{self.url} was not reached: {str(error) or type(error).__name__}") from error
@@ -98,23 +108,39 @@ class Peer:
             raise PeerError(f"{self.url} answered something else than a node does") from None
 
 
+class TlsConnector(aiohttp.TCPConnector):
+    """Connects with TLS, and not without: whoever wrote a peer's URL must not get to read what it is told."""
+
+    async def connect(self, req: aiohttp.ClientRequest, *args: Any, **options: Any) -> Connection:
+        """See ``BaseConnector.connect``."""
+        if not req.is_ssl():
+            raise aiohttp.ClientConnectionError(f"{req.url.origin()} has no TLS, which this node requires of its peers")
+        return await super().connect(req, *args, **options)
+
+
 def open_peer_session(
     *,
     call_seconds: float = 10.0,
     connect_seconds: float = 5.0,
     connections_per_peer_max: int = 1024,
+    tls: ssl.SSLContext | None = None,
+    tls_only: bool = False,
     connector: aiohttp.BaseConnector | None = None,
 ) -> aiohttp.ClientSession:
     """Return the session for all calls to all peers; close it, or use it as a context manager.
 
     A staged upload holds one connection for as long as its client takes, so the limit on connections
-    is only a last bound; what a shard may cost is bounded by its guard. ``connector`` reaches peers otherwise
-    than by their address.
+    is only a last bound; what a shard may cost is bounded by its guard. ``tls`` is for peers that have it,
+    ``tls_only`` refuses others. ``connector`` reaches peers otherwise than by their address.
     """
+    kind = TlsConnector if tls_only else aiohttp.TCPConnector
     return aiohttp.ClientSession(
         connector=connector
-        or aiohttp.TCPConnector(
-            limit=0, limit_per_host=connections_per_peer_max, keepalive_timeout=IDLE_CONNECTION_SECONDS
+        or kind(
+            limit=0,
+            limit_per_host=connections_per_peer_max,
+            keepalive_timeout=IDLE_CONNECTION_SECONDS,
+            ssl=True if tls is None else tls,
         ),
         timeout=aiohttp.ClientTimeout(
             total=None, connect=call_seconds, sock_connect=connect_seconds, sock_read=call_seconds

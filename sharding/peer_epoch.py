@@ -42,7 +42,12 @@ async def call(peer: Peer, method: str, data: bytes | None, seconds: float) -> i
         async with (
             asyncio.timeout(seconds),
             peer.session.request(
-                method, URL(peer.url + EPOCH_URL_PATH), data=data, headers=peer.all_headers(), allow_redirects=False
+                method,
+                URL(peer.url + EPOCH_URL_PATH),
+                data=data,
+                headers=peer.all_headers(),
+                allow_redirects=False,
+                server_hostname=peer.node,
             ) as response,
         ):
             body = await read_body(response, ANSWER_BYTES_MAX)

@@ -26,6 +26,10 @@ PATIENCE_SECONDS = 3.0
 """Where the shards took longer than this to fail, a reader does not wait for them to come back."""
 
 
+RECALLED_BYTES_MAX = 64 << 10
+"""A block up to here is taken from memory at once, where it is there; over a longer one others get their turn."""
+
+
 class BlobCatalogue(Protocol):
     """What a reader asks the catalogue about one blob."""
 
@@ -148,16 +152,29 @@ class BlobReader:
         """Return the block from the first of ``replicas``, or from the others when it fails or takes long."""
         if not replicas:
             return None
+        if (data := self._recall(replicas[0], block, digest)) is not None:
+            return data
         first = self._read(replicas[0], block, digest)
         if len(replicas) == 1:
             return await first
         return await hedged(first, lambda: self._read_any(replicas[1:], block, digest), self._hedge_seconds)
 
+    def _recall(self, replica: Replica, block: int, digest: bytes) -> Buffer | None:
+        """Return one small block that is right and takes no waiting; None leaves everything to ``_read``."""
+        name, offset, length = self._part(replica, block)
+        if length > RECALLED_BYTES_MAX:
+            return None
+        data = self._view.shards[replica.shard].recall(name, size=self._blob.size, offset=offset, length=length)
+        return data if data is not None and block_digests(data) == digest else None
+
+    def _part(self, replica: Replica, block: int) -> tuple[BlobName, int, int]:
+        """Return what a block is to its shard: a file, an offset and a length."""
+        offset = block * BLOCK_BYTES
+        return BlobName(self._blob.sha256, replica.generation), offset, min(BLOCK_BYTES, self._blob.size - offset)
+
     async def _read(self, replica: Replica, block: int, digest: bytes) -> Buffer | None:
         """Return one verified block from one replica; on failure strike the replica off and return None."""
-        offset = block * BLOCK_BYTES
-        length = min(BLOCK_BYTES, self._blob.size - offset)
-        name = BlobName(self._blob.sha256, replica.generation)
+        name, offset, length = self._part(replica, block)
         try:
             shard = self._view.shards[replica.shard]
             data = await shard.read(name, size=self._blob.size, offset=offset, length=length)

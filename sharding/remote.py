@@ -36,6 +36,10 @@ class RemoteShard:
     async def read(self, name: BlobName, *, size: int, offset: int, length: int) -> Buffer:
         return await self._calls.read(partial(calls.Read, name, size), offset, length)
 
+    def recall(self, name: BlobName, *, size: int, offset: int, length: int) -> Buffer | None:
+        """See ``Shard.recall``: a peer has to be asked."""
+        return None
+
     async def sizes(self, names: Sequence[BlobName]) -> list[int | None]:
         found: list[int | None] = []
         for start in range(0, len(names), calls.SIZES_NAMES_MAX):

@@ -102,8 +102,10 @@ class FrameLink(asyncio.Protocol):
         self._drained: asyncio.Future[None] | None = None
         self._ticker: asyncio.TimerHandle | None = None
         self._silent = False
-        # A drained transport then holds on to no byte, and the caller may reuse its buffer.
-        self._transport.set_write_buffer_limits(high=0)
+        # A drained transport then holds on to no byte, and the caller may reuse its buffer. One with TLS has copied
+        # all that it took, and would never say that it is drained of nothing.
+        has_tls = self._transport.get_extra_info("ssl_object") is not None
+        self._transport.set_write_buffer_limits(high=int(has_tls))
         self._transport.set_protocol(self)
         self._tick()
 

@@ -79,6 +79,10 @@ class Shard(Protocol):
         """
         ...
 
+    def recall(self, name: BlobName, *, size: int, offset: int, length: int) -> Buffer | None:
+        """Return what ``read`` would where that takes no waiting at all; None says nothing about the file."""
+        ...
+
     async def sizes(self, names: Sequence[BlobName]) -> list[int | None]:
         """Return the size of each file as it stands on disk now, None for one that is not there."""
         ...

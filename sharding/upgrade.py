@@ -39,10 +39,15 @@ class Upgraded:
         self.response.close()
 
 
-async def upgrade(session: aiohttp.ClientSession, url: URL, headers: Mapping[str, str], protocol: str) -> Upgraded:
-    """Upgrade a connection of ``session``. Raises ``UpgradeRefused``, ``LinkBroken``, and as the session does."""
+async def upgrade(
+    session: aiohttp.ClientSession, url: URL, headers: Mapping[str, str], protocol: str, name: str | None = None
+) -> Upgraded:
+    """Upgrade a connection of ``session``, with TLS to whom a certificate gives ``name``.
+
+    Raises ``UpgradeRefused``, ``LinkBroken``, and as the session does.
+    """
     asked = {**headers, "Connection": "Upgrade", "Upgrade": protocol}
-    response = await session.put(url, headers=asked, allow_redirects=False)
+    response = await session.put(url, headers=asked, allow_redirects=False, server_hostname=name)
     try:
         if response.status != 101:
             raise UpgradeRefused(response.status, await read_body(response, wire.ERROR_BODY_BYTES_MAX))

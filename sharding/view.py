@@ -26,6 +26,8 @@ class StoreView:
     node: NodeId
     zone: ZoneId
     members: Mapping[ShardId, Member] = field(init=False)
+    distances: Mapping[ShardId, int] = field(init=False)
+    """In which order shards are read, the least first."""
     zones: int = field(init=False)
     """Zones with a ring member, whether living or not."""
     writable_zones: int = field(init=False)
@@ -34,6 +36,7 @@ class StoreView:
     def __post_init__(self) -> None:
         members = {member.shard: member for member in self.ring.members}
         object.__setattr__(self, "members", members)
+        object.__setattr__(self, "distances", {shard: self._distance(shard) for shard in self.shards})
         object.__setattr__(self, "zones", len(self.ring.zones))
         for name, shards in (
             ("writable_zones", self.writable),
@@ -56,9 +59,14 @@ class StoreView:
         Those on shards this node does not know are left out: it cannot ask them.
         """
 
-        def rank(replica: Replica) -> tuple[bool, bool, int]:
-            member = self.members.get(replica.shard)
-            distance = 3 if member is None else 0 if member.node == self.node else 1 if member.zone == self.zone else 2
-            return replica.suspect, replica.shard not in self.readable, distance
+        known = [replica for replica in replicas if replica.shard in self.shards]
+        return sorted(known, key=self._rank) if len(known) > 1 else known
 
-        return sorted((replica for replica in replicas if replica.shard in self.shards), key=rank)
+    def _rank(self, replica: Replica) -> tuple[bool, int]:
+        return replica.suspect, self.distances[replica.shard]
+
+    def _distance(self, shard: ShardId) -> int:
+        """Return how far away a shard is, and farther than all others where it does not answer reads."""
+        member = self.members.get(shard)
+        distance = 3 if member is None else 0 if member.node == self.node else 1 if member.zone == self.zone else 2
+        return distance if shard in self.readable else distance + 4

@@ -16,6 +16,9 @@ TOKEN_PURPOSE = "internal-listener-v1"
 AUTHORIZATION = "Authorization"
 AUTHORIZATION_SCHEME = "Holdfast"
 CLUSTER_HEADER = "X-Holdfast-Cluster"
+NODE_HEADER = "X-Holdfast-Node"
+"""The node that calls."""
+
 REQUEST_ID_HEADER = "X-Request-Id"
 
 ERROR_BODY_BYTES_MAX = 16 << 10

@@ -45,6 +45,8 @@ def test_example_names_every_key_with_its_default() -> None:
     for name, section in sections.items():
         check_section(document[name], section)
     check_section(document["shards"][0], config.ShardSection)
+    check_section(document["http"]["tls"], config.TlsSection)
+    check_section(document["internal"]["tls"], config.PeerTlsSection)
 
 
 def check_section(found: dict[str, Any], section: type[BaseModel]) -> None:

@@ -8,6 +8,7 @@ from contextlib import aclosing
 
 from aiohttp import web
 
+from repo_node.api.archives import explode, is_exploded
 from repo_node.api.documents import file_document, folder_document, json_response
 from repo_node.artifacts import Deployed, DeployRequest
 from repo_node.auth.permissions import Permission
@@ -15,12 +16,14 @@ from repo_node.checksum_deploy import SendTheBody
 from repo_node.checksums import DeclaredDigests, checksums_of
 from repo_node.db.artifacts import Blob, Item
 from repo_node.db.errors import CatalogueUnavailable
+from repo_node.db.properties import Changes
 from repo_node.errors import ChecksumMismatch, NotFound, RequestError
 from repo_node.paths import ArtifactPath, Target
 from repo_node.web.addresses import origin_of
 from repo_node.web.body import leave_unread, read_body, receive_upload, refuse_large
-from repo_node.web.context import SERVICES, TARGET, artifact_at, base_url, principal_of
-from repo_node.web.routes import Routes, WhileReadOnly
+from repo_node.web.context import SERVICES, TARGET, artifact_at, base_url, principal_of, require
+from repo_node.web.queries import header_flag
+from repo_node.web.routes import Place, Routes, WhileReadOnly
 from repo_node.web.streaming import media_type, send_artifact
 
 CHECKSUM_HEADERS = {"X-Checksum-Sha256": "sha256", "X-Checksum-Sha1": "sha1", "X-Checksum-Md5": "md5"}
@@ -31,16 +34,17 @@ NAME_BY_DIGITS = {64: "sha256", 40: "sha1", 32: "md5"}
 def add_routes(routes: Routes) -> None:
     """Must come last: its pattern matches whatever no other route did."""
     by_postgres = WhileReadOnly.REFUSED_BY_POSTGRES
-    routes.add("GET", "/artifactory/{item:.+}", retrieve, Permission.READ)
-    routes.add("PUT", "/artifactory/{item:.+}", deploy, Permission.WRITE, while_read_only=by_postgres)
-    routes.add("DELETE", "/artifactory/{item:.+}", delete, Permission.DELETE, while_read_only=by_postgres)
+    item, at = "/artifactory/{item:.+}", Place(1)
+    routes.add("GET", item, retrieve, Permission.READ, at=at)
+    routes.add("PUT", item, deploy, Permission.WRITE, at=at, while_read_only=by_postgres)
+    routes.add("DELETE", item, delete, Permission.DELETE, at=at, while_read_only=by_postgres)
 
 
 async def retrieve(request: web.Request) -> web.StreamResponse:
-    at = artifact_at(request)
+    services, at = request.app[SERVICES], artifact_at(request)
     if not at.name:
         raise NotFound("File not found.")
-    found = await request.app[SERVICES].artifacts.get_lately(at)
+    found = await services.artifacts.get_lately(at)
     try:
         blob = blob_asked_for(request, found.item)
     except NotFound as error:
@@ -50,7 +54,7 @@ async def retrieve(request: web.Request) -> web.StreamResponse:
         raise
     response = await send_artifact(request, found, blob)
     if is_download(request, response):
-        request.app[SERVICES].downloads.count(at, principal_of(request).name)
+        services.downloads.count(at, principal_of(request).name)
     return response
 
 
@@ -84,17 +88,23 @@ def matches(target: Target, properties: Mapping[str, Sequence[str]]) -> bool:
 
 
 async def deploy(request: web.Request) -> web.StreamResponse:
+    """Store an artifact. With properties it needs ``annotate`` too, and over another artifact ``delete``.
+
+    Who may not delete overwrites nothing but what is the same, content and properties: the commit itself sees to that.
+    """
     services, at = request.app[SERVICES], artifact_at(request)
     if not at.name:
         raise RequestError("To make a repository, use PUT api/repositories/{key}.")
     if request[TARGET].is_folder:
         return await make_folder(request, at)
     refuse_large(request)
-    if request.headers.get("X-Explode-Archive", "false").lower() == "true":
-        raise RequestError("Archives are not unpacked here; nothing was stored.")
-    declared = declared_digests(request)
-    asked = DeployRequest(at, origin_of(request), request[TARGET].properties, declared)
-    if request.headers.get("X-Checksum-Deploy", "false").lower() == "true":
+    declared, may_overwrite = declared_digests(request), principal_of(request).may(Permission.DELETE, at)
+    asked = DeployRequest(at, origin_of(request), request[TARGET].properties, declared, may_overwrite)
+    if is_exploded(request):
+        return await explode(request, asked)
+    if request[TARGET].properties:
+        require(request, Permission.ANNOTATE, at)
+    if header_flag(request, "X-Checksum-Deploy"):
         deployed = await deploy_known(request, asked)
     else:
         with services.memory.lease() as lease:
@@ -118,9 +128,10 @@ async def deploy(request: web.Request) -> web.StreamResponse:
 
 async def deploy_known(request: web.Request, asked: DeployRequest) -> Deployed:
     """Deploy by checksum: a body, which nobody expects, is ignored. Raises ``NotFound`` when the bytes are wanted."""
-    if not principal_of(request).may(Permission.READ):
+    principal = principal_of(request)
+    if not principal.may(Permission.READ):
         raise SendTheBody
-    return await request.app[SERVICES].checksum_deploy.deploy(asked)
+    return await request.app[SERVICES].checksum_deploy.deploy(asked, principal.readable())
 
 
 def original_checksums(declared: DeclaredDigests, computed: dict[str, str]) -> dict[str, str]:
@@ -129,20 +140,27 @@ def original_checksums(declared: DeclaredDigests, computed: dict[str, str]) -> d
 
 
 async def make_folder(request: web.Request, at: ArtifactPath) -> web.StreamResponse:
+    if request[TARGET].properties:
+        require(request, Permission.ANNOTATE, at)
     async for _ in read_body(request):
         raise RequestError("A folder has no body; leave out the trailing slash to deploy a file.")
-    item = await request.app[SERVICES].artifacts.make_folder(at, by=origin_of(request))
+    services, by = request.app[SERVICES], origin_of(request)
+    item = await services.artifacts.make_folder(at, by=by)
+    if properties := request[TARGET].properties:
+        await services.properties.change(at, Changes(properties), recursive=False, by=by)
     document = folder_document(base_url(request), at, item) | {"children": []}
     return json_response(document, status=201, headers={"Location": document["uri"]})
 
 
 async def delete(request: web.Request) -> web.StreamResponse:
+    """Delete an artifact or, for whoever may delete all that may lie in it, a folder."""
     services, at = request.app[SERVICES], artifact_at(request)
     if not at.name:
         raise RequestError("To delete a repository, use DELETE api/repositories/{key}.")
     if request[TARGET].properties:
         raise RequestError("DELETE takes no matrix parameters: it would delete whatever the properties are.")
-    await services.artifacts.delete(at, by=origin_of(request))
+    folders = principal_of(request).may_throughout(Permission.DELETE, at)
+    await services.artifacts.delete(at, by=origin_of(request), folders=folders)
     return web.Response(status=204)
 
 

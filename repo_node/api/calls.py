@@ -39,6 +39,9 @@ MESSAGES_MAX = 4096
 WATCHING = -1
 """Instead of a call's number: the task that waits until the peer takes what it was sent."""
 
+RECALLED = frozenset((Kind.READ, Kind.SIZES))
+"""What memory may know the answer to."""
+
 REQUEST_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 
 
@@ -139,7 +142,7 @@ class CallConnection(asyncio.BufferedProtocol):
             return
         if number in self._tasks or len(self._tasks) >= MESSAGES_MAX:
             raise CallError(f"call {number} is under way already, or one of too many")
-        if message.kind == Kind.READ and (data := self._recalled(message)) is not None:
+        if message.kind in RECALLED and (data := self._recalled(message)) is not None:
             self._outbox.put(HEAD.pack(number, Kind.DONE, len(data)), data)
             return
         self._start(number, self._answer(message))

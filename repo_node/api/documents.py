@@ -39,8 +39,11 @@ def json_response(
     return web.Response(status=status, body=to_json(document), content_type=kind, headers=headers)
 
 
+encode = json.JSONEncoder(ensure_ascii=False).encode
+
+
 def to_json(document: Any) -> bytes:
-    return json.dumps(document, ensure_ascii=False).encode()
+    return encode(document).encode()
 
 
 def timestamp(at: datetime) -> str:

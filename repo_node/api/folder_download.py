@@ -9,9 +9,9 @@ from aiohttp import web
 from repo_node.archives import archive_writer
 from repo_node.auth.permissions import Permission
 from repo_node.errors import RequestError
-from repo_node.web.context import SERVICES, artifact_at
+from repo_node.web.context import SERVICES, artifact_at, principal_of
 from repo_node.web.queries import flag
-from repo_node.web.routes import Routes
+from repo_node.web.routes import Place, Routes
 from repo_node.web.streaming import send_pieces
 
 MEDIA_TYPES = {
@@ -23,7 +23,7 @@ MEDIA_TYPES = {
 
 
 def add_routes(routes: Routes) -> None:
-    routes.add("GET", "/artifactory/api/archive/download/{item:.+}", download, Permission.READ)
+    routes.add("GET", "/artifactory/api/archive/download/{item:.+}", download, Permission.READ, at=Place(4, below=True))
 
 
 async def download(request: web.Request) -> web.StreamResponse:
@@ -34,7 +34,8 @@ async def download(request: web.Request) -> web.StreamResponse:
         raise RequestError(f"archiveType must be one of {', '.join(MEDIA_TYPES)}.")
     with_checksums = flag(request, "includeChecksumFiles", False)
     with service.admitted():
-        await service.check(at)
+        scope = principal_of(request).readable()
+        await service.check(at, scope)
         name = quote(f"{at.name or at.repository}.{kind}", safe="")
         headers = {
             "Content-Type": MEDIA_TYPES[kind],
@@ -44,5 +45,6 @@ async def download(request: web.Request) -> web.StreamResponse:
         if request.method == "HEAD":
             await response.prepare(request)
             return response
-        await send_pieces(request, response, service.stream(at, archive_writer(kind), with_checksums=with_checksums))
+        pieces = service.stream(at, scope, archive_writer(kind), with_checksums=with_checksums)
+        await send_pieces(request, response, pieces)
         return response

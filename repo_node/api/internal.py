@@ -14,6 +14,7 @@ from uuid import UUID
 from aiohttp import web
 
 from repo_node import keys
+from repo_node.api.certified import CertifiedPeers
 from repo_node.api.shards import ReadElsewhere, ShardHandlers, internal_route
 from repo_node.api.staged import LINGER_SECONDS, StagedUploads
 from repo_node.logs import request_id
@@ -45,13 +46,15 @@ def internal_app(
     idle_seconds: float = IDLE_SECONDS,
     uploads: StagedUploads | None = None,
     elsewhere: ReadElsewhere | None = None,
+    certified: CertifiedPeers | None = None,
 ) -> web.Application:
     """Return the application of the internal listener over the shards that this node owns.
 
     ``cluster_id`` gives None until the node has joined. ``uploads`` are those staged by this process, ``elsewhere``
-    reads from those that its siblings stage. It carries its own options for the server.
+    reads from those that its siblings stage, ``certified`` looks at certificates. It carries its own options for the
+    server.
     """
-    gate = Gate(cluster_id, keys.derive(key, wire.TOKEN_PURPOSE))
+    gate = Gate(cluster_id, keys.derive(key, wire.TOKEN_PURPOSE), certified)
     identity = json.dumps({"node": node_id, "incarnation": str(incarnation)}).encode()
 
     async def tell_identity(request: web.Request) -> web.StreamResponse:
@@ -78,8 +81,11 @@ def internal_app(
 class Gate:
     """Lets in the peers of this cluster, and says errors in the listener's own words."""
 
-    def __init__(self, cluster_id: Callable[[], UUID | None], token: str) -> None:
+    def __init__(
+        self, cluster_id: Callable[[], UUID | None], token: str, certified: CertifiedPeers | None = None
+    ) -> None:
         self._cluster_id = cluster_id
+        self._certified = certified
         self._authorization = f"{wire.AUTHORIZATION_SCHEME} {token}".encode()
 
     @web.middleware
@@ -105,6 +111,13 @@ class Gate:
             return _answer(wire.Refusal(wire.UNAVAILABLE, "this node has not joined its cluster yet"))
         if request.headers.get(wire.CLUSTER_HEADER) != str(cluster):
             return web.Response(status=403)
+        try:
+            if self._certified is not None:
+                self._certified.check(request)
+        except web.HTTPForbidden:
+            return web.Response(status=403)
+        except wire.Refusal as refusal:
+            return _answer(refusal)
         return None
 
 

@@ -15,7 +15,7 @@ from repo_node.db.trees import Entry
 from repo_node.errors import NotFound, RequestError
 from repo_node.paths import ArtifactPath, split_path
 from repo_node.trees import Depth
-from repo_node.web.context import SERVICES, base_url
+from repo_node.web.context import SERVICES, base_url, principal_of
 from repo_node.web.queries import flag, number
 
 FILE_LIST = "application/vnd.org.jfrog.artifactory.storage.FileList+json"
@@ -32,7 +32,7 @@ async def list_files(request: web.Request, at: ArtifactPath, modified_at: dateti
     root = [root_entry(modified_at)] if flag(request, "includeRootPath", False) else []
 
     async def documents() -> AsyncGenerator[list[dict[str, Any]], None]:
-        async with aclosing(request.app[SERVICES].trees.list(at, depth)) as pages:
+        async with aclosing(request.app[SERVICES].trees.list(at, depth, principal_of(request).readable())) as pages:
             async for page in pages:
                 yield [entry_document(entry, at.path, with_times) for entry in page]
 
@@ -86,7 +86,7 @@ async def last_modified(request: web.Request, at: ArtifactPath, item: Item | Non
     """Answer with what was modified last in a folder, or with an artifact's own time."""
     if item is not None and item.blob is not None:
         path, when = at.path, item.modified_at
-    elif (found := await request.app[SERVICES].trees.last_modified(at)) is not None:
+    elif (found := await request.app[SERVICES].trees.last_modified(at, principal_of(request).readable())) is not None:
         path, when = found
     else:
         raise NotFound("File not found: the folder holds no artifact.")

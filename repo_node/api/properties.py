@@ -10,17 +10,18 @@ from repo_node.errors import RequestError
 from repo_node.properties import parse_properties, read_patch, without
 from repo_node.web.addresses import origin_of
 from repo_node.web.body import read_json
-from repo_node.web.context import SERVICES, artifact_at
+from repo_node.web.context import SERVICES, artifact_at, principal_of, require_throughout
 from repo_node.web.queries import flag
-from repo_node.web.routes import Routes, WhileReadOnly
+from repo_node.web.routes import Place, Routes, WhileReadOnly
 
 
 def add_routes(routes: Routes) -> None:
     by_postgres = WhileReadOnly.REFUSED_BY_POSTGRES
     storage, metadata = "/artifactory/api/storage/{item:.+}", "/artifactory/api/metadata/{item:.+}"
-    routes.add("PUT", storage, set_properties, Permission.WRITE, while_read_only=by_postgres)
-    routes.add("DELETE", storage, drop_properties, Permission.WRITE, while_read_only=by_postgres)
-    routes.add("PATCH", metadata, patch_properties, Permission.WRITE, while_read_only=by_postgres)
+    needed, at = Permission.ANNOTATE, Place(3, absent="Unable to find item")
+    routes.add("PUT", storage, set_properties, needed, at=at, while_read_only=by_postgres)
+    routes.add("DELETE", storage, drop_properties, needed, at=at, while_read_only=by_postgres)
+    routes.add("PATCH", metadata, patch_properties, needed, at=at, while_read_only=by_postgres)
 
 
 async def set_properties(request: web.Request) -> web.StreamResponse:
@@ -46,6 +47,11 @@ def asked_for(request: web.Request) -> str:
 
 
 async def change(request: web.Request, changes: Changes, *, recursive: bool) -> web.StreamResponse:
+    """Change properties; those of all in a folder, for whoever may ``annotate`` all that may lie in it."""
     at = artifact_at(request, skip=3)
+    if recursive and not principal_of(request).may_throughout(Permission.ANNOTATE, at):
+        if not at.name or (await request.app[SERVICES].artifacts.get(at)).blob is None:
+            require_throughout(request, Permission.ANNOTATE, at)
+        recursive = False
     await request.app[SERVICES].properties.change(at, changes, recursive=recursive, by=origin_of(request))
     return web.Response(status=204)

@@ -13,8 +13,8 @@ from repo_node.db.repositories import Repository
 from repo_node.errors import RequestError
 from repo_node.web.addresses import origin_of
 from repo_node.web.body import read_json
-from repo_node.web.context import SERVICES, TARGET, base_url
-from repo_node.web.routes import Routes
+from repo_node.web.context import SERVICES, TARGET, base_url, principal_of
+from repo_node.web.routes import ANYWHERE, Place, Routes
 
 Digest = Literal["sha256", "sha1", "md5"]
 DIGESTS: tuple[Digest, ...] = get_args(Digest)
@@ -58,8 +58,8 @@ class ChangeDocument(BaseModel):
 
 
 def add_routes(routes: Routes) -> None:
-    routes.add("GET", "/artifactory/api/repositories", list_all, Permission.READ)
-    routes.add("GET", "/artifactory/api/repositories/{key}", read, Permission.READ)
+    routes.add("GET", "/artifactory/api/repositories", list_all, Permission.READ, at=ANYWHERE)
+    routes.add("GET", "/artifactory/api/repositories/{key}", read, Permission.READ, at=Place(3, below=True))
     routes.add("PUT", "/artifactory/api/repositories/{key}", create, Permission.ADMIN)
     routes.add("POST", "/artifactory/api/repositories/{key}", change, Permission.ADMIN)
     routes.add("DELETE", "/artifactory/api/repositories/{key}", delete, Permission.ADMIN)
@@ -72,7 +72,7 @@ def key_of(request: web.Request) -> str:
 async def list_all(request: web.Request) -> web.StreamResponse:
     base = base_url(request)
     kind, package = request.query.get("type", "").lower(), request.query.get("packageType", "").lower()
-    found = await request.app[SERVICES].repositories.list_all()
+    found, scope = await request.app[SERVICES].repositories.list_all(), principal_of(request).readable()
     return json_response(
         [
             {
@@ -83,7 +83,9 @@ async def list_all(request: web.Request) -> web.StreamResponse:
                 "packageType": repository.package_type.capitalize(),
             }
             for repository in found
-            if kind in ("", repository.rclass) and package in ("", repository.package_type)
+            if scope.reaches(repository.key)
+            and kind in ("", repository.rclass)
+            and package in ("", repository.package_type)
         ]
     )
 

@@ -15,11 +15,11 @@ from repo_node.db.artifacts import Item
 from repo_node.db.searches import Hit, Times
 from repo_node.errors import NotFound, RequestError
 from repo_node.paths import ArtifactPath, check_property_key, check_property_value
-from repo_node.searches import VERSION, Wanted
+from repo_node.searches import VERSION, Area, Wanted
 from repo_node.versions import is_snapshot
-from repo_node.web.context import SERVICES, TARGET, base_url
+from repo_node.web.context import SERVICES, TARGET, base_url, principal_of, require_below
 from repo_node.web.queries import flag
-from repo_node.web.routes import Routes
+from repo_node.web.routes import ANYWHERE, Routes
 from repo_node.web.streaming import media_type
 
 SEARCH = "application/vnd.org.jfrog.artifactory.search"
@@ -35,15 +35,17 @@ OWN = frozenset({"repos", "listFiles"})
 
 def add_routes(routes: Routes) -> None:
     for name, handler in SEARCHES.items():
-        routes.add("GET", f"/artifactory/api/search/{name}", handler, Permission.READ)
-    routes.add("GET", "/artifactory/api/versions/{item:.+}", latest_by_property, Permission.READ)
+        routes.add("GET", f"/artifactory/api/search/{name}", handler, Permission.READ, at=ANYWHERE)
+    routes.add("GET", "/artifactory/api/versions/{item:.+}", latest_by_property, Permission.READ, at=ANYWHERE)
 
 
 # ------------------------------------------------------------------ what is asked
 
 
-def repositories_of(request: web.Request) -> frozenset[str]:
-    return frozenset(filter(None, request.query.get("repos", "").split(",")))
+def area_of(request: web.Request, *keys: str) -> Area:
+    """Return what the caller may read, of the repositories given or else named in the query."""
+    named = keys or filter(None, request.query.get("repos", "").split(","))
+    return Area(frozenset(named), principal_of(request).readable())
 
 
 def text(request: web.Request, name: str) -> str | None:
@@ -109,7 +111,7 @@ def place(item: Item) -> ArtifactPath:
 
 async def by_name(request: web.Request) -> web.StreamResponse:
     searches = request.app[SERVICES].searches
-    hits = await searches.by_name(required(request, "name"), repositories_of(request))
+    hits = await searches.by_name(required(request, "name"), area_of(request))
     return results(request, hits, "ArtifactSearchResult")
 
 
@@ -117,7 +119,7 @@ async def by_properties(request: web.Request) -> web.StreamResponse:
     asked = wanted(request)
     if not asked.properties:
         raise RequestError("Say which properties to search for: ?name=value.")
-    hits = await request.app[SERVICES].searches.by_properties(asked, repositories_of(request))
+    hits = await request.app[SERVICES].searches.by_properties(asked, area_of(request))
     return results(request, hits, "MetadataSearchResult")
 
 
@@ -125,7 +127,7 @@ async def by_checksum(request: web.Request) -> web.StreamResponse:
     for kind in ("sha256", "sha1", "md5"):
         if kind in request.query:
             digest = parse_digest(kind, kind, request.query[kind])
-            hits = await request.app[SERVICES].searches.by_digest(kind, digest, repositories_of(request))
+            hits = await request.app[SERVICES].searches.by_digest(kind, digest, area_of(request))
             return results(request, hits, "ChecksumSearchResult")
     raise RequestError("Say which checksum to search for: ?sha256=, ?sha1= or ?md5=.")
 
@@ -136,7 +138,7 @@ async def by_gavc(request: web.Request) -> web.StreamResponse:
         raise RequestError("Say what to search for: ?g=, ?a=, ?v= or ?c=.")
     group, artifact, version, classifier = parts
     searches = request.app[SERVICES].searches
-    hits = await searches.by_gavc(group, artifact, version, classifier, repositories_of(request))
+    hits = await searches.by_gavc(group, artifact, version, classifier, area_of(request))
     return results(request, hits, "GavcSearchResult")
 
 
@@ -146,8 +148,9 @@ async def by_pattern(request: web.Request) -> web.StreamResponse:
     key, colon, pattern = asked.partition(":")
     if not (key and colon and pattern):
         raise RequestError("pattern must be repository:pattern.")
+    require_below(request, Permission.READ, ArtifactPath(key, "", ""))
     await request.app[SERVICES].repositories.get(key)
-    hits = await request.app[SERVICES].searches.by_path(pattern.strip("/"), [key])
+    hits = await request.app[SERVICES].searches.by_path(pattern.strip("/"), area_of(request, key))
     files = [hit.item.path for hit in hits]
     document = {"repositoryUri": f"{base_url(request)}/{key}", "sourcePattern": asked, "files": files}
     return json_response(document, kind=f"{SEARCH}.PatternResultFileSet+json")
@@ -172,7 +175,7 @@ async def by_creation(request: web.Request) -> web.StreamResponse:
 
 async def between(request: web.Request, times: Times) -> list[Hit]:
     since, until = time(request, "from"), time(request, "to", datetime.now(UTC))
-    return await request.app[SERVICES].searches.by_time(since, until, times, repositories_of(request))
+    return await request.app[SERVICES].searches.by_time(since, until, times, area_of(request))
 
 
 def times_of(hit: Hit, names: Iterable[str]) -> dict[str, str]:
@@ -187,7 +190,7 @@ def times_of(hit: Hit, names: Iterable[str]) -> dict[str, str]:
 async def by_usage(request: web.Request) -> web.StreamResponse:
     since = time(request, "notUsedSince")
     before = time(request, "createdBefore", since)
-    hits = await request.app[SERVICES].searches.by_usage(since, before, repositories_of(request))
+    hits = await request.app[SERVICES].searches.by_usage(since, before, area_of(request))
     base = base_url(request)
     documents = [
         {
@@ -204,7 +207,7 @@ async def by_usage(request: web.Request) -> web.StreamResponse:
 async def versions_of(request: web.Request) -> list[str]:
     """Return the versions of a Maven module, latest first, ``v`` narrowing them. Raises ``NotFound``."""
     group, artifact, narrowed = required(request, "g"), required(request, "a"), text(request, "v")
-    found = await request.app[SERVICES].searches.versions(group, artifact, repositories_of(request))
+    found = await request.app[SERVICES].searches.versions(group, artifact, area_of(request))
     if narrowed is not None:
         found = [version for version in found if version.startswith(narrowed.removesuffix("*"))]
     if not found:
@@ -230,12 +233,14 @@ async def latest_version(request: web.Request) -> web.StreamResponse:
 async def latest_by_property(request: web.Request) -> web.StreamResponse:
     """Answer with the highest ``version`` property below a path, and with ``listFiles=1`` what has it."""
     key, *segments = request[TARGET].segments[3:]
-    searches, keys = request.app[SERVICES].searches, [] if key == ANY else [key]
-    if keys:
+    searches, area = request.app[SERVICES].searches, area_of(request)
+    if key != ANY:
+        require_below(request, Permission.READ, ArtifactPath(key, "", ""))
         await request.app[SERVICES].repositories.get(key)
+        area = area_of(request, key)
     path = "" if segments == [ANY] else "/".join(segments)
     listed = flag(request, "listFiles", False)
-    found = await searches.latest_by_property(path, wanted(request), keys, with_artifacts=listed)
+    found = await searches.latest_by_property(path, wanted(request), area, with_artifacts=listed)
     if found is None:
         raise NotFound(f"Unable to find an artifact with a property {VERSION} that is like this")
     base = base_url(request)

@@ -85,11 +85,18 @@ class ShardHandlers:
         return response
 
     def _recall(self, call: Call) -> Buffer | None:
-        """Return the answer to a read of what a disk's page cache holds; None leaves it to ``_perform``."""
-        shard, read = self._shards(call.shard), call.request
-        if not isinstance(shard, LocalShard) or not isinstance(read, Read):
+        """Return the answer to what the memory of a disk knows; None leaves it to ``_perform``."""
+        shard = self._shards(call.shard)
+        if not isinstance(shard, LocalShard):
             return None
-        return shard.recall(read.name, size=read.size, offset=read.offset, length=read.length)
+        match call.request:
+            case Read(name, size, offset, length):
+                return shard.recall(name, size=size, offset=offset, length=length)
+            case Sizes(names):
+                known = shard.recall_sizes(names)
+                return None if known is None else calls.pack_sizes(known)
+            case _:
+                return None
 
     async def _perform(self, call: Call) -> Buffer:
         """Do what a peer asks. Raises what ``wire.REFUSABLE`` lists."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -17,14 +17,16 @@ from repo_node.api.documents import (
     timestamp,
     to_json,
 )
+from repo_node.api.item_permissions import permissions
 from repo_node.api.listing import last_modified, list_files, refuse_artifact, statistics
 from repo_node.auth.permissions import Permission
+from repo_node.auth.read_scope import ReadScope
 from repo_node.db.artifacts import Child, Item
 from repo_node.db.paging import FIRST_PAGE
 from repo_node.errors import NotFound, RequestError
-from repo_node.paths import ArtifactPath
-from repo_node.web.context import SERVICES, artifact_at, base_url
-from repo_node.web.routes import Routes
+from repo_node.paths import ArtifactPath, join_path
+from repo_node.web.context import SERVICES, artifact_at, base_url, principal_of, require
+from repo_node.web.routes import Place, Routes
 from repo_node.web.streaming import media_type
 
 FILE_INFO = "application/vnd.org.jfrog.artifactory.storage.FileInfo+json"
@@ -32,27 +34,33 @@ FOLDER_INFO = "application/vnd.org.jfrog.artifactory.storage.FolderInfo+json"
 ITEM_PROPERTIES = "application/vnd.org.jfrog.artifactory.storage.ItemProperties+json"
 
 NO_PROPERTIES = "No properties could be found."
-UNANSWERED = frozenset({"permissions"})
-"""Questions of Artifactory's that get a refusal rather than the answer to another one."""
+QUESTIONS = frozenset({"list", "lastModified", "permissions", "properties", "stats"})
+"""One of them at a time."""
 
 
 def add_routes(routes: Routes) -> None:
-    routes.add("GET", "/artifactory/api/storage/{item:.+}", info, Permission.READ)
+    at = Place(3, below=True, absent="Unable to find item")
+    routes.add("GET", "/artifactory/api/storage/{item:.+}", info, Permission.READ, at=at)
 
 
 async def info(request: web.Request) -> web.StreamResponse:
     at = artifact_at(request, skip=3)
-    if unknown := UNANSWERED & set(request.query):
-        raise RequestError(f"api/storage does not answer ?{min(unknown)} here.")
+    if len(asked := QUESTIONS & set(request.query)) > 1:
+        raise RequestError(f"Ask one thing at a time: {', '.join(sorted(asked))}.")
     if not at.name:
         return await root_info(request, at)
     if "stats" in request.query:
+        require(request, Permission.READ, at)
         return await statistics(request, at)
     artifacts, base = request.app[SERVICES].artifacts, base_url(request)
     try:
         item = await artifacts.get(at)
     except NotFound:
         raise NotFound("Unable to find item") from None
+    if item.blob is not None:
+        require(request, Permission.READ, at)
+    if "permissions" in request.query:
+        return await permissions(request, at)
     if "properties" in request.query:
         return json_response(properties_document(base, at, item, request.query["properties"]), kind=ITEM_PROPERTIES)
     if "list" in request.query:
@@ -62,13 +70,15 @@ async def info(request: web.Request) -> web.StreamResponse:
         return await last_modified(request, at, item)
     if item.blob is not None:
         return json_response(file_info(base, at, item, media_type(at.name)), kind=FILE_INFO)
-    return await send_folder(request, folder_document(base, at, item), artifacts.children(at))
+    return await send_folder(request, at, folder_document(base, at, item))
 
 
 async def root_info(request: web.Request, at: ArtifactPath) -> web.StreamResponse:
     """Answer for the root of a repository, whose times are the repository's own."""
     services = request.app[SERVICES]
     repository = await services.repositories.get(at.repository)
+    if "permissions" in request.query:
+        return await permissions(request, at)
     if "properties" in request.query:
         raise NotFound(NO_PROPERTIES)
     if "list" in request.query:
@@ -80,26 +90,40 @@ async def root_info(request: web.Request, at: ArtifactPath) -> web.StreamRespons
     document = folder_document(base_url(request), at, None)
     created = timestamp(repository.created_at)
     document.update(created=created, lastModified=created, lastUpdated=created)
-    return await send_folder(request, document, services.artifacts.children(at))
+    return await send_folder(request, at, document)
 
 
-async def send_folder(
-    request: web.Request, document: dict[str, Any], pages: AsyncGenerator[list[Child], None]
-) -> web.StreamResponse:
+async def send_folder(request: web.Request, at: ArtifactPath, document: dict[str, Any]) -> web.StreamResponse:
     """Answer with a folder's info. What is more than a page goes out as Postgres gives it, its end told by chunks."""
-    async with aclosing(pages):
-        first = child_documents(await anext(pages))
-        if len(first) < FIRST_PAGE:
+    scope = principal_of(request).readable()
+    async with aclosing(request.app[SERVICES].artifacts.children(at)) as pages:
+        page = await anext(pages)
+        first = child_documents(among(scope, at, page))
+        if len(page) < FIRST_PAGE:
             return json_response(document | {"children": first}, kind=FOLDER_INFO)
         response = web.StreamResponse(headers={"Content-Type": FOLDER_INFO})
         await response.prepare(request)
         if request.method != "HEAD":
             await response.write(to_json(document | {"children": first}).removesuffix(b"]}"))
+            begun = bool(first)
             async for page in pages:
-                if page:
-                    await response.write(b", " + to_json(child_documents(page))[1:-1])
+                if children := among(scope, at, page):
+                    await response.write((b", " if begun else b"") + to_json(child_documents(children))[1:-1])
+                    begun = True
             await response.write(b"]}")
         return response
+
+
+def among(scope: ReadScope, at: ArtifactPath, children: Sequence[Child]) -> Sequence[Child]:
+    """Return the children of a folder that may be known."""
+    if scope.covers(at.repository, at.path):
+        return children
+
+    def is_known(child: Child) -> bool:
+        path = join_path(at.path, child.name)
+        return scope.reaches(at.repository, path) if child.is_folder else scope.allows(at.repository, path)
+
+    return [child for child in children if is_known(child)]
 
 
 def properties_document(base: str, at: ArtifactPath, item: Item, wanted: str) -> dict[str, Any]:

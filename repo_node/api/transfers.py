@@ -7,50 +7,65 @@ from typing import Any
 from aiohttp import web
 
 from repo_node.api.documents import json_response
-from repo_node.auth.permissions import Permission
-from repo_node.errors import RequestError
-from repo_node.transfers import Transferred, TransferRequest
+from repo_node.auth.path_patterns import both
+from repo_node.auth.permissions import Permission, Principal
+from repo_node.errors import Forbidden, RequestError
+from repo_node.paths import ArtifactPath
+from repo_node.transfers import Limits, Transferred, TransferRequest
 from repo_node.web.addresses import origin_of
-from repo_node.web.context import SERVICES, artifact_at, artifact_in, require
+from repo_node.web.context import SERVICES, TARGET, artifact_at, artifact_in, principal_of, require_below
 from repo_node.web.queries import flag
-from repo_node.web.routes import Routes, WhileReadOnly
+from repo_node.web.routes import Place, Routes, WhileReadOnly
 
 RESULT = "application/vnd.org.jfrog.artifactory.storage.CopyOrMoveResult+json"
 REASONS = {
     "conflict": "a folder is where an artifact should be, or the other way round",
     "length": "the path is too long",
+    "forbidden": "it needs read where it is, write where it goes, and delete where something is taken away",
 }
 
 
 def add_routes(routes: Routes) -> None:
     by_postgres = WhileReadOnly.REFUSED_BY_POSTGRES
-    routes.add("POST", "/artifactory/api/copy/{item:.+}", copy, Permission.WRITE, while_read_only=by_postgres)
-    routes.add("POST", "/artifactory/api/move/{item:.+}", move, Permission.WRITE, while_read_only=by_postgres)
+    at = Place(3, below=True, absent="Unable to find item")
+    for name, handler in (("copy", copy), ("move", move)):
+        path = f"/artifactory/api/{name}/{{item:.+}}"
+        routes.add("POST", path, handler, Permission.READ, at=at, while_read_only=by_postgres)
 
 
 async def copy(request: web.Request) -> web.StreamResponse:
-    return await transfer(request, Permission.READ)
+    return await transfer(request, is_move=False)
 
 
 async def move(request: web.Request) -> web.StreamResponse:
-    return await transfer(request, Permission.READ, Permission.DELETE)
+    return await transfer(request, is_move=True)
 
 
-async def transfer(request: web.Request, *needed: Permission) -> web.StreamResponse:
+async def transfer(request: web.Request, *, is_move: bool) -> web.StreamResponse:
     """Answer 200 when everything went, 409 with the first failures when a part did not.
 
-    ``needed`` are the permissions at the source, beside the route's own at the target.
+    Each artifact needs ``read`` where it is, and ``delete`` too when it is moved; ``write`` where it goes, and
+    ``delete`` too when something else is there. What lacks one is a failure; 403 when that is true of everything.
     """
-    asked = request_of(request, is_move=Permission.DELETE in needed)
-    for permission in needed:
-        require(request, permission)
+    asked = request_of(request, is_move=is_move)
+    require_below(request, Permission.WRITE, asked.to)
+    if is_move:
+        require_below(request, Permission.DELETE, asked.source)
     done = await request.app[SERVICES].transfers.run(asked)
-    return json_response({"messages": messages(asked, done)}, status=409 if done.failures else 200, kind=RESULT)
+    if done.forbidden and not (done.artifacts or done.folders):
+        raise Forbidden(f"{asked.by.principal} may not do this to any of it: {REASONS['forbidden']}.", asked.source)
+    document: dict[str, Any] = {"messages": (told := messages(asked, done))}
+    if done.failures:
+        # Some clients look here alone for what went wrong.
+        document["errors"] = [{"status": 409, "message": told[0]["message"]}]
+    return json_response(document, status=409 if done.failures else 200, kind=RESULT)
 
 
 def request_of(request: web.Request, *, is_move: bool) -> TransferRequest:
     if not request.query.get("to", "").strip("/"):
         raise RequestError("Say where to: ?to=/repository/path.")
+    if request[TARGET].properties:
+        raise RequestError("Copy and move take no matrix parameters: they would go whatever the properties are.")
     flag(request, "suppressLayouts", True)  # there are no layouts: a path is never translated
     return TransferRequest(
         move=is_move,
@@ -60,6 +75,19 @@ def request_of(request: web.Request, *, is_move: bool) -> TransferRequest:
         dry=flag(request, "dry", False),
         fail_fast=flag(request, "failFast", False),
         by=origin_of(request),
+        limits=limits_of(principal_of(request), artifact_at(request, skip=3), artifact_in(request, "to"), is_move),
+    )
+
+
+def limits_of(principal: Principal, source: ArtifactPath, to: ArtifactPath, is_move: bool) -> Limits:
+    taken = [principal.limit(Permission.READ, source.repository)]
+    if is_move:
+        taken.append(principal.limit(Permission.DELETE, source.repository))
+    return Limits(
+        source=both(*taken),
+        target=principal.limit(Permission.WRITE, to.repository),
+        overwritten=principal.limit(Permission.DELETE, to.repository),
+        prunes=principal.may_throughout(Permission.DELETE, source),
     )
 
 

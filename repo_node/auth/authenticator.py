@@ -21,8 +21,12 @@ from dataclasses import dataclass
 
 from repo_node.auth import tokens
 from repo_node.auth.passwords import PasswordVerifier
-from repo_node.auth.permissions import Principal
+from repo_node.auth.path_patterns import PathPatterns
+from repo_node.auth.permissions import ANONYMOUS, Permission, Principal
+from repo_node.auth.rights import Grant, Rights, compile_rights
+from repo_node.auth.scopes import Scope, UnknownScope, read_scope_words
 from repo_node.db import principals
+from repo_node.db import rights as right_rows
 from repo_node.db.errors import CatalogueUnavailable
 from repo_node.db.pool import Database
 from repo_node.errors import Overloaded, Unauthenticated
@@ -43,6 +47,10 @@ class Credentials:
 
     secret: str
     user: str | None = None
+
+
+NO_CREDENTIALS = Credentials("", f"\0{ANONYMOUS}")
+"""Of whoever brings none; nobody can bring these, since no user name has a NUL."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +78,16 @@ class Authenticator:
         self._checks: dict[bytes, asyncio.Task[Principal]] = {}
 
     async def authenticate(self, headers: Mapping[str, str], *, reading: bool = False) -> Principal | None:
-        """Return who sent ``headers``; None when they carry no credentials.
+        """Return who sent ``headers``; None when they carry no credentials and access without any is off.
 
         ``reading``: who was proved lately may go on while Postgres is away. Raises ``Unauthenticated``,
         ``Overloaded``, ``CatalogueUnavailable``.
         """
         credentials = parse(headers)
         if credentials is None:
-            return None
+            if not self._settings.now.anonymous_access:
+                return None
+            credentials = NO_CREDENTIALS
         handle = self._handle(credentials)
         if (known := self._recall(handle)) is not None:
             return known
@@ -165,7 +175,7 @@ class Authenticator:
                 self._remembered.popitem(last=False)
 
     def forget(self) -> None:
-        """Forget everything proved so far: users or tokens have changed."""
+        """Forget everything proved so far: users, groups, permissions or tokens have changed."""
         self._forgotten += 1
         self._remembered.clear()
 
@@ -176,6 +186,8 @@ class Authenticator:
         return hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=32, key=self._key).digest()
 
     async def _check(self, credentials: Credentials) -> Proof:
+        if credentials is NO_CREDENTIALS:
+            return await self._check_nobody()
         if tokens.looks_like_token(credentials.secret):
             return await self._check_token(credentials.secret)
         if credentials.user is None:
@@ -188,7 +200,13 @@ class Authenticator:
         if token is None:
             raise Unauthenticated(WRONG)
         left_seconds = math.inf if token.expires_in_seconds is None else token.expires_in_seconds
-        principal = Principal(token.user, token.is_admin, frozenset(token.scopes))
+        try:
+            scope = read_scope_words(token.scopes)
+        except UnknownScope:  # a newer release's word: what it means is not known
+            raise Unauthenticated(WRONG) from None
+        is_admin = token.is_admin and scope.groups is None
+        rights = {} if is_admin else await self._rights_in(scope, token)
+        principal = Principal(token.user, is_admin, scope.permissions, rights)
         return Proof(principal, asked_at, asked_at + min(left_seconds, TOKEN_SECONDS), asked_at + left_seconds)
 
     async def _check_password(self, name: str, password: str) -> Proof:
@@ -198,17 +216,43 @@ class Authenticator:
         asked_at = time.monotonic()
         try:
             user = await principals.find_user(self._database, name)
-            fits = await self._verifier.verify(user.password_hash if user else None, password)
+            has_password = user is not None and user.password_hash != principals.NO_PASSWORD
+            fits = await self._verifier.verify(user.password_hash if user and has_password else None, password)
         finally:
             self._waiting -= 1
         if user is None or not fits:
             raise Unauthenticated(WRONG)
         holds_until = asked_at + self._settings.now.password_cache_seconds
-        return Proof(Principal(user.name, user.is_admin), asked_at, holds_until, math.inf)
+        rights = {} if user.is_admin else await self._rights_of(user.id)
+        return Proof(Principal(user.name, user.is_admin, rights=rights), asked_at, holds_until, math.inf)
+
+    async def _check_nobody(self) -> Proof:
+        """Prove who brings no credentials: the user ``anonymous``, who is never an administrator."""
+        asked_at = time.monotonic()
+        user = await principals.find_user(self._database, ANONYMOUS)
+        if user is None:
+            raise Unauthenticated("Authentication is required.")
+        principal = Principal(ANONYMOUS, is_admin=False, rights=await self._rights_of(user.id))
+        return Proof(principal, asked_at, asked_at + TOKEN_SECONDS, math.inf)
+
+    async def _rights_of(self, user: int) -> Rights:
+        return compile_rights(map(grant_of, await right_rows.of_user(self._database, user)))
+
+    async def _rights_in(self, scope: Scope, token: principals.Token) -> Rights:
+        """Return what a token's user has or, where its scope names groups, those groups have."""
+        if scope.groups is None:
+            return await self._rights_of(token.user_id)
+        found = await right_rows.of_groups(self._database, token.user_id, scope.groups, member_or_not=token.is_admin)
+        return compile_rights(map(grant_of, found))
 
     async def close(self) -> None:
         await stop(tuple(self._checks.values()))
         self._verifier.close()
+
+
+def grant_of(row: right_rows.GrantRow) -> Grant:
+    actions = frozenset(map(Permission, row.actions))
+    return Grant(row.repositories, PathPatterns.of(row.includes, row.excludes), actions)
 
 
 def parse(headers: Mapping[str, str]) -> Credentials | None:

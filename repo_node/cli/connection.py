@@ -10,6 +10,7 @@ import functools
 import json
 import os
 import shlex
+import ssl
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
@@ -48,6 +49,7 @@ class ConnectionOptions:
     token_file: str | None = None
     user: str | None = None
     password_file: str | None = None
+    ca_file: str | None = None
 
 
 def connection_options(command: Command) -> Command:
@@ -76,6 +78,7 @@ OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--token-file", metavar="FILE", help="A file that holds an access token; - reads standard input."),
     click.option("--user", metavar="NAME", help="The user; asks for the password unless a file or variable has it."),
     click.option("--password-file", metavar="FILE", help="A file that holds the password; - reads standard input."),
+    click.option("--ca-file", metavar="FILE", help="With https: the authority to believe, and no other."),
 )
 
 
@@ -96,7 +99,22 @@ def find_endpoint(given: ConnectionOptions, environment: Mapping[str, str] | Non
         credentials = admin_credentials(DEFAULT_DATA)
     if credentials is None:
         raise click.UsageError(NO_CREDENTIALS.format(url=url))
-    return Endpoint(url, credentials)
+    return Endpoint(url, credentials, find_authority(given, environment, url))
+
+
+def find_authority(given: ConnectionOptions, environment: Mapping[str, str], url: str) -> ssl.SSLContext | None:
+    """Return whom to believe who the cluster is, None for whom the system, or SSL_CERT_FILE, believes."""
+    name = given.ca_file or environment.get("HOLDFAST_CA_FILE")
+    if not name and belongs_to(data := given.data or DEFAULT_DATA, url):
+        name = read_cluster(data).get("ca_file")
+    if not name or urlsplit(url).scheme != "https":
+        return None
+    try:
+        return ssl.create_default_context(cafile=name)
+    except ssl.SSLError:
+        raise click.ClickException(f"{name} holds no certificate in PEM") from None
+    except OSError as error:
+        raise click.ClickException(f"{name} cannot be read: {error.strerror}") from None
 
 
 def find_url(given: ConnectionOptions, environment: Mapping[str, str]) -> tuple[str, bool]:

@@ -55,6 +55,12 @@ def report_errors() -> Iterator[ConsoleReporter]:
 @click.option(
     "--workers", type=int, help="Processes of each node, which share its shards.  [default: as before, else 1]"
 )
+@click.option(
+    "--tls",
+    type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
+    metavar="DIR",
+    help="TLS from now on, for clients and between nodes: ca.crt, and node-1.crt, node-1.key, ... in DIR.",
+)
 @data_option
 @click.option("--detach", is_flag=True, help="Return when the cluster is ready, and leave it running.")
 def up(
@@ -64,6 +70,7 @@ def up(
     redundancy: int | None,
     port: int | None,
     workers: int | None,
+    tls: Path | None,
     data: Path,
     detach: bool,
 ) -> None:
@@ -73,7 +80,7 @@ def up(
     you are told how to do it.
     """
     layout = Layout(data.resolve())
-    options = Options(nodes, zones, shards, redundancy, port, workers)
+    options = Options(nodes, zones, shards, redundancy, port, workers, tls)
 
     down_line = shlex.join(["holdfast", "down", "--data", str(layout.directory)])
     hint = f"Stop it with: {down_line}" if detach else f"Stop it with Ctrl-C, or with: {down_line}"

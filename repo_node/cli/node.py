@@ -20,6 +20,8 @@ from repo_node.cli.tables import new_console, new_table
 from repo_node.cli.wording import printable, say_bytes, say_copies
 from repo_node.client.rest import Client
 from repo_node.dsn import name_server, parse_dsn
+from repo_node.tls import certificates
+from repo_node.tls.certificates import moment
 
 NODES_PATH = "/api/holdfast/nodes"
 POLL_SECONDS, LINE_SECONDS = 0.5, 10.0
@@ -38,6 +40,12 @@ def load_config(path: Path) -> node_config.NodeConfig:
         return node_config.load(path)
     except node_config.ConfigError as error:
         raise ConfigFailure(str(error)) from None
+
+
+def check_certificates(path: Path, config: node_config.NodeConfig) -> None:
+    """Read the certificates that ``config`` names; what is wrong with them ends the command."""
+    if faults := [f"{path}: {fault}" for fault in certificates.faults_of(config)]:
+        raise ConfigFailure("\n".join(faults))
 
 
 @click.group(invoke_without_command=True)
@@ -64,6 +72,7 @@ def node(context: click.Context, path: Path | None) -> None:
             "Missing option '--config', or one of the commands list, stop, drain, activate, reload, remove."
         )
     config = load_config(path)
+    check_certificates(path, config)
     from repo_node import app
 
     sys.exit(app.run(config, lambda: node_config.load(path).shards))
@@ -208,7 +217,7 @@ def change_node(connection: ConnectionOptions, name: str, action: str) -> None:
 @click.command("check-config")
 @click.argument("path", metavar="FILE", type=FILE)
 def check_config(path: Path) -> None:
-    """Check a node's configuration file and say what it amounts to.
+    """Check a node's configuration file, and the certificates it names, and say what it amounts to.
 
     Nothing is started and neither the database nor a disk is touched. Exit status 2 when the file cannot be used;
     each line then names the key and what would be right.
@@ -217,7 +226,9 @@ def check_config(path: Path) -> None:
     Example:
       holdfast check-config config/node.example.toml
     """
-    click.echo(printable_lines(summary_of(path, load_config(path))))
+    config = load_config(path)
+    check_certificates(path, config)
+    click.echo(printable_lines(summary_of(path, config)))
 
 
 def summary_of(path: Path, config: node_config.NodeConfig) -> str:
@@ -229,9 +240,11 @@ def summary_of(path: Path, config: node_config.NodeConfig) -> str:
         f"{path} is right.",
         f"  node      {config.node.id} in zone {config.node.zone}" + say_processes(config.node.workers),
         f"  database  {servers}, database {database.path.lstrip('/') or '(by default)'}",
-        f"  clients   {http.listen}" + (f", shared {http.shared_listen}" if http.shared_listen else ""),
+        f"  clients   {http.listen}"
+        + (f", shared {http.shared_listen}" if http.shared_listen else "")
+        + say_tls(config, "http"),
         f"  metrics   {http.metrics_listen or 'on the listener for clients, with a token'}",
-        f"  peers     {config.internal.listen}, reached at {config.internal.url}",
+        f"  peers     {config.internal.listen}, reached at {config.internal.url}" + say_tls(config, "internal"),
         f"  log       {config.log.format}, {config.log.level}",
     ]
     for shard in config.shards:
@@ -239,6 +252,14 @@ def summary_of(path: Path, config: node_config.NodeConfig) -> str:
         weight = "by capacity" if shard.weight is None else f"{shard.weight:g}"
         lines.append(f"  shard     {shard.path}, weight {weight}, keeps {reserve} free")
     return "\n".join(lines)
+
+
+def say_tls(config: node_config.NodeConfig, section: str) -> str:
+    if (read := certificates.readers(config).get(section)) is None:
+        return ""
+    tls = config.internal.tls
+    mode = "" if section == "http" or tls is None else f" {tls.mode}"
+    return f", TLS{mode} with a certificate until {moment(read().ends_at)}"
 
 
 def say_processes(workers: int) -> str:

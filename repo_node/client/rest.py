@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import os
+import ssl
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -51,6 +52,8 @@ class Endpoint:
 
     url: str
     credentials: Credentials
+    authority: ssl.SSLContext | None = None
+    """Whom to believe who the cluster is; by default those whom the system believes."""
 
     @property
     def base(self) -> str:
@@ -100,7 +103,7 @@ class Client:
 
     async def __aenter__(self) -> Client:
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=self._connections_max),
+            connector=aiohttp.TCPConnector(limit=self._connections_max, ssl=self.endpoint.authority or True),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS_MAX),
             headers={
                 "Authorization": self.endpoint.credentials.authorization,
@@ -196,7 +199,7 @@ class Client:
         where = f"{urlsplit(self.endpoint.url).scheme}://{urlsplit(self.endpoint.url).netloc}"
         match error:
             case aiohttp.ClientConnectorCertificateError() | aiohttp.ClientSSLError():
-                message = f"no trusted TLS connection to {where}: {error}; SSL_CERT_FILE can name your authority's file"
+                message = f"no trusted TLS connection to {where}: {error}; --ca-file can name your authority's file"
                 return Unreachable(message, may_be_done=False, retryable=False)
             case aiohttp.ClientConnectorError():
                 return Unreachable(f"{where} cannot be reached: {reason_of(error.os_error)}", may_be_done=False)

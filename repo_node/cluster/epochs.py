@@ -28,7 +28,7 @@ class ShardEpochs:
         node: NodeId,
         own: Callable[[], Mapping[ShardId, Epochs]],
         cluster: Callable[[], ClusterRows | None],
-        peer_at: Callable[[str], Peer],
+        peer_at: Callable[[NodeId, str], Peer],
     ) -> None:
         self._node = node
         self._own = own
@@ -85,14 +85,14 @@ class ShardEpochs:
 
     async def _ask(self, peer: NodeRow, seconds: float) -> int:
         try:
-            return await ask_epoch(self._peer_at(peer.internal_url), seconds)
+            return await ask_epoch(self._peer_at(peer.id, peer.internal_url), seconds)
         except PeerError as error:
             log.info("a peer was not asked for its epoch", extra={"facts": {"node": peer.id, "cause": str(error)}})
             return 0
 
     async def _tell(self, peer: NodeRow, epoch: int, seconds: float) -> None:
         try:
-            await tell_epoch(self._peer_at(peer.internal_url), epoch, seconds)
+            await tell_epoch(self._peer_at(peer.id, peer.internal_url), epoch, seconds)
             self._told[peer.id] = (peer.incarnation, epoch)
         except PeerError as error:
             log.info("a peer was not told the epoch", extra={"facts": {"node": peer.id, "cause": str(error)}})

@@ -219,7 +219,7 @@ class Membership:
 
     def _hear(self, connection: Any, pid: int, channel: str, payload: str) -> None:
         match payload.split(" ", 2):
-            case ["users" | "tokens"]:
+            case ["users" | "tokens" | "groups" | "group_members" | "permission_targets" | "permission_grants"]:
                 self._on_principals()
                 return
             case ["repositories"]:

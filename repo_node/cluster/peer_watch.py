@@ -39,7 +39,7 @@ class PeerWatch:
         self,
         node: NodeId,
         cluster: Callable[[], ClusterRows | None],
-        peer_at: Callable[[str], Peer],
+        peer_at: Callable[[NodeId, str], Peer],
         settings: LiveSettings,
         metrics: Metrics,
     ) -> None:
@@ -82,7 +82,7 @@ class PeerWatch:
         """Say whether the very process that the row is about answers at its address."""
         try:
             async with asyncio.timeout(ASK_SECONDS):
-                identity = await self._peer_at(peer.internal_url).identify()
+                identity = await self._peer_at(peer.id, peer.internal_url).identify()
         except (PeerError, TimeoutError):
             return False
         return identity.incarnation == peer.incarnation

@@ -38,7 +38,7 @@ class Topology:
         node: NodeId,
         zone: ZoneId,
         own: Mapping[ShardId, OwnShard],
-        peer_at: Callable[[str], Peer],
+        peer_at: Callable[[NodeId, str], Peer],
         internal: InternalSection,
         metrics: Metrics,
     ) -> None:
@@ -83,7 +83,7 @@ class Topology:
         known = self._remote.get(shard.id)
         made_from = (shard.member.uid, owner.internal_url, owner.incarnation)
         if known is None or (known.uid, known.url, known.incarnation) != made_from:
-            remote = RemoteShard(shard.id, shard.member.uid, self.peer_at(owner.internal_url))
+            remote = RemoteShard(shard.id, shard.member.uid, self.peer_at(owner.id, owner.internal_url))
             self._remote[shard.id] = KnownPeerShard(*made_from, self._guard(remote))
 
     def _guarded_own(self) -> dict[ShardId, Guarded]:

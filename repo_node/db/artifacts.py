@@ -125,6 +125,13 @@ MAKE_FOLDER = Statement(
     """,
 )
 DELETE = Statement("item_delete", "SELECT gone, done FROM require_writable(), delete_step($1, $2, $3, $4, $5, $6, $7)")
+DELETE_ARTIFACT = Statement(
+    "artifact_delete",
+    """
+    SELECT gone, done
+      FROM require_writable(), limit_to('folder', $1) AS l (repo), delete_step(l.repo, $2, $3, $4, $5, $6, $7)
+    """,
+)
 
 DELETE_PAGE = 5_000
 """Rows that one step of a deletion removes: it keeps others from its repository for a fraction of a second."""
@@ -158,7 +165,7 @@ def item_from(row: asyncpg.Record, repository: str, blob: Blob | None) -> Item:
         modified_at=row["modified_at"],
         modified_by=row["modified_by"],
         updated_at=row["updated_at"],
-        properties=json.loads(row["properties"]),
+        properties={} if row["properties"] == "{}" else json.loads(row["properties"]),
         blob=blob,
     )
 
@@ -202,9 +209,12 @@ async def delete(
     name: str,
     *,
     by: Origin,
+    folders: bool = True,
     check: Callable[[], object] = lambda: None,
 ) -> int:
     """Delete an artifact, or a folder with all in it; returns how many items went, 0 when there was none.
+
+    Without ``folders``, a folder raises ``NotPermitted``.
 
     A large folder goes in steps, from its end; one that is interrupted has lost a part, and goes on when asked again.
     ``check`` is asked before each step, and ends the rest by raising.
@@ -212,7 +222,8 @@ async def delete(
     items = 0
     while True:
         check()
-        row: Any = await database.write(DELETE, repository_id, folder, name, DELETE_PAGE, *by)
+        statement = DELETE if folders else DELETE_ARTIFACT
+        row: Any = await database.write(statement, repository_id, folder, name, DELETE_PAGE, *by)
         items += int(row["gone"])
         if row["done"]:
             return items

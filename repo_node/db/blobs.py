@@ -44,6 +44,8 @@ class Deployment:
     blob_uid: UUID
     digests: BlobDigests
     redundancy: int
+    may_overwrite: bool = True
+    """Whether an artifact with other content or properties may be in the place."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,15 @@ COMMIT = Statement(
     SELECT outcome, created_at, existing_shards, existing_generations
       FROM require_writable(),
            commit_upload($1, $2, $3, $4, $5, $6, $7::jsonb, $8, $9, $10, $11, $12, $13, $14, $15, $16,
+                         $17::smallint[], $18::uuid[], $19, $20::uuid[], $21)
+    """,
+)
+COMMIT_WITHOUT_OVERWRITING = Statement(
+    "upload_commit_new",
+    """
+    SELECT outcome, created_at, existing_shards, existing_generations
+      FROM require_writable(), limit_to('overwrite', $4) AS l (repo),
+           commit_upload($1, $2, $3, l.repo, $5, $6, $7::jsonb, $8, $9, $10, $11, $12, $13, $14, $15, $16,
                          $17::smallint[], $18::uuid[], $19, $20::uuid[], $21)
     """,
 )
@@ -103,34 +114,49 @@ async def commit_upload(
 
     ``short`` asks for a repair; ``confirmed`` are the generations of existing replicas whose shards
     confirmed the file during this upload, None when none was asked. Raises ``PathConflict``,
-    ``OutcomeUnknown``, ``CatalogueUnavailable``.
+    ``NotPermitted``, ``OutcomeUnknown``, ``CatalogueUnavailable``.
     """
-    digests = deployment.digests
+    args = commit_args(deployment, replicas, age_max_seconds, properties_json, short, confirmed)
     with refusing_conflicts():
-        row: Any = await database.write(
-            COMMIT,
-            deployment.upload,
-            deployment.started_at,
-            timedelta(seconds=age_max_seconds),
-            deployment.repository_id,
-            deployment.folder,
-            deployment.name,
-            properties_json,
-            deployment.by.principal,
-            deployment.by.request_id,
-            deployment.blob_uid,
-            digests.sha256,
-            digests.sha1,
-            digests.md5,
-            digests.size,
-            digests.blocks,
-            deployment.redundancy,
-            [replica.shard for replica in replicas],
-            [replica.generation for replica in replicas],
-            short,
-            confirmed,
-            deployment.by.address,
-        )
+        row: Any = await database.write(COMMIT if deployment.may_overwrite else COMMIT_WITHOUT_OVERWRITING, *args)
+    return result_from(row)
+
+
+def commit_args(
+    deployment: Deployment,
+    replicas: Sequence[Replica],
+    age_max_seconds: float,
+    properties_json: str,
+    short: bool,
+    confirmed: Sequence[Generation] | None,
+) -> tuple[Any, ...]:
+    digests = deployment.digests
+    return (
+        deployment.upload,
+        deployment.started_at,
+        timedelta(seconds=age_max_seconds),
+        deployment.repository_id,
+        deployment.folder,
+        deployment.name,
+        properties_json,
+        deployment.by.principal,
+        deployment.by.request_id,
+        deployment.blob_uid,
+        digests.sha256,
+        digests.sha1,
+        digests.md5,
+        digests.size,
+        digests.blocks,
+        deployment.redundancy,
+        [replica.shard for replica in replicas],
+        [replica.generation for replica in replicas],
+        short,
+        confirmed,
+        deployment.by.address,
+    )
+
+
+def result_from(row: asyncpg.Record) -> CommitResult:
     existing = zip(row["existing_shards"] or (), row["existing_generations"] or (), strict=True)
     return CommitResult(
         CommitOutcome(row["outcome"]),

@@ -1,7 +1,8 @@
 """Group commit of uploads: what comes while one statement is under way is committed by the next one, together.
 
-Nobody waits on purpose, and nobody for long: a lone upload is committed at once by its own statement, and a
-statement that takes its time keeps nobody but its own from being committed beside it.
+Who comes while there is none waits for those that are being stored by then, and for nobody else: a statement for each
+costs more than the wait. A lone upload is committed at once by its own statement, and a statement that takes its time
+keeps nobody but its own from being committed beside it.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import dataclass
 from datetime import timedelta
@@ -61,15 +62,50 @@ class Waiting:
     result: asyncio.Future[CommitResult | None]
 
 
-class CommitGroups:
-    """Commits the uploads of one node. Each has its own result or error, whoever it was committed with."""
+class Expected:
+    """An upload that is being stored. A context manager: behind it, its commit is asked for, or it has failed."""
 
-    def __init__(self, database: Database) -> None:
+    __slots__ = ("_groups",)
+
+    def __init__(self, groups: CommitGroups) -> None:
+        self._groups = groups
+
+    def __enter__(self) -> None:
+        self._groups.expected.add(self)
+
+    def __exit__(self, *_: object) -> None:
+        self._groups.expected.discard(self)
+        self._groups.awaited.discard(self)
+
+
+class CommitGroups:
+    """Commits the uploads of one node. Each has its own result or error, whoever it was committed with.
+
+    ``gather_seconds`` gives how long one that has come waits at most for those that are expected; ``observe`` is told
+    how many a statement is to commit.
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        gather_seconds: Callable[[], float] = lambda: 0,
+        observe: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        self.expected: set[Expected] = set()
+        self.awaited: set[Expected] = set()
+        """Of those that are expected, the ones that a group waits for."""
         self._database = database
+        self._gather_seconds = gather_seconds
+        self._observe = observe
         self._waiting: deque[Waiting] = deque()
         self._lead: asyncio.TimerHandle | None = None
-        """Held by the statement that others wait for; nobody waits when there is none."""
+        """Held by the statement that others wait for, or by a group that gathers; nobody waits when there is none."""
+        self._gathers = False
         self._statements: set[asyncio.Task[None]] = set()
+
+    def expect(self) -> Expected:
+        """Return what is to be held while an upload is being stored that will be committed soon."""
+        return Expected(self)
 
     async def commit(self, upload: UploadToCommit, confirmed: Sequence[Generation] | None = None) -> CommitResult:
         """Make an upload visible; safe to repeat with the same upload id.
@@ -78,7 +114,7 @@ class CommitGroups:
         """
         if upload.short or confirmed is not None:
             return await self._commit_alone(upload, confirmed)
-        if self._lead is None:
+        if self._lead is None and not self.expected:
             lead = self._take_lead()
             try:
                 return await self._commit_alone(upload)
@@ -86,12 +122,21 @@ class CommitGroups:
                 self._pass_on(lead)
         waiting = Waiting(upload, asyncio.get_running_loop().create_future())
         self._waiting.append(waiting)
+        self._gather()
         result = await waiting.result
         return await self._commit_alone(upload) if result is None else result
 
-    def _take_lead(self) -> asyncio.TimerHandle:
-        """Have those who come wait until ``_pass_on``, or for ``LEAD_SECONDS``."""
-        lead: asyncio.TimerHandle = asyncio.get_running_loop().call_later(LEAD_SECONDS, lambda: self._pass_on(lead))
+    def _gather(self) -> None:
+        """Begin to wait for those that are expected, unless a statement is waited for; go on when all have come."""
+        if self._lead is None:
+            self._take_lead(self._gather_seconds())
+            self._gathers, self.awaited = True, set(self.expected)
+        elif self._gathers and not self.awaited:
+            self._pass_on(self._lead)
+
+    def _take_lead(self, seconds: float = LEAD_SECONDS) -> asyncio.TimerHandle:
+        """Have those who come wait until ``_pass_on``, or for ``seconds``."""
+        lead: asyncio.TimerHandle = asyncio.get_running_loop().call_later(seconds, lambda: self._pass_on(lead))
         self._lead = lead
         return lead
 
@@ -100,7 +145,7 @@ class CommitGroups:
         lead.cancel()
         if self._lead is not lead:
             return
-        self._lead = None
+        self._lead, self._gathers = None, False
         if group := self._take():
             statement = asyncio.create_task(self._settle(group, self._take_lead()))
             self._statements.add(statement)
@@ -109,6 +154,7 @@ class CommitGroups:
     async def _commit_alone(
         self, upload: UploadToCommit, confirmed: Sequence[Generation] | None = None
     ) -> CommitResult:
+        self._observe(1)
         return await commit_upload(
             self._database,
             upload.deployment,
@@ -165,6 +211,7 @@ class CommitGroups:
     async def _commit_together(self, uploads: Sequence[UploadToCommit]) -> list[CommitResult | None]:
         """Commit those that are plain in one statement, and return None for the others."""
         results: list[CommitResult | None] = [None for _ in uploads]
+        self._observe(len(uploads))
         try:
             row: Any = await self._database.write(COMMIT_GROUP, *columns(uploads), attempts=1)
         except (RacesLost, asyncpg.PostgresError) as error:

@@ -9,6 +9,7 @@
     │   └── AbsenceInDoubt       it answers that something is not there, and may be a server left behind
     ├── OutcomeUnknown           a write was sent and its answer never came: it may stand
     ├── ChangesRefused           the cluster is read-only: the write was not done
+    ├── NotPermitted             whoever asked may not do so much: the write was not done
     ├── SchemaTooOld             this database wants ``holdfast init-db`` first
     └── NotDurable               this Postgres may lose what it has acknowledged
 """
@@ -42,6 +43,10 @@ class OutcomeUnknown(CatalogueError):
 
 class ChangesRefused(CatalogueError):
     """The cluster is read-only, as the message says, whatever this node has heard of it."""
+
+
+class NotPermitted(CatalogueError):
+    """A write would have done more than whoever asked may; the message is the path."""
 
 
 class SchemaTooOld(CatalogueError):

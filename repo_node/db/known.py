@@ -9,8 +9,11 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
+import asyncpg
+
 from repo_node.db.blobs import refusing_conflicts
 from repo_node.db.pool import Database, Statement
+from repo_node.db.scopes import RowScope, in_scope, scope_args
 from repo_node.origin import Origin
 from sharding.model import Generation, Replica, ShardId
 
@@ -48,43 +51,84 @@ class Link:
     redundancy: int
     copies_min: int
     zones_min: int
+    may_overwrite: bool = True
 
 
-# What only the trash or nothing refers to cannot be read by anybody, and so is not known to anybody.
-FIND_BY = {
-    digest: Statement(
-        f"known_by_{digest}",
+Linked = tuple[LinkOutcome, datetime | None]
+"""What became of a link, and since when the artifact is there."""
+
+
+def find_statement(digest: str, scope: str | None = None) -> Statement:
+    """Return the look-up of content by a digest; ``scope`` is a condition on the artifacts that have it.
+
+    What only the trash or nothing refers to cannot be read by anybody, and so is not known to anybody. By sha256 it
+    always gives one row.
+    """
+    return Statement(
+        f"known_by_{digest}{'_in_scope' if scope else ''}",
         f"""
-        SELECT b.id, b.size, b.sha256, b.sha1, b.md5, c.shards, c.generations
-          FROM blobs b
-         CROSS JOIN LATERAL (
-               SELECT array_agg(g.shard_id) AS shards, array_agg(g.generation) AS generations FROM good_replicas(b.id) g
-               ) c
-         WHERE b.{digest} = $1 AND (SELECT 1 FROM artifacts a WHERE a.blob_id = b.id LIMIT 1) IS NOT NULL
-         LIMIT 2
+        SELECT k.*
+          FROM (SELECT) AS one_row_at_least
+          LEFT JOIN LATERAL (
+                SELECT b.id, b.size, b.sha256, b.sha1, b.md5, c.shards, c.generations
+                  FROM blobs b
+                 CROSS JOIN LATERAL (
+                       SELECT array_agg(g.shard_id) AS shards, array_agg(g.generation) AS generations
+                         FROM good_replicas(b.id) g
+                       ) c
+                 WHERE b.{digest} = $1
+                   AND (SELECT 1 FROM artifacts a WHERE a.blob_id = b.id AND {scope or "true"} LIMIT 1) IS NOT NULL
+                 LIMIT 2
+               ) k ON true
         """,
     )
-    for digest in ("sha256", "sha1", "md5")
-}
-LINK = Statement(
-    "known_deploy",
-    """
-    SELECT outcome, created_at
-      FROM require_writable(),
-           deploy_known($1, $2, $3, $4, $5, $6::jsonb, $7, $8, $9, $10, $11::uuid[], $12, $13, $14)
-    """,
-)
 
 
-async def find_known(database: Database, name: str, digest: bytes) -> KnownContent | None:
-    """Return the content that artifacts have and whose digest ``name`` is ``digest``.
+DIGESTS = ("sha256", "sha1", "md5")
+FIND_BY = {digest: find_statement(digest) for digest in DIGESTS}
+FIND_BY_IN_SCOPE = {digest: find_statement(digest, in_scope(2)) for digest in DIGESTS}
+
+
+def link_statement(name: str, repository: str) -> Statement:
+    """Return the commit of an upload without bytes. ``repository`` is what gives its id."""
+    return Statement(
+        name,
+        f"""
+        SELECT outcome, created_at
+          FROM require_writable(), {repository} AS r (id),
+               deploy_known($1, $2, r.id, $4, $5, $6::jsonb, $7, $8, $9, $10, $11::uuid[], $12, $13, $14)
+        """,
+    )
+
+
+# With others, it must not wait long for a lock. The condition is looked at before what hangs on it is called.
+SOON = "(SELECT CASE WHEN set_config('lock_timeout', '200ms', true) <> '' THEN {} END OFFSET 0)"
+ANY, NEW = "CAST($3 AS integer)", "limit_to('overwrite', $3)"
+LINK = link_statement("known_deploy", f"(SELECT {ANY})")
+LINK_WITHOUT_OVERWRITING = link_statement("known_deploy_new", NEW)
+LINK_TOGETHER = link_statement("known_deploy_group", SOON.format(ANY))
+LINK_TOGETHER_WITHOUT_OVERWRITING = link_statement("known_deploy_new_group", SOON.format(NEW))
+
+
+async def find_known(
+    database: Database, name: str, digest: bytes, scope: RowScope | None = None
+) -> KnownContent | None:
+    """Return the content that artifacts in ``scope``, or any, have and whose digest ``name`` is ``digest``.
 
     None when there is none, and when there are two: then the digest tells nothing.
     """
-    rows = await database.fetch(FIND_BY[name], digest)
-    if len(rows) != 1:
+    rows = await database.fetch(*find_request(name, digest, scope))
+    return content_from(rows[0]) if len(rows) == 1 else None
+
+
+def find_request(name: str, digest: bytes, scope: RowScope | None) -> tuple[Any, ...]:
+    """Return the statement that looks for content, and its arguments."""
+    return (FIND_BY[name], digest) if scope is None else (FIND_BY_IN_SCOPE[name], digest, *scope_args(scope))
+
+
+def content_from(row: asyncpg.Record) -> KnownContent | None:
+    if row["id"] is None:
         return None
-    [row] = rows
     replicas = zip(row["shards"] or (), row["generations"] or (), strict=True)
     return KnownContent(
         id=row["id"],
@@ -96,30 +140,37 @@ async def find_known(database: Database, name: str, digest: bytes) -> KnownConte
     )
 
 
-async def link(
-    database: Database, request: Link, confirmed: Sequence[Generation]
-) -> tuple[LinkOutcome, datetime | None]:
+async def link(database: Database, request: Link, confirmed: Sequence[Generation]) -> Linked:
     """Let an artifact refer to known content, in one round trip; safe to repeat with the same upload id.
 
     ``confirmed`` are the generations of which their shards said, during this request, that the file is there.
-    Raises ``PathConflict``, ``OutcomeUnknown``, ``CatalogueUnavailable``.
+    Raises ``PathConflict``, ``NotPermitted``, ``OutcomeUnknown``, ``CatalogueUnavailable``.
     """
     with refusing_conflicts():
         row: Any = await database.write(
-            LINK,
-            request.upload,
-            request.started_at,
-            request.repository_id,
-            request.folder,
-            request.name,
-            request.properties_json,
-            request.by.principal,
-            request.by.request_id,
-            request.blob_id,
-            request.redundancy,
-            confirmed,
-            request.copies_min,
-            request.zones_min,
-            request.by.address,
+            LINK if request.may_overwrite else LINK_WITHOUT_OVERWRITING, *link_args(request, confirmed)
         )
+    return linked_from(row)
+
+
+def link_args(request: Link, confirmed: Sequence[Generation]) -> tuple[Any, ...]:
+    return (
+        request.upload,
+        request.started_at,
+        request.repository_id,
+        request.folder,
+        request.name,
+        request.properties_json,
+        request.by.principal,
+        request.by.request_id,
+        request.blob_id,
+        request.redundancy,
+        confirmed,
+        request.copies_min,
+        request.zones_min,
+        request.by.address,
+    )
+
+
+def linked_from(row: asyncpg.Record) -> Linked:
     return LinkOutcome(row["outcome"]), row["created_at"]

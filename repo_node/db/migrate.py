@@ -84,6 +84,9 @@ FIRST_REPOSITORY = """
     INSERT INTO repositories (key, description, created_by)
     SELECT 'generic-local', 'The first repository', 'init-db' WHERE NOT EXISTS (SELECT 1 FROM repositories)
 """
+FIRST_ANONYMOUS = """
+    INSERT INTO users (name, password_hash) VALUES ('anonymous', '!') ON CONFLICT (name) DO NOTHING
+"""
 HAS_USERS = "SELECT EXISTS (SELECT 1 FROM users)"
 FIRST_USER = "INSERT INTO users (name, password_hash, is_admin) VALUES ('admin', $1, true)"
 
@@ -156,6 +159,7 @@ async def seed(
             return None
         password = admin_password or secrets.token_urlsafe(18)
         await connection.execute(FIRST_USER, passwords.hash_password(password))
+        await connection.execute(FIRST_ANONYMOUS)
         return password
 
 

@@ -18,20 +18,26 @@ from typing import Any, Protocol, TypeVar
 import asyncpg
 
 from repo_node.config import DatabaseSection
+from repo_node.db.connections import Connections
 from repo_node.db.errors import (
     CatalogueError,
     CatalogueUnavailable,
     ChangesRefused,
     NoSchema,
+    NotPermitted,
     OutcomeUnknown,
     RacesLost,
 )
 from repo_node.db.servers import BROKEN, SESSION, Servers, describe, drop
+from sharding.deadlines import Deadlines
 
 T = TypeVar("T")
 
 READ_ONLY = "HF006"
 """The SQLSTATE of ``require_writable``."""
+
+BEYOND_LIMIT = "HF008"
+"""The SQLSTATE of ``refuse_beyond_limit``."""
 
 RETRIED = (
     asyncpg.SerializationError,
@@ -64,17 +70,18 @@ class QueryObserver(Protocol):
 class Database:
     """Runs statements on pooled connections. Made by ``open_database``; safe to share between tasks."""
 
-    def __init__(self, pool: asyncpg.Pool, servers: Servers, config: DatabaseSection, observer: QueryObserver) -> None:
+    def __init__(self, pool: Connections, servers: Servers, config: DatabaseSection, observer: QueryObserver) -> None:
         self.servers = servers
         """Makes connections outside the pool too."""
         self._pool = pool
         self._config = config
+        self._deadlines = Deadlines(config.statement_timeout_seconds)
         self._observer = observer
 
     @property
     def connections(self) -> tuple[int, int]:
         """The pool's size and how many of its connections are idle."""
-        return self._pool.get_size(), self._pool.get_idle_size()
+        return self._pool.size, self._pool.idle
 
     async def fetch(self, statement: Statement, *args: Any) -> list[asyncpg.Record]:
         """Return every row. Raises ``CatalogueUnavailable``."""
@@ -101,6 +108,18 @@ class Database:
             lambda connection: heed_standby(connection, connection.fetchrow(statement.sql, *args)),
             unknown=OutcomeUnknown,
             attempts=attempts,
+        )
+
+    async def write_each(self, statement: Statement, arguments: Sequence[Sequence[Any]]) -> list[asyncpg.Record]:
+        """Run a write that always gives one row for each of ``arguments``, in one round trip and one transaction.
+
+        All of them are done or none, and nothing is tried again: raises ``RacesLost``, and otherwise as ``write``.
+        """
+        return await self._run(
+            statement,
+            lambda connection: heed_standby(connection, connection.fetchmany(statement.sql, arguments)),
+            unknown=OutcomeUnknown,
+            attempts=1,
         )
 
     async def transact(self, statement: Statement, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
@@ -159,51 +178,47 @@ class Database:
     ) -> T:
         started, outcome = time.perf_counter(), "unavailable"
         try:
-            async with self._connection() as connection:
-                try:
-                    async with asyncio.timeout(self._config.statement_timeout_seconds):
-                        result = await call(connection)
-                    outcome = "ok"
-                    return result
-                except REFUSED as error:
-                    drop(connection)
-                    raise CatalogueUnavailable(f"{statement.name}: {describe(error)}") from error
-                except BROKEN as error:
-                    drop(connection)
-                    raise unknown(f"{statement.name}: {describe(error)}") from error
-                except (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError) as error:
-                    raise NoSchema(f"{statement.name}: {describe(error)}") from error
-                except CatalogueError:
-                    raise
-                except asyncpg.PostgresError as error:
-                    outcome = "error"
-                    if error.sqlstate == READ_ONLY:
-                        raise ChangesRefused(str(error)) from None
-                    raise
-                except asyncio.CancelledError:
-                    outcome = "error"
-                    drop(connection)
-                    raise
-                except Exception:
-                    outcome = "error"
-                    raise
+            connection = self._pool.take_now() or await self._take()
+            try:
+                with self._deadlines.begin():
+                    result = await call(connection)
+                outcome = "ok"
+                return result
+            except REFUSED as error:
+                drop(connection)
+                raise CatalogueUnavailable(f"{statement.name}: {describe(error)}") from error
+            except BROKEN as error:
+                drop(connection)
+                raise unknown(f"{statement.name}: {describe(error)}") from error
+            except (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError) as error:
+                raise NoSchema(f"{statement.name}: {describe(error)}") from error
+            except CatalogueError:
+                raise
+            except asyncpg.PostgresError as error:
+                outcome = "error"
+                if error.sqlstate == READ_ONLY:
+                    raise ChangesRefused(str(error)) from None
+                if error.sqlstate == BEYOND_LIMIT:
+                    raise NotPermitted(str(error)) from None
+                raise
+            except Exception:
+                outcome = "error"
+                raise
+            except BaseException:
+                outcome = "error"
+                drop(connection)
+                raise
+            finally:
+                self._pool.give_back(connection)
         finally:
             self._observer.observe_query(statement.name, time.perf_counter() - started, outcome)
 
-    @asynccontextmanager
-    async def _connection(self) -> AsyncIterator[asyncpg.Connection]:
+    async def _take(self) -> asyncpg.Connection:
         try:
-            # Not the pool's own timeout, which makes a task of each wait.
             async with asyncio.timeout(self._config.connect_timeout_seconds):
-                connection = await self._pool.acquire()
+                return await self._pool.take()
         except (*BROKEN, asyncpg.PostgresError) as error:
             raise CatalogueUnavailable(f"no connection to Postgres: {describe(error)}") from error
-        try:
-            yield connection  # type: ignore[misc]
-        finally:
-            # By now the answer is known: that the connection can't be kept must not turn it into an error.
-            with suppress(*BROKEN, asyncpg.PostgresError):
-                await self._pool.release(connection, timeout=self._config.connect_timeout_seconds)
 
 
 async def run_transaction(connection: asyncpg.Connection, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
@@ -248,34 +263,22 @@ async def heed_standby(connection: asyncpg.Connection, call: Awaitable[T]) -> T:
     return result
 
 
-async def keep_session(_: asyncpg.Connection) -> None:
-    """Hand a connection to its next user as it is; asyncpg's own reset costs as much as the statement did."""
-
-
 @asynccontextmanager
 async def open_database(config: DatabaseSection, observer: QueryObserver) -> AsyncIterator[Database]:
     """Open the pool; connections are made when first needed."""
     servers = Servers(config.dsn, timeout_seconds=config.connect_timeout_seconds)
-    connect: Any = lambda _, **options: servers.connect(**options)  # noqa: E731 -- asyncpg hands it no DSN
-    pool = asyncpg.create_pool(
-        connect=connect,
-        min_size=0,
-        max_size=config.pool_connections_max,
-        max_inactive_connection_lifetime=300,
-        reset=keep_session,
-        server_settings={
-            "application_name": "holdfast",
-            **SESSION,
-            "jit": "off",
-            # A plan is kept until its tables are analyzed again. One made when they were nearly empty would read them
-            # whole while they grow: a young cluster's uploads slow down by the minute.
-            "enable_seqscan": "off",
-            # The functions of schema.sql want a fresh snapshot in each statement, whatever the database's default.
-            "default_transaction_isolation": "read committed",
-        },
-    )
-    await pool
+    session = {
+        "application_name": "holdfast",
+        **SESSION,
+        "jit": "off",
+        # A plan is kept until its tables are analyzed again. One made when they were nearly empty would read them
+        # whole while they grow: a young cluster's uploads slow down by the minute.
+        "enable_seqscan": "off",
+        # The functions of schema.sql want a fresh snapshot in each statement, whatever the database's default.
+        "default_transaction_isolation": "read committed",
+    }
+    pool = Connections(lambda: servers.connect(server_settings=session), size_max=config.pool_connections_max)
     try:
         yield Database(pool, servers, config, observer)
     finally:
-        pool.terminate()
+        pool.close()

@@ -18,6 +18,7 @@ class User:
     name: str
     password_hash: str
     is_admin: bool
+    must_change_password: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +26,7 @@ class Token:
     """A token without its secret. ``user`` is whose rights it narrows by its scopes."""
 
     id: int
+    user_id: int
     user: str
     is_admin: bool
     ending: str
@@ -35,9 +37,15 @@ class Token:
     expires_in_seconds: float | None
 
 
-FIND_USER = Statement("user_find", "SELECT id, name, password_hash, is_admin FROM users WHERE name = $1 AND is_enabled")
+NO_PASSWORD = "!"
+"""The hash of a password that cannot be: its user does not log in."""
+
+FIND_USER = Statement(
+    "user_find",
+    "SELECT id, name, password_hash, is_admin, must_change_password FROM users WHERE name = $1 AND is_enabled",
+)
 TOKEN_COLUMNS = """
-    t.id, u.name, u.is_admin, t.ending, t.description, t.scopes, t.created_at, t.expires_at,
+    t.id, t.user_id, u.name, u.is_admin, t.ending, t.description, t.scopes, t.created_at, t.expires_at,
     extract(epoch FROM t.expires_at - clock_timestamp())::double precision AS expires_in_seconds
 """
 FIND_TOKEN = Statement(
@@ -90,7 +98,9 @@ REVOKE_TOKEN = Statement(
 async def find_user(database: Database, name: str) -> User | None:
     """Return the enabled user of that name, or None."""
     row = await database.fetchrow(FIND_USER, name)
-    return None if row is None else User(row["id"], row["name"], row["password_hash"], row["is_admin"])
+    if row is None:
+        return None
+    return User(row["id"], row["name"], row["password_hash"], row["is_admin"], row["must_change_password"])
 
 
 async def find_token(database: Database, secret_sha256: bytes) -> Token | None:
@@ -131,6 +141,7 @@ async def revoke_token(database: Database, token: int, *, by: Origin) -> bool:
 def token_from(row: Any) -> Token:
     return Token(
         id=row["id"],
+        user_id=row["user_id"],
         user=row["name"],
         is_admin=row["is_admin"],
         ending=row["ending"],

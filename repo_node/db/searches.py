@@ -6,7 +6,8 @@ a pattern that begins with letters and one that begins with a star want differen
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -17,6 +18,7 @@ from repo_node.db.artifacts import Blob, Item, item_from
 from repo_node.db.downloads import Downloads
 from repo_node.db.errors import CatalogueError
 from repo_node.db.pool import Database, Statement
+from repo_node.db.scopes import RowScope, in_scope, scope_args
 
 
 class SearchTooLong(CatalogueError):
@@ -53,18 +55,37 @@ PLAN = """
 """
 
 
-def search_statement(name: str, condition: str) -> Statement:
+@dataclass(frozen=True, slots=True)
+class Search(Statement):
+    """A search through whole repositories; ``scoped`` sees only the rows in a scope, which are its last arguments."""
+
+    scoped: Statement
+
+
+def search(name: str, sql: Callable[[str], str]) -> Search:
+    """Return a search for what ``sql`` gives, which is told a further condition on the rows ``a``."""
+    plain = sql("true")
+    beyond = 1 + max(int(number) for number in re.findall(r"\$(\d+)", plain))
+    return Search(f"search_{name}", plain, scoped=Statement(f"search_{name}_in_scope", sql(in_scope(beyond))))
+
+
+def search_rows(name: str, condition: str) -> Search:
     """Return the search for what fulfils ``condition`` in the repositories $1, of which $2 are enough."""
-    return Statement(
-        f"search_{name}",
-        f"{COLUMNS} FROM artifacts a {BLOB} WHERE a.repo_id = ANY ($1::integer[]) AND {condition} LIMIT $2",
+    return search(
+        name,
+        lambda scope: (
+            f"""
+            {COLUMNS} FROM artifacts a {BLOB} WHERE a.repo_id = ANY ($1::integer[]) AND {condition} AND {scope} LIMIT $2
+        """
+        ),
     )
 
 
 # Where a pattern begins with a star, an index alone answers the inner look-up; the rest is read for what is found.
-BY_NAME = Statement(
-    "search_name",
-    f"""
+BY_NAME = search(
+    "name",
+    lambda scope: (
+        f"""
     {COLUMNS} FROM (
         SELECT n.repo_id, n.folder, n.name FROM artifacts n
          WHERE n.name ~>=~ $3 AND n.name ~<~ $4 AND n.name LIKE $5 AND n.repo_id = ANY ($1::integer[]) OFFSET 0
@@ -72,10 +93,11 @@ BY_NAME = Statement(
         SELECT f.* FROM artifacts f
          WHERE f.repo_id = found.repo_id AND f.folder = found.folder AND f.name = found.name
            AND f.blob_id IS NOT NULL LIMIT 1
-    ) AS a {BLOB} LIMIT $2
-    """,
+    ) AS a {BLOB} WHERE {scope} LIMIT $2
+    """
+    ),
 )
-BY_PATH = search_statement(
+BY_PATH = search_rows(
     "path",
     """
     a.folder >= $3 AND a.folder < $4 AND a.name ~>=~ $5 AND a.name ~<~ $6
@@ -83,7 +105,7 @@ BY_PATH = search_statement(
     """,
 )
 BY_SHA256, BY_SHA1, BY_MD5 = (
-    search_statement(kind, f"a.blob_id IN (SELECT k.id FROM blobs k WHERE k.{kind} = $3)")
+    search_rows(kind, f"a.blob_id IN (SELECT k.id FROM blobs k WHERE k.{kind} = $3)")
     for kind in ("sha256", "sha1", "md5")
 )
 # $4 are all names asked for; $5 and $6 are names and patterns of which some value must be alike.
@@ -94,8 +116,8 @@ PROPERTIES = """
          WHERE NOT EXISTS (
             SELECT 1 FROM jsonb_array_elements_text(a.properties -> wanted.key) AS v WHERE v LIKE wanted.pattern))
 """
-BY_PROPERTIES = search_statement("properties", PROPERTIES)
-BY_TIME = search_statement(
+BY_PROPERTIES = search_rows("properties", PROPERTIES)
+BY_TIME = search_rows(
     "time",
     """
     a.blob_id IS NOT NULL AND (($5 AND a.created_at >= $3 AND a.created_at <= $4)
@@ -103,65 +125,69 @@ BY_TIME = search_statement(
                                OR ($7 AND a.downloaded_at >= $3 AND a.downloaded_at <= $4))
     """,
 )
-BY_USAGE = search_statement(
+BY_USAGE = search_rows(
     "usage", "a.blob_id IS NOT NULL AND a.created_at < $4 AND (a.downloaded_at IS NULL OR a.downloaded_at < $3)"
 )
 IN_TREE = """
     ($7 = '' OR a.folder = $7 OR (a.folder >= $7 || '/' AND a.folder < $7 || '0'))
 """
-PROPERTY_VALUES = Statement(
-    "search_property_values",
-    f"""
+PROPERTY_VALUES = search(
+    "property_values",
+    lambda scope: (
+        f"""
     SELECT DISTINCT v.value FROM artifacts a, jsonb_array_elements_text(a.properties -> $8) AS v (value)
-     WHERE a.repo_id = ANY ($1::integer[]) AND a.blob_id IS NOT NULL AND {PROPERTIES} AND {IN_TREE} LIMIT $2
-    """,
-)
-BY_PROPERTIES_IN_TREE = search_statement("properties_in_tree", f"a.blob_id IS NOT NULL AND {PROPERTIES} AND {IN_TREE}")
-FOLDERS_IN = Statement(
-    "search_folders",
+     WHERE a.repo_id = ANY ($1::integer[]) AND a.blob_id IS NOT NULL AND {PROPERTIES} AND {IN_TREE} AND {scope}
+     LIMIT $2
     """
+    ),
+)
+BY_PROPERTIES_IN_TREE = search_rows("properties_in_tree", f"a.blob_id IS NOT NULL AND {PROPERTIES} AND {IN_TREE}")
+FOLDERS_IN = search(
+    "folders",
+    lambda scope: (
+        f"""
     SELECT DISTINCT a.name FROM artifacts a
-     WHERE a.repo_id = ANY ($1::integer[]) AND a.folder = $3 AND a.blob_id IS NULL LIMIT $2
-    """,
+     WHERE a.repo_id = ANY ($1::integer[]) AND a.folder = $3 AND a.blob_id IS NULL AND {scope} LIMIT $2
+    """
+    ),
 )
 
 
-async def search(
+async def find(
     database: Database,
-    statement: Statement,
+    asked: Search,
     repositories: Mapping[int, str],
+    scope: RowScope,
     *args: Any,
     results_max: int,
     seconds_max: float,
 ) -> list[Hit]:
-    """Return at most ``results_max`` of what a search finds in repositories (id to key), in no order.
+    """Return at most ``results_max`` of what a search finds in a scope, in no order; ``repositories`` are id to key.
 
     Raises ``SearchTooLong``, ``CatalogueUnavailable``.
     """
-    rows = await _bounded(database, statement, seconds_max, list(repositories), results_max, *args)
+    rows = await _bounded(database, asked, scope, seconds_max, results_max, *args)
     return [hit_from(row, repositories) for row in rows]
 
 
 async def values(
-    database: Database,
-    statement: Statement,
-    repositories: Mapping[int, str],
-    *args: Any,
-    results_max: int,
-    seconds_max: float,
+    database: Database, asked: Search, scope: RowScope, *args: Any, results_max: int, seconds_max: float
 ) -> list[str]:
-    """Return at most ``results_max`` texts, as ``search`` does with items."""
-    rows = await _bounded(database, statement, seconds_max, list(repositories), results_max, *args)
-    return [row[0] for row in rows]
+    """Return at most ``results_max`` texts, as ``find`` does with items."""
+    return [row[0] for row in await _bounded(database, asked, scope, seconds_max, results_max, *args)]
 
 
 async def _bounded(
-    database: Database, statement: Statement, seconds_max: float, *args: Any
+    database: Database, asked: Search, scope: RowScope, seconds_max: float, results_max: int, *args: Any
 ) -> Sequence[asyncpg.Record]:
+    # Whoever may read whole repositories pays for no condition on their rows.
+    statement = asked.scoped if scope.partial else asked
+    every = ([*scope.whole, *scope.partial], results_max, *args, *(scope_args(scope) if scope.partial else ()))
+
     async def work(connection: asyncpg.Connection) -> Sequence[asyncpg.Record]:
         await connection.fetchrow(PLAN, f"{int(seconds_max * 1000)}ms")
         try:
-            rows: Sequence[asyncpg.Record] = await connection.fetch(statement.sql, *args)
+            rows: Sequence[asyncpg.Record] = await connection.fetch(statement.sql, *every)
         except asyncpg.QueryCanceledError:
             raise SearchTooLong(f"{statement.name}: ended after {seconds_max:g} s") from None
         return rows

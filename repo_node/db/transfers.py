@@ -28,6 +28,8 @@ class Transfer:
     to_repository: int
     target: str
     by: Origin
+    limits: tuple[str | None, str | None, str | None] = (None, None, None)
+    """What the paths at the source, at the target and of what is overwritten must match."""
 
     @property
     def source_place(self) -> tuple[str, str]:
@@ -43,7 +45,7 @@ class Page:
     folders: int
     last: Place
     failed: Sequence[tuple[str, str]]
-    """Paths that could not be written, each with the reason: ``conflict`` or ``length``."""
+    """Paths that could not be written, each with the reason: ``conflict``, ``length`` or ``forbidden``."""
     stopped: bool
 
 
@@ -56,7 +58,10 @@ class _Undone(Exception):
 
 
 FORGET_SECONDS = 86_400
-"""How long whoever repeats a copy or a move of a folder goes on with the first attempt."""
+"""How long whoever repeats a copy or a move of a folder goes on with the first attempt, where that has not ended."""
+
+REPEAT_SECONDS = 60
+"""And where it has, so that its answer may have been lost: the same request in this time means the same."""
 
 BEGIN = Statement(
     "transfer_begin",
@@ -72,12 +77,20 @@ BEGIN = Statement(
     RETURNING target
     """,
 )
-END = Statement("transfer_end", "DELETE FROM transfers WHERE id = $1")
+END = Statement(
+    "transfer_end",
+    f"UPDATE transfers SET started_at = now() - interval '{FORGET_SECONDS - REPEAT_SECONDS} seconds' WHERE id = $1",
+)
+FIND = Statement(
+    "transfer_find",
+    f"SELECT target FROM transfers WHERE id = $1 AND started_at >= now() - interval '{FORGET_SECONDS} seconds'",
+)
 PAGE = Statement(
     "transfer_page",
     """
     SELECT p.seen, p.artifacts, p.folders, p.last_folder, p.last_name, p.failed, p.reasons, p.stopped
-      FROM require_writable(), transfer_page($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14) p
+      FROM require_writable(), transfer_page($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,
+                                             $14, $15, $16, $17) p
     """,
 )
 PRUNE = Statement(
@@ -105,6 +118,12 @@ async def end(database: Database, identity: bytes) -> None:
     await database.write(END, identity)
 
 
+async def find(database: Database, identity: bytes) -> str | None:
+    """Return where an attempt that has not ended, or only lately, was on its way to."""
+    row = await database.fetchrow(FIND, identity)
+    return None if row is None else str(row["target"])
+
+
 async def page(
     database: Database,
     transfer: Transfer,
@@ -130,7 +149,10 @@ async def page(
         after.name,
         items_max,
         path_bytes_max,
-        *transfer.by,
+        transfer.by.principal,
+        transfer.by.request_id,
+        *transfer.limits,
+        transfer.by.address,
     )
 
     async def and_undo(connection: asyncpg.Connection) -> asyncpg.Record:

@@ -58,16 +58,18 @@ TREE = Statement(
      ORDER BY t.folder, t.name
     """,
 )
+PERMITTED = "($5::text IS NULL OR concat_ws('/', nullif(a.folder, ''), a.name) ~ $5)"
 LAST_MODIFIED = Statement(
     "tree_last_modified",
-    """
+    f"""
     SELECT found.folder, found.name, found.modified_at FROM (
         (SELECT a.folder, a.name, a.modified_at FROM artifacts a
-          WHERE a.repo_id = $1 AND a.folder = $2 AND a.blob_id IS NOT NULL ORDER BY a.modified_at DESC LIMIT 1)
+          WHERE a.repo_id = $1 AND a.folder = $2 AND a.blob_id IS NOT NULL AND {PERMITTED}
+          ORDER BY a.modified_at DESC LIMIT 1)
         UNION ALL
         (SELECT a.folder, a.name, a.modified_at FROM artifacts a
           WHERE a.repo_id = $1 AND a.folder >= $3 AND a.folder < $4 AND a.blob_id IS NOT NULL
-          ORDER BY a.modified_at DESC LIMIT 1)
+            AND {PERMITTED} ORDER BY a.modified_at DESC LIMIT 1)
     ) AS found ORDER BY found.modified_at DESC LIMIT 1
     """,
 )
@@ -93,10 +95,15 @@ async def tree(database: Database, repository_id: int, path: str) -> AsyncGenera
             yield [entry_from(row) for row in rows]
 
 
-async def last_modified(database: Database, repository_id: int, path: str) -> tuple[str, datetime] | None:
-    """Return the path and the time of what was modified last in a folder; None when it holds no artifact."""
+async def last_modified(
+    database: Database, repository_id: int, path: str, limit: str | None = None
+) -> tuple[str, datetime] | None:
+    """Return the path and the time of what was modified last in a folder, among the paths that match ``limit``.
+
+    None when it holds no such artifact.
+    """
     low, high = (f"{path}/", f"{path}0") if path else (chr(1), BEYOND_ALL)
-    row = await database.fetchrow(LAST_MODIFIED, repository_id, path, low, high)
+    row = await database.fetchrow(LAST_MODIFIED, repository_id, path, low, high, limit)
     return None if row is None else (join_path(row["folder"], row["name"]), row["modified_at"])
 
 

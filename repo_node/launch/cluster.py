@@ -210,6 +210,7 @@ class Supervisor:
                 up_pid=up_pid,
                 postgres_pid=self._postgres.pid,
                 postgres_data=str(self._postgres.files.data),
+                ca_file=plan.schemes.authority,
                 nodes=tuple(
                     NodeRecord(
                         id=process.plan.id,

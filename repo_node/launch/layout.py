@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from repo_node import keys
-from repo_node.config import HttpSection
+from repo_node.config import HttpSection, scheme_of
 from repo_node.launch import private
 from repo_node.launch.errors import PlanError
-from repo_node.launch.plan import DEFAULT_WORKERS, ClusterPlan, ExistingNode, NodePlan
+from repo_node.launch.plan import AUTHORITY_FILE, DEFAULT_WORKERS, ClusterPlan, ExistingNode, NodePlan, Schemes
 
 # A cluster for trying things out shares its disk with everything else on the machine.
 SHARD_RESERVE_BYTES = 256 << 20
@@ -54,6 +54,7 @@ class ClusterRecord:
     postgres_pid: int | None
     postgres_data: str
     nodes: tuple[NodeRecord, ...]
+    ca_file: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,6 +172,10 @@ class Layout:
 
 def managed_keys(node: NodePlan, plan: ClusterPlan, dsn: str) -> dict[str, Any]:
     """Return the keys of a node's TOML that follow from the plan."""
+    clients = peers = {}
+    if plan.tls is not None:
+        pair = {"certificate_file": str(plan.tls / f"{node.id}.crt"), "key_file": str(plan.tls / f"{node.id}.key")}
+        clients, peers = {"tls": pair}, {"tls": {**pair, "ca_file": str(plan.tls / AUTHORITY_FILE)}}
     return {
         "node": {
             "id": node.id,
@@ -179,8 +184,8 @@ def managed_keys(node: NodePlan, plan: ClusterPlan, dsn: str) -> dict[str, Any]:
             "workers": plan.workers,
         },
         "database": {"dsn": dsn},
-        "http": {"listen": node.address, "shared_listen": plan.front_address},
-        "internal": {"listen": node.internal_address},
+        "http": {"listen": node.address, "shared_listen": plan.front_address, **clients},
+        "internal": {"listen": node.internal_address, **peers},
     }
 
 
@@ -196,20 +201,30 @@ def read_node(path: Path) -> ExistingNode:
     try:
         # Shards that the user added elsewhere are his; only those that up names are counted and grown.
         shards = sum(1 for shard in document["shards"] if re.fullmatch(r"shard-\d+", shard["path"]))
-        return ExistingNode(
-            document["node"]["id"], document["node"]["zone"], shards, document["node"].get("workers", DEFAULT_WORKERS)
-        )
+        node = document["node"]
+        workers = node.get("workers", DEFAULT_WORKERS)
+        return ExistingNode(node["id"], node["zone"], shards, workers, read_schemes(document, path.parent))
     except (KeyError, TypeError) as error:
         raise PlanError(f"{path} lacks {error}; repair it, or move its directory away to start without it") from None
 
 
+def read_schemes(document: Mapping[str, Any], anchor: Path) -> Schemes:
+    peers = document.get("internal", {}).get("tls")
+    clients = scheme_of("tls" in document.get("http", {}))
+    if peers is None:
+        return Schemes(clients)
+    return Schemes(clients, scheme_of(peers.get("mode") != "prepared"), str(anchor / peers["ca_file"]))
+
+
 def format_toml(document: Mapping[str, Any]) -> str:
-    """Return ``document``, tables and arrays of tables of plain values, as TOML."""
+    """Return ``document``, tables and arrays of tables of plain values and tables of such, as TOML."""
     lines: list[str] = []
     for name, value in document.items():
-        tables = value if isinstance(value, list) else [value]
-        for table in tables:
+        for table in value if isinstance(value, list) else [value]:
+            inner = {f"{name}.{key}": item for key, item in table.items() if isinstance(item, Mapping)}
             lines += ["", f"[[{name}]]" if isinstance(value, list) else f"[{name}]"]
             # JSON writes strings, numbers and booleans as TOML does.
-            lines += [f"{key} = {json.dumps(item)}" for key, item in table.items()]
+            lines += [f"{key} = {json.dumps(item)}" for key, item in table.items() if f"{name}.{key}" not in inner]
+            if inner:
+                lines += [format_toml(inner).rstrip("\n")]
     return "\n".join(lines) + "\n"

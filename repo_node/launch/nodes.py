@@ -8,6 +8,7 @@ import os
 import shlex
 import shutil
 import signal
+import ssl
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from repo_node.launch import private, processes
 from repo_node.launch.plan import NodePlan
+from repo_node.launch.ports import LOOPBACK
 
 NODE_COMMAND: tuple[str, ...] = (sys.executable, "-m", "repo_node", "node")
 READINESS_PATH = "/artifactory/api/v1/system/readiness"
@@ -75,7 +77,7 @@ class NodeProcess:
 
     def is_ready(self) -> bool:
         """Return whether the node answers its readiness probe with 200."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.plan.port, timeout=PROBE_TIMEOUT_SECONDS)
+        connection = self._probe()
         try:
             connection.request("GET", READINESS_PATH)
             return connection.getresponse().status == http.HTTPStatus.OK
@@ -83,6 +85,14 @@ class NodeProcess:
             return False
         finally:
             connection.close()
+
+    def _probe(self) -> http.client.HTTPConnection:
+        if self.plan.schemes.clients == "http":
+            return http.client.HTTPConnection(LOOPBACK, self.plan.port, timeout=PROBE_TIMEOUT_SECONDS)
+        # Only whether it is ready is asked, of a port that was free before: nothing is told that is to be kept.
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        return http.client.HTTPSConnection(LOOPBACK, self.plan.port, timeout=PROBE_TIMEOUT_SECONDS, context=context)
 
     def read_log_tail(self) -> str:
         """Return the last lines that the process wrote."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from repo_node.launch.errors import PlanError
 from repo_node.launch.ports import LOOPBACK
@@ -19,6 +20,7 @@ DEFAULT_SHARDS = 2
 DEFAULT_REDUNDANCY = 2
 DEFAULT_PORT = 8080
 DEFAULT_WORKERS = 1
+AUTHORITY_FILE = "ca.crt"
 WORKERS_MAX = 8
 """Half of the connections that a node has by default."""
 
@@ -33,6 +35,20 @@ class Options:
     redundancy: int | None = None
     port: int | None = None
     workers: int | None = None
+    tls: Path | None = None
+    """A directory with ``ca.crt``, and a certificate and a key for each node."""
+
+
+@dataclass(frozen=True, slots=True)
+class Schemes:
+    """How clients and peers speak to a node, and what the authority of its certificates is, as far as that is known."""
+
+    clients: str = "http"
+    peers: str = "http"
+    authority: str | None = field(default=None, compare=False)
+
+
+PLAIN = Schemes()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +59,7 @@ class ExistingNode:
     zone: str
     shards: int
     workers: int = 1
+    schemes: Schemes = PLAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +70,7 @@ class NodePlan:
     zone: str
     port: int
     internal_port: int
+    schemes: Schemes = PLAIN
 
     @property
     def address(self) -> str:
@@ -64,18 +82,18 @@ class NodePlan:
 
     @property
     def url(self) -> str:
-        return f"http://{self.address}"
+        return f"{self.schemes.clients}://{self.address}"
 
     @property
     def internal_url(self) -> str:
-        return f"http://{self.internal_address}"
+        return f"{self.schemes.peers}://{self.internal_address}"
 
 
 @dataclass(frozen=True, slots=True)
 class ClusterPlan:
     """A cluster that should run. Every node has ``shards`` shards; ``redundancy`` is for its first start alone.
 
-    Every node is ``workers`` processes.
+    Every node is ``workers`` processes. ``tls`` is where the certificates are that its nodes are to have from now on.
     """
 
     port: int
@@ -83,6 +101,8 @@ class ClusterPlan:
     redundancy: int
     nodes: tuple[NodePlan, ...]
     workers: int = 1
+    schemes: Schemes = PLAIN
+    tls: Path | None = None
 
     @property
     def front_address(self) -> str:
@@ -90,7 +110,7 @@ class ClusterPlan:
 
     @property
     def front_url(self) -> str:
-        return f"http://{self.front_address}"
+        return f"{self.schemes.clients}://{self.front_address}"
 
 
 def make_plan(options: Options, existing: Sequence[ExistingNode] = (), last_port: int | None = None) -> ClusterPlan:
@@ -110,8 +130,9 @@ def make_plan(options: Options, existing: Sequence[ExistingNode] = (), last_port
     check_range("--port", port, PORT_MAX - INTERNAL_PORT_OFFSET - nodes, ": the ports of the nodes follow it")
     check_range("--redundancy", redundancy, min(REDUNDANCY_MAX, nodes * shards), f" with {nodes * shards} shards")
     check_range("--workers", workers, WORKERS_MAX, ": they share their node's connections to Postgres")
-    planned = tuple(plan_node(number, zones, port) for number in range(1, nodes + 1))
-    plan = ClusterPlan(port, shards, redundancy, planned, workers)
+    schemes = choose_schemes(options.tls, nodes, existing)
+    planned = tuple(plan_node(number, zones, port, schemes) for number in range(1, nodes + 1))
+    plan = ClusterPlan(port, shards, redundancy, planned, workers, schemes, options.tls)
     check_growth(plan, existing)
     return plan
 
@@ -133,9 +154,22 @@ def choose_zones(nodes: int, existing: Sequence[ExistingNode]) -> int:
     return min(nodes, max(zones, DEFAULT_ZONES))
 
 
-def plan_node(number: int, zones: int, port: int) -> NodePlan:
+def choose_schemes(tls: Path | None, nodes: int, existing: Sequence[ExistingNode]) -> Schemes:
+    """Return how nodes are spoken to: as their files say, unless they get certificates now. Raises ``PlanError``."""
+    if tls is not None:
+        return Schemes("https", "https", str(tls / AUTHORITY_FILE))
+    found = {node.schemes for node in existing}
+    if len(found) > 1 or (found and found != {PLAIN} and nodes > len(existing)):
+        raise PlanError(
+            "some nodes would have TLS and others not; give --tls with certificates for all, "
+            "or tls sections to every node.toml"
+        )
+    return found.pop() if found else PLAIN
+
+
+def plan_node(number: int, zones: int, port: int, schemes: Schemes) -> NodePlan:
     zone = f"zone-{(number - 1) % zones + 1}"
-    return NodePlan(f"node-{number}", zone, port + number, port + INTERNAL_PORT_OFFSET + number)
+    return NodePlan(f"node-{number}", zone, port + number, port + INTERNAL_PORT_OFFSET + number, schemes)
 
 
 def check_range(option: str, value: int, highest: int, why: str = "") -> None:

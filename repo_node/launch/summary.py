@@ -32,4 +32,5 @@ def describe_cluster(plan: ClusterPlan, layout: Layout) -> str:
 def upload_line(plan: ClusterPlan, layout: Layout) -> str:
     """Return a command line that works in any directory; the shell reads the password, nobody prints it."""
     password = f'"admin:$(cat {shlex.quote(str(layout.admin_password))})"'
-    return f"echo hello | curl -u {password} -T - {plan.front_url}/artifactory/generic-local/hello.txt"
+    authority = f"--cacert {shlex.quote(plan.schemes.authority)} " if plan.schemes.authority else ""
+    return f"echo hello | curl {authority}-u {password} -T - {plan.front_url}/artifactory/generic-local/hello.txt"

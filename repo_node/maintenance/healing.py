@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from uuid import uuid4
 
-from repo_node.artifacts import CatalogueOfBlob
+from repo_node.blob_catalogue import CatalogueOfBlob
 from repo_node.db import moves, repair_queue
 from repo_node.db.errors import CatalogueUnavailable, OutcomeUnknown
 from repo_node.db.pool import Database

@@ -18,27 +18,13 @@ from prometheus_client.gc_collector import GCCollector
 
 from repo_node.metrics.audits import AuditMetrics
 from repo_node.metrics.cluster import ClusterMetrics
+from repo_node.metrics.counts import Counts
 from repo_node.metrics.deletion import DeletionMetrics
 from repo_node.metrics.healing import HealingMetrics
 from repo_node.metrics.timings import Timings
 
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 FAST_SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0)
-
-
-class Labelled:
-    """A counter whose children are found by one look-up: its own ``labels`` makes text of each and takes a lock."""
-
-    def __init__(self, metric: Counter) -> None:
-        self._metric = metric
-        self._children: dict[tuple[object, ...], Counter] = {}
-
-    def labels(self, *values: object) -> Counter:
-        """Return the child with these label values."""
-        child = self._children.get(values)
-        if child is None:
-            child = self._children[values] = self._metric.labels(*values)
-        return child
 
 
 class Metrics:
@@ -63,10 +49,8 @@ class Metrics:
         self.audits = AuditMetrics(registry)
 
     def _http(self, registry: CollectorRegistry) -> None:
-        self.requests = Labelled(
-            Counter(
-                "holdfast_http_requests_total", "Requests answered", ["method", "route", "status"], registry=registry
-            )
+        self.requests = Counts(
+            "holdfast_http_requests_total", "Requests answered", ["method", "route", "status"], registry=registry
         )
         self.request_seconds = Timings(
             "holdfast_http_request_duration_seconds",
@@ -86,8 +70,10 @@ class Metrics:
             "Reads answered from memory because Postgres was away",
             registry=registry,
         )
-        self.received_bytes = Counter("holdfast_http_received_bytes_total", "Body bytes received", registry=registry)
-        self.sent_bytes = Counter("holdfast_http_sent_bytes_total", "Body bytes sent", registry=registry)
+        self.received_bytes = Counts(
+            "holdfast_http_received_bytes_total", "Body bytes received", registry=registry
+        ).labels()
+        self.sent_bytes = Counts("holdfast_http_sent_bytes_total", "Body bytes sent", registry=registry).labels()
         self.auth_failures = Counter(
             "holdfast_auth_failures_total", "Requests refused for their credentials", ["reason"], registry=registry
         )
@@ -103,8 +89,14 @@ class Metrics:
             bounds=SECONDS,
             registry=registry,
         )
-        self.uploads = Labelled(
-            Counter("holdfast_uploads_total", "Uploads by how their commit ended", ["outcome"], registry=registry)
+        self.uploads = Counts(
+            "holdfast_uploads_total", "Uploads by how their commit ended", ["outcome"], registry=registry
+        )
+        self.commit_group_uploads = Timings(
+            "holdfast_upload_commit_group_uploads",
+            "Uploads that one statement is to commit",
+            bounds=(1, 2, 4, 8, 16, 32, 64),
+            registry=registry,
         )
         self.uploads_in_flight = Gauge("holdfast_uploads_in_flight", "Uploads under way", registry=registry)
         self.short_writes = Counter(
@@ -112,13 +104,11 @@ class Metrics:
             "Uploads acknowledged with fewer copies, or in fewer zones, than wanted",
             registry=registry,
         )
-        self.hot_blob_looks = Labelled(
-            Counter(
-                "holdfast_hot_blob_looks_total",
-                "Looks for small blobs of other nodes' shards in memory, by whether they were there",
-                ["found"],
-                registry=registry,
-            )
+        self.hot_blob_looks = Counts(
+            "holdfast_hot_blob_looks_total",
+            "Looks for small blobs of other nodes' shards in memory, by whether they were there",
+            ["found"],
+            registry=registry,
         )
         self.hot_blobs_bytes = Gauge(
             "holdfast_hot_blobs_bytes", "Small blobs of other nodes' shards in memory", registry=registry
@@ -206,6 +196,12 @@ class Metrics:
         self.ready = Gauge("holdfast_node_ready", "1 when this node answers its readiness probe", registry=registry)
         self.heartbeat_failures = Counter(
             "holdfast_heartbeat_failures_total", "Heartbeats that did not reach Postgres", registry=registry
+        )
+        self.certificate_ends = Gauge(
+            "holdfast_certificate_expiry_timestamp_seconds",
+            "When the certificate in use for a listener ends",
+            ["listener"],
+            registry=registry,
         )
         self.workers_up = Gauge("holdfast_workers_up", "Workers that serve beside the main process", registry=registry)
         self.worker_ends = Counter(

@@ -7,7 +7,6 @@ answer an Expect on a path it does not know with 100, before anybody has asked w
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -16,23 +15,31 @@ from multidict import CIMultiDict, CIMultiDictProxy
 from yarl import URL
 
 from repo_node.errors import RequestError
-from repo_node.paths import BadPath, parse_target
+from repo_node.paths import PLAIN, BadPath, check_query, parse_target
 from repo_node.web.context import CONTINUE_DUE, REFUSED, TARGET
 
 RequestFactory = Callable[..., web.BaseRequest]
 
-CANONICAL = re.compile(r"(?:/[A-Za-z0-9._-]+)+")
-"""Paths that are in canonical form for certain, which spares most requests a second URL."""
+
+class AppRequest(web.Request):
+    """A request that knows its application; aiohttp's own asks the result of its routing each time, by three calls."""
+
+    __slots__ = ("app",)
+
+    ATTRS = web.Request.ATTRS | {"app"}
+    app: web.Application
 
 
-def on_arrival(make: RequestFactory) -> RequestFactory:
+def on_arrival(make: RequestFactory, app: web.Application) -> RequestFactory:
     """Return ``make``, giving it messages in canonical form; what is wrong with one stands in ``REFUSED``."""
 
     def arrive(message: Any, *args: Any) -> web.BaseRequest:
         found: dict[Any, Any] = {}
         try:
             found[TARGET] = target = parse_target(message.path)
-            if not CANONICAL.fullmatch(message.path.partition("?")[0]):
+            path, _, asked = message.path.partition("?")
+            check_query(asked)
+            if not PLAIN.fullmatch(path):
                 query = message.url.raw_query_string
                 message = message._replace(url=URL.build(path=target.encoded, query_string=query, encoded=True))
         except BadPath as error:
@@ -42,8 +49,11 @@ def on_arrival(make: RequestFactory) -> RequestFactory:
             if expected.lower() != "100-continue":
                 found.setdefault(REFUSED, RequestError("Only Expect: 100-continue is supported.", status=417))
             found[CONTINUE_DUE] = message.version >= HttpVersion11
-        request = make(message, *args)
-        request.update(found)
+        request = make(message, *args, _cls=AppRequest)
+        assert isinstance(request, AppRequest)
+        request.app = app
+        for key, value in found.items():
+            request[key] = value
         return request
 
     return arrive

@@ -244,4 +244,6 @@ class LimitedRunner(web.AppRunner):
         made = await super()._make_server()
         options = {**self._kwargs, **self._limits}
         options.pop("access_log_class", None)
-        return LimitedServer(made.request_handler, request_factory=on_arrival(made.request_factory), **options)
+        return LimitedServer(
+            made.request_handler, request_factory=on_arrival(made.request_factory, self._app), **options
+        )

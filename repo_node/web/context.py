@@ -7,14 +7,17 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from repo_node.archive_deploy import ArchiveDeploy
 from repo_node.artifacts import Artifacts
 from repo_node.auth.authenticator import Authenticator
-from repo_node.auth.permissions import Permission, Principal
+from repo_node.auth.permissions import ANONYMOUS, Permission, Principal
 from repo_node.checksum_deploy import ChecksumDeploy
 from repo_node.config import HttpSection
 from repo_node.downloads import DownloadCounts
 from repo_node.errors import Forbidden
 from repo_node.folder_download import FolderDownload
+from repo_node.item_permissions import WhoMay
+from repo_node.item_queries import ItemQueries
 from repo_node.metrics import Metrics
 from repo_node.paths import ArtifactPath, Target, artifact_path, check_segment
 from repo_node.properties import Properties
@@ -34,14 +37,17 @@ class Services:
 
     artifacts: Artifacts
     checksum_deploy: ChecksumDeploy
+    archive_deploy: ArchiveDeploy
     repositories: Repositories
     properties: Properties
     transfers: Transfers
     downloads: DownloadCounts
     trees: Trees
     searches: Searches
+    item_queries: ItemQueries
     folder_download: FolderDownload
     trash: Trash
+    who_may: WhoMay
     authenticator: Authenticator
     settings: LiveSettings
     admission: Admission
@@ -62,7 +68,7 @@ REFUSED = web.RequestKey("refused", Exception)
 
 HOST = re.compile(r"[A-Za-z0-9._-]{1,253}(?::[0-9]{1,5})?|\[[0-9A-Fa-f:.]{2,45}\](?::[0-9]{1,5})?")
 
-NOBODY = Principal("anonymous", is_admin=False, scopes=frozenset())
+NOBODY = Principal(ANONYMOUS, is_admin=False, scopes=frozenset())
 
 
 def principal_of(request: web.Request) -> Principal:
@@ -70,11 +76,28 @@ def principal_of(request: web.Request) -> Principal:
     return principal
 
 
-def require(request: web.Request, permission: Permission) -> None:
-    """Refuse who has not ``permission`` besides the one of the route. Raises ``Forbidden``."""
-    principal = principal_of(request)
-    if not principal.may(permission):
-        raise Forbidden(f"{principal.name} may not do this: it needs the permission {permission.value}.")
+def require(request: web.Request, permission: Permission, at: ArtifactPath | None = None) -> None:
+    """Refuse who has not ``permission`` at a path, or anywhere, besides the one of the route. Raises ``Forbidden``."""
+    if not principal_of(request).may(permission, at):
+        raise refusal(request, permission, at)
+
+
+def require_below(request: web.Request, permission: Permission, at: ArtifactPath) -> None:
+    """Refuse who has ``permission`` neither at a path nor at one that may lie below it. Raises ``Forbidden``."""
+    if not principal_of(request).may_below(permission, at):
+        raise refusal(request, permission, at)
+
+
+def require_throughout(request: web.Request, permission: Permission, at: ArtifactPath) -> None:
+    """Refuse who has not ``permission`` at a folder and all that may lie in it. Raises ``Forbidden``."""
+    if not principal_of(request).may_throughout(permission, at):
+        raise refusal(request, permission, at, " throughout the folder")
+
+
+def refusal(request: web.Request, permission: Permission, at: ArtifactPath | None = None, how: str = "") -> Forbidden:
+    where = f" at {at.repository}:{at.path}" if at is not None else ""
+    name = principal_of(request).name
+    return Forbidden(f"{name} may not do this: it needs the permission {permission.value}{where}{how}.", at)
 
 
 def artifact_at(request: web.Request, skip: int = 1) -> ArtifactPath:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -73,46 +75,86 @@ def guarded(address: Address) -> Iterator[socket.socket]:
         yield bound
 
 
+class Site(web.SockSite):
+    """A socket and who serves on it, with or without TLS. A handshake may take as long as a request's head."""
+
+    __slots__ = ("_handshake_seconds",)
+
+    def __init__(
+        self, runner: web.AppRunner, listener: socket.socket, tls: ssl.SSLContext | None, handshake_seconds: float
+    ) -> None:
+        super().__init__(runner, listener, ssl_context=tls, backlog=BACKLOG)
+        self._handshake_seconds = handshake_seconds
+
+    async def start(self) -> None:
+        if self._ssl_context is None:
+            await super().start()
+            return
+        # As in SockSite, which gives clients a minute for their handshake.
+        await super(web.SockSite, self).start()
+        assert self._runner.server is not None
+        self._server = await asyncio.get_running_loop().create_server(
+            self._runner.server,
+            sock=self._sock,
+            ssl=self._ssl_context,
+            ssl_handshake_timeout=self._handshake_seconds,
+            backlog=self._backlog,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """What serves on listeners of one kind, in this process and in another one's stead."""
+
+    runner: web.AppRunner
+    tls: ssl.SSLContext | None
+    handshake_seconds: float
+
+    async def serve(self, listener: socket.socket) -> Site:
+        """Serve on ``listener`` too, which was bound before."""
+        site = Site(self.runner, listener, self.tls, self.handshake_seconds)
+        await site.start()
+        return site
+
+
 @asynccontextmanager
 async def serving_public(
-    app: web.Application, config: NodeConfig, node: Node, listeners: Listeners
-) -> AsyncIterator[web.AppRunner]:
+    app: web.Application, config: NodeConfig, node: Node, listeners: Listeners, tls: ssl.SSLContext | None
+) -> AsyncIterator[Service]:
     """Serve on the node's own address, and on the one its neighbours on this machine share.
 
     The shared one closes as soon as the node leaves: its clients then reach the neighbours.
     """
     runner = LimitedRunner(app, config.http, node.metrics)
     async with running(runner):
-        await web.SockSite(runner, listeners.public, backlog=BACKLOG).start()
+        service = Service(runner, tls, config.http.header_timeout_seconds)
+        await service.serve(listeners.public)
         if listeners.front is not None:
-            site = web.SockSite(runner, listeners.front, backlog=BACKLOG)
-            await site.start()
-            node.on_leave.append(site.stop)
-        yield runner
+            node.on_leave.append((await service.serve(listeners.front)).stop)
+        yield service
 
 
 @asynccontextmanager
 async def serving_internal(
-    app: web.Application, config: NodeConfig, listener: socket.socket
-) -> AsyncIterator[web.AppRunner]:
+    app: web.Application, config: NodeConfig, listener: socket.socket, tls: ssl.SSLContext | None
+) -> AsyncIterator[Service]:
     """Serve peers on ``listener``, which was bound before. At the end, what they stage may end within bounds."""
     wait_seconds = min(config.internal.call_timeout_seconds, config.http.stop_timeout_seconds * PEERS_SHARE)
     runner = web.AppRunner(app, shutdown_timeout=wait_seconds)
     async with running(runner):
-        await web.SockSite(runner, listener, backlog=BACKLOG).start()
-        yield runner
+        service = Service(runner, tls, config.internal.call_timeout_seconds)
+        await service.serve(listener)
+        yield service
 
 
 @asynccontextmanager
-async def standing_in(internal: web.AppRunner, public: web.AppRunner, listeners: Listeners) -> AsyncIterator[None]:
+async def standing_in(internal: Service, public: Service, listeners: Listeners) -> AsyncIterator[None]:
     """Serve what waits on the sockets of another process of this node, and keep them open."""
     async with AsyncExitStack() as stack:
         for listener in listeners.all:
             if listener.fileno() >= 0:
-                runner = internal if listener is listeners.internal else public
-                site = web.SockSite(runner, listener.dup(), backlog=BACKLOG)
-                await site.start()
-                stack.push_async_callback(site.stop)
+                service = internal if listener is listeners.internal else public
+                stack.push_async_callback((await service.serve(listener.dup())).stop)
         yield
 
 

@@ -10,14 +10,25 @@ from collections.abc import Awaitable, Callable, Mapping
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
-from repo_node.auth.permissions import Permission
+from repo_node.auth.permissions import ANONYMOUS, Permission
 from repo_node.errors import Answer, Forbidden, NotFound, Unauthenticated, absent, answer_for
 from repo_node.logs import request_id as current_request_id
 from repo_node.read_only import require_heard, require_writable
 from repo_node.web.addresses import client_address
 from repo_node.web.body import leave_unread
-from repo_node.web.context import NOBODY, PRINCIPAL, REFUSED, REQUEST_ID, SERVICES, TARGET, require
-from repo_node.web.routes import WhileReadOnly, permission_of, template_of, while_read_only
+from repo_node.web.context import (
+    NOBODY,
+    PRINCIPAL,
+    REFUSED,
+    REQUEST_ID,
+    SERVICES,
+    TARGET,
+    artifact_at,
+    principal_of,
+    require,
+    require_below,
+)
+from repo_node.web.routes import WhileReadOnly, permission_of, place_of, template_of, while_read_only
 from repo_node.web.state import NODE
 from sharding.identifiers import uuid7
 
@@ -75,6 +86,8 @@ async def handle(request: web.Request, handler: Handler) -> web.StreamResponse:
         raise
     except NotFound as error:
         return answer_error(request, absent(error, fresh=request.app[NODE].is_fresh))
+    except Forbidden as error:
+        return answer_error(request, as_told(request, error))
     except Exception as error:
         return answer_error(request, error)
 
@@ -102,10 +115,32 @@ async def authorise(request: web.Request) -> None:
         raise Unauthenticated("Authentication is required.")
     request[PRINCIPAL] = principal
     try:
-        require(request, permission)
+        require_in_place(request, permission)
     except Forbidden:
         services.metrics.auth_failures.labels("forbidden").inc()
         raise
+
+
+def require_in_place(request: web.Request, permission: Permission) -> None:
+    """Require the permission of a route where the route needs it. Raises ``Forbidden``, ``BadPath``."""
+    place = place_of(request)
+    if place is None or not place.skip or principal_of(request).is_unlimited(permission):
+        require(request, permission)
+    elif place.below:
+        require_below(request, permission, artifact_at(request, place.skip))
+    else:
+        require(request, permission, artifact_at(request, place.skip))
+
+
+def as_told(request: web.Request, error: Forbidden) -> Exception:
+    """Return how a refusal is told: who brought no credentials may bring some; others may not know what is there."""
+    principal, place = principal_of(request), place_of(request)
+    if principal.name == ANONYMOUS:
+        return Unauthenticated("Authentication is required.")
+    hides = request.app[SERVICES].settings.now.hide_unauthorised_resources
+    if hides and place is not None and error.at is not None and not principal.may_below(Permission.READ, error.at):
+        return absent(NotFound(place.absent), fresh=request.app[NODE].is_fresh)
+    return error
 
 
 def answer_error(request: web.Request, error: Exception) -> web.StreamResponse:

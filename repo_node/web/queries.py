@@ -1,4 +1,4 @@
-"""What a request's query says, checked."""
+"""What a request's query and headers say, checked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,16 @@ def number(request: web.Request, name: str, default: int) -> int:
 
 def flag(request: web.Request, name: str, default: bool) -> bool:
     """Return whether the query says 1 or 0 (true or false) for ``name``. Raises ``RequestError``."""
-    match request.query.get(name, str(int(default))).lower():
+    return truth(name, request.query.get(name, str(int(default))))
+
+
+def header_flag(request: web.Request, name: str) -> bool:
+    """Return whether a header says true or false, which it does where it is missing. Raises ``RequestError``."""
+    return truth(name, request.headers.get(name, "false"))
+
+
+def truth(name: str, text: str) -> bool:
+    match text.strip().lower():
         case "1" | "true":
             return True
         case "0" | "false":

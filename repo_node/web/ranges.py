@@ -6,10 +6,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from email.utils import format_datetime, parsedate_to_datetime
+from email.utils import parsedate_to_datetime
 
 SPEC = re.compile(r"([0-9]*)-([0-9]*)")
 DIGITS_MAX = 18
+WEEKDAYS = ("Mon", "Tue", "Wed", "Thu", "Fri", "Sat", "Sun")
+MONTHS = ("Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec")
 
 
 class Unsatisfiable(Exception):
@@ -40,7 +42,7 @@ class Validators:
 
     @property
     def last_modified(self) -> str:
-        return format_datetime(self.modified_at.astimezone(UTC).replace(microsecond=0), usegmt=True)
+        return http_date(self.modified_at)
 
 
 def parse_ranges(header: str | None, size: int, *, ranges_max: int) -> list[ByteRange]:
@@ -98,6 +100,13 @@ def range_applies(headers: Mapping[str, str], have: Validators) -> bool:
     if if_range.startswith(('"', "W/")):
         return if_range == have.etag
     return parse_date(if_range) == have.modified_at.replace(microsecond=0)
+
+
+def http_date(at: datetime) -> str:
+    """Return a moment as HTTP writes it (RFC 9110, section 5.6.7), to the second."""
+    utc = at if at.tzinfo is UTC else at.astimezone(UTC)
+    day, month = WEEKDAYS[utc.weekday()], MONTHS[utc.month - 1]
+    return f"{day}, {utc.day:02} {month} {utc.year:04} {utc.hour:02}:{utc.minute:02}:{utc.second:02} GMT"
 
 
 def parse_date(text: str | None) -> datetime | None:

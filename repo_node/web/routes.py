@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from enum import Enum, auto
 
 from aiohttp import web
 
 from repo_node.auth.permissions import Permission
+from repo_node.auth.rights import ACTIONS
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Permissions = dict[tuple[str, str], Permission]
@@ -24,6 +26,23 @@ class WhileReadOnly(Enum):
     """Its statement asks Postgres for the switch: the node need not have heard lately how it stands."""
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a route's permission is needed: at the path behind the first ``skip`` segments of the target.
+
+    ``below``: it is enough to have it at a path that may lie below that one; the handler looks more closely.
+    ``absent`` is what the route says of a path where nothing is: whoever may not know of a path hears the same.
+    """
+
+    skip: int
+    below: bool = False
+    absent: str = "File not found."
+
+
+ANYWHERE = Place(0)
+"""The permission is needed in some repository: the handler gives to each what they may have."""
+
+PLACES = web.AppKey("places", dict[tuple[str, str], Place])
 WHILE_READ_ONLY = web.AppKey("while_read_only", dict[tuple[str, str], WhileReadOnly])
 HARMLESS = frozenset({"GET", "HEAD", "OPTIONS"})
 NO_ROUTE = "none"
@@ -36,6 +55,7 @@ class Routes:
         self._app = app
         app[PERMISSIONS] = {}
         app[WHILE_READ_ONLY] = {}
+        app[PLACES] = {}
 
     def add(
         self,
@@ -44,14 +64,22 @@ class Routes:
         handler: Handler,
         permission: Permission,
         *,
+        at: Place | None = None,
         while_read_only: WhileReadOnly = WhileReadOnly.REFUSED,
     ) -> None:
-        """Serve ``method`` on ``path``; GET serves HEAD too. Reading goes on while the cluster is read-only."""
+        """Serve ``method`` on ``path``; GET serves HEAD too. Reading goes on while the cluster is read-only.
+
+        Raises ``ValueError`` for a permission that is given by places without ``at``, and the other way round.
+        """
+        if (permission in ACTIONS) is (at is None):
+            raise ValueError(f"{method} {path} must say at which path it needs the permission {permission}")
         for verb in ("GET", "HEAD") if method == "GET" else (method,):
             route = self._app.router.add_route(verb, path, handler)
             assert route.resource is not None
             self._app[PERMISSIONS][verb, route.resource.canonical] = permission
             self._app[WHILE_READ_ONLY][verb, route.resource.canonical] = while_read_only
+            if at is not None:
+                self._app[PLACES][verb, route.resource.canonical] = at
 
 
 def template_of(request: web.Request) -> str:
@@ -63,6 +91,11 @@ def template_of(request: web.Request) -> str:
 def permission_of(request: web.Request) -> Permission:
     """Return what the request's route needs; what has no route needs the most."""
     return request.app[PERMISSIONS].get((request.method, template_of(request)), Permission.ADMIN)
+
+
+def place_of(request: web.Request) -> Place | None:
+    """Return where the request's route needs its permission; None where no path is meant."""
+    return request.app[PLACES].get((request.method, template_of(request)))
 
 
 def while_read_only(request: web.Request) -> WhileReadOnly:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import mimetypes
-from collections.abc import AsyncGenerator
+import re
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
+from functools import lru_cache
+from typing import cast
 from urllib.parse import quote
 
 from aiohttp import web
@@ -13,7 +16,7 @@ from repo_node.artifacts import Artifacts
 from repo_node.checksums import checksums_of
 from repo_node.db.artifacts import Blob, Item
 from repo_node.recent import Found
-from repo_node.web.context import SERVICES
+from repo_node.web.context import SERVICES, Services
 from repo_node.web.ranges import (
     ByteRange,
     Unsatisfiable,
@@ -23,6 +26,7 @@ from repo_node.web.ranges import (
     range_applies,
 )
 from sharding.identifiers import uuid7
+from sharding.model import Buffer
 
 ACTIVE_TYPES = frozenset(
     {
@@ -58,6 +62,10 @@ ARTIFACT_TYPES = {
 """What Python's own table lacks. The machine's tables are not asked: they differ from node to node."""
 
 
+TYPES_KNOWN_MAX = 1024
+SAFE_NAME = re.compile(r"[A-Za-z0-9._~-]+")
+"""Names that need no percent-encoding."""
+
 STALE_HEADER = "X-Holdfast-Stale"
 """How many seconds old the answer may be, because Postgres, which told of the artifact then, is away now."""
 
@@ -74,6 +82,13 @@ TYPES = known_types()
 
 def media_type(name: str) -> str:
     """Return the media type that ``name`` suggests."""
+    start, *suffixes = name.rsplit(".", 2)
+    # More than the last two suffixes decides nothing, and they are few; a name of dots alone has none.
+    return type_by_suffixes(".".join(("x", *suffixes)) if start.strip(".") else name)
+
+
+@lru_cache(TYPES_KNOWN_MAX)
+def type_by_suffixes(name: str) -> str:
     # Behind a slash no name is taken for a data: URL, which could name any type.
     kind, encoding = TYPES.guess_type(f"/{name}", strict=False)
     if encoding is not None:
@@ -90,12 +105,26 @@ def artifact_headers(item: Item, blob: Blob, have: Validators) -> dict[str, str]
         "Last-Modified": have.last_modified,
         "Accept-Ranges": "bytes",
         **{f"X-Checksum-{name.capitalize()}": value for name, value in checksums_of(blob).items()},
-        "X-Artifactory-Filename": quote(item.name),
+        "X-Artifactory-Filename": item.name if SAFE_NAME.fullmatch(item.name) else quote(item.name),
         "Content-Security-Policy": "sandbox; default-src 'none'",
     }
     if kind in ACTIVE_TYPES:
         headers["Content-Disposition"] = f"attachment; filename*=UTF-8''{quote(item.name, safe='')}"
     return headers
+
+
+class WholeResponse(web.StreamResponse):
+    """An answer whose bytes are there already: they leave in one write with its head."""
+
+    _send_headers_immediately = False
+
+    def __init__(self, body: Buffer, headers: Mapping[str, str]) -> None:
+        super().__init__(headers=headers)
+        self.content_length = len(body)
+        self._whole = body
+
+    async def write_eof(self, data: Buffer = b"") -> None:
+        await super().write_eof(cast(bytes, self._whole))  # any buffer will do
 
 
 async def send_artifact(request: web.Request, found: Found, blob: Blob) -> web.StreamResponse:
@@ -106,28 +135,28 @@ async def send_artifact(request: web.Request, found: Found, blob: Blob) -> web.S
         headers[STALE_HEADER] = str(int(found.stale_seconds))
     if is_not_modified(request.headers, have):
         return web.Response(status=304, headers=headers)
+    services = request.app[SERVICES]
     asked = request.headers.get("Range") if range_applies(request.headers, have) else None
     try:
-        ranges = parse_ranges(asked, blob.size, ranges_max=request.app[SERVICES].settings.now.ranges_max)
+        ranges = parse_ranges(asked, blob.size, ranges_max=services.settings.now.ranges_max)
     except Unsatisfiable:
         raise web.HTTPRequestRangeNotSatisfiable(headers={"Content-Range": f"bytes */{blob.size}"}) from None
-    artifacts = request.app[SERVICES].artifacts
     if not ranges:
-        return await send_whole(request, artifacts, blob, headers)
+        return await send_whole(request, services, blob, headers)
     if len(ranges) == 1:
         headers["Content-Range"] = ranges[0].content_range(blob.size)
-        return await send_part(request, artifacts, blob, ranges[0], 206, headers)
-    return await send_parts(request, artifacts, blob, ranges, headers)
+        return await send_part(request, services.artifacts, blob, ranges[0], 206, headers)
+    return await send_parts(request, services.artifacts, blob, ranges, headers)
 
 
 async def send_whole(
-    request: web.Request, artifacts: Artifacts, blob: Blob, headers: dict[str, str]
+    request: web.Request, services: Services, blob: Blob, headers: dict[str, str]
 ) -> web.StreamResponse:
     if request.method == "HEAD" or blob.size > WHOLE_BYTES_MAX:
-        return await send_part(request, artifacts, blob, ByteRange(0, blob.size - 1), 200, headers)
-    data = await artifacts.open(blob).read_small()
-    request.app[SERVICES].metrics.sent_bytes.inc(len(data))
-    return web.Response(body=data, headers=headers)
+        return await send_part(request, services.artifacts, blob, ByteRange(0, blob.size - 1), 200, headers)
+    data = await services.artifacts.open(blob).read_small()
+    services.metrics.sent_bytes.inc(len(data))
+    return WholeResponse(data, headers)
 
 
 async def send_part(

@@ -18,10 +18,10 @@ import uvloop
 from repo_node import __version__, logs, memory
 from repo_node.assembly import (
     assemble,
-    internal_app_of,
     node_of,
     public_app_of,
     serve_artifacts,
+    serve_peers,
     staged_uploads_of,
     task,
 )
@@ -34,8 +34,10 @@ from repo_node.metrics import Metrics
 from repo_node.node import Node, NoOthers
 from repo_node.settings import LiveSettings, SettingError
 from repo_node.shutdown import EndLimit
+from repo_node.tls.certificates import CertificateError
+from repo_node.tls.watch import certificates_in_use
 from repo_node.web.lag import watch_lag
-from repo_node.web.listeners import Listeners, serving_internal, serving_public
+from repo_node.web.listeners import Listeners, serving_public
 from repo_node.workers.borrowed_shards import BorrowedShards
 from repo_node.workers.channel import Channel, ChannelBroken, receive
 from repo_node.workers.exchange import METRICS_PATH, serving_siblings
@@ -60,7 +62,15 @@ log = logging.getLogger("holdfast")
 LEAVING_LOOK_SECONDS = 0.05
 METRICS_SECONDS = 10.0
 
-REFUSALS = (CatalogueUnavailable, Fenced, SettingError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+REFUSALS = (
+    CatalogueUnavailable,
+    Fenced,
+    SettingError,
+    CertificateError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    OSError,
+)
 """What ends a worker with a sentence rather than a traceback."""
 
 
@@ -68,7 +78,7 @@ def run(parent: int) -> int:
     """Be a worker of the process ``parent``, which speaks on standard input; return the exit status. Blocks."""
     end_with(parent)
     # Whoever ends a node tells its main process, though a terminal or systemd may tell all.
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     channel = socket.socket(fileno=os.dup(0))
     begin, descriptors = receive(channel)
@@ -124,13 +134,15 @@ async def running_worker(
         link.open(end, shards)
         await link.first_look.wait()
         await shards.until_tried()
+        certificates = await stack.enter_async_context(certificates_in_use(config, None))
         database = await stack.enter_async_context(open_database(config.database, metrics))
         siblings = await stack.enter_async_context(reaching_siblings(config, owner, process))
-        parts = await assemble(stack, config, owner, shards, database, settings, metrics, purpose=f"worker {process}")
+        parts = await assemble(
+            stack, config, owner, shards, database, settings, metrics, certificates, purpose=f"worker {process}"
+        )
         uploads = staged_uploads_of(config)
-        internal = internal_app_of(parts, uploads, elsewhere=siblings.read_staged)
         await stack.enter_async_context(serving_siblings(parts, process, uploads))
-        await stack.enter_async_context(serving_internal(internal, config, listeners.internal))
+        await serve_peers(stack, parts, uploads, listeners.internal, siblings.read_staged)
         await parts.membership.begin()
         beating = await stack.enter_async_context(task(parts.membership.run()))
         await stack.enter_async_context(task(watch_lag(metrics)))
@@ -140,7 +152,7 @@ async def running_worker(
         node.others = link
         node.render = lambda: metrics_of(siblings)
         await stack.enter_async_context(
-            serving_public(public_app_of(stack, parts, artifacts, node), config, node, listeners)
+            serving_public(public_app_of(stack, parts, artifacts, node), config, node, listeners, certificates.public)
         )
         yield node, beating
 

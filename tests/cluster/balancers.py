@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import socket
 import subprocess
@@ -22,8 +23,30 @@ def adapted(name: str, cluster: Cluster, port: int) -> str:
     for number, node in enumerate(cluster.nodes, 1):
         text, count = re.subn(rf"127\.0\.0\.1:808{number}\b", f"{node.host}:{node.port}", text)
         assert count >= 1
-    text, count = re.subn(r"127\.0\.0\.1:809[01]\b", f"127.0.0.1:{port}", text)
+    text, count = re.subn(r"^(\s+(?:bind|listen) )127\.0\.0\.1:809[01]\b", rf"\g<1>127.0.0.1:{port}", text, flags=re.M)
     assert count == 1
+    if cluster.nodes[0].scheme == "https":
+        text = (secured_haproxy if name == "haproxy.cfg" else secured_nginx)(text)
+        text, count = re.subn("/etc/holdfast/tls/ca.crt", os.environ["CURL_CA_BUNDLE"], text)
+        assert count >= 1
+    return text
+
+
+def secured_haproxy(text: str) -> str:
+    """Do as a comment in the file tells those whose nodes have TLS."""
+    (more,) = re.findall(r"^ +# (ssl verify .*)$", text, flags=re.M)
+    text, count = re.subn(
+        r"^( +server (node-\d) \S+)$", lambda found: f"{found[1]} {more.replace('node-1', found[2])}", text, flags=re.M
+    )
+    assert count == 6
+    return text
+
+
+def secured_nginx(text: str) -> str:
+    text, count = re.subn(r"^ +proxy_pass http:.*$", "", text, flags=re.M)
+    assert count == 1
+    text, count = re.subn(r"^( +)# (proxy_\w+ .*;)$", r"\1\2", text, flags=re.M)
+    assert count == 4
     return text
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
+import ssl
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import aiohttp
 
@@ -42,6 +44,7 @@ class LedgerClient:
         timeout_seconds: float = 30,
         folder: str = "load",
         keep_alive: bool = False,
+        authority: Path | None = None,
     ) -> None:
         self.ledger = Ledger()
         self.urls = list(urls)
@@ -49,6 +52,7 @@ class LedgerClient:
         self._random = random.Random(seed)
         self._retries = retries
         self._keep_alive = keep_alive
+        self._tls = ssl.create_default_context(cafile=authority) if authority else True
         self._timeout = aiohttp.ClientTimeout(total=timeout_seconds, sock_connect=3)
         self._session: aiohttp.ClientSession | None = None
 
@@ -56,7 +60,7 @@ class LedgerClient:
         self._session = aiohttp.ClientSession(
             headers={"Authorization": aiohttp.encode_basic_auth("admin", PASSWORD)},
             timeout=self._timeout,
-            connector=aiohttp.TCPConnector(limit=0, force_close=not self._keep_alive),
+            connector=aiohttp.TCPConnector(limit=0, force_close=not self._keep_alive, ssl=self._tls),
         )
         return self
 

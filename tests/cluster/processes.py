@@ -62,10 +62,11 @@ class NodeProcess:
     host: str = "127.0.0.1"
     wrapper: Sequence[str] = ()
     """A command that runs it, such as one that enters a network namespace."""
+    scheme: str = "http"
 
     @property
     def url(self) -> str:
-        return f"http://{self.host}:{self.port}"
+        return f"{self.scheme}://{self.host}:{self.port}"
 
     @property
     def config(self) -> Path:
@@ -148,7 +149,7 @@ class Cluster:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self.front_port}"
+        return f"{self.nodes[0].scheme}://127.0.0.1:{self.front_port}"
 
     @property
     def auth(self) -> tuple[str, str]:
@@ -183,6 +184,7 @@ class Cluster:
             paths,
             host=host,
             wrapper=wrapper,
+            scheme="https" if "[http.tls]" in http else "http",
         )
         sections = "".join(f'[[shards]]\npath = "{path}"\nreserve_bytes = {reserve_bytes}\n' for path in paths)
         node.config.write_text(

@@ -122,9 +122,13 @@ def acts(postgres: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iter
             yield cluster
 
 
+READING = {("POST", f"{BASE}/search/aql")}
+"""Routes that change nothing, whatever their method."""
+
+
 def test_s40_the_acts_are_all_that_the_router_lets_change() -> None:
     mutating = {(method, template.replace(":.+", "")) for method, template, _ in ROUTES if method not in HARMLESS}
-    assert {(act.method, act.template) for act in ACTS} == mutating
+    assert {(act.method, act.template) for act in ACTS} == mutating - READING
 
 
 def test_s40_every_act_is_noted_once_with_who_and_from_where(acts: RunningCluster) -> None:

@@ -76,7 +76,7 @@ class Contender:
         self.clock = Clock()
         self.metrics = Metrics()
         self.dsn = dsn
-        epochs = ShardEpochs(NodeId(name), lambda: {ShardId(1): self.shard}, lambda: None, lambda url: None)  # type: ignore[arg-type, return-value]
+        epochs = ShardEpochs(NodeId(name), lambda: {ShardId(1): self.shard}, lambda: None, lambda node, url: None)  # type: ignore[arg-type, return-value]
         settings = LiveSettings(SETTINGS)
         self.leadership = Leadership(NodeId(name), self.connect, epochs, settings, self.metrics, clock=self.clock)
 

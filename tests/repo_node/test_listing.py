@@ -190,3 +190,8 @@ def test_memory_of_counts_is_bounded(one: RunningCluster) -> None:
             one.admin.put(path, b"x")
             one.admin.get(path)
         assert one.first.metric("holdfast_downloads_uncounted_total") - before >= 2
+
+
+def test_two_questions_at_once_are_refused(one: RunningCluster, top: str) -> None:
+    for query in ("list&stats", "properties&stats", "list&lastModified"):
+        assert one.admin.get(f"/artifactory/api/storage/{top}?{query}").status == 400

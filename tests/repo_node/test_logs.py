@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
@@ -258,3 +259,27 @@ def test_the_secrets_of_a_configuration_do_not_show(one: RunningCluster) -> None
     shown = repr(one.first.config) + str(one.first.config) + one.first.config.model_dump_json(exclude={"database"})
     assert CLUSTER_KEY.hex() not in shown and repr(CLUSTER_KEY) not in shown
     assert (urlsplit(one.dsn).password or "no password") not in shown
+
+
+async def test_lines_of_a_moment_are_written_together_and_in_order() -> None:
+    out = io.StringIO()
+    handler = logs.GatheringHandler(out)
+    for number in range(3):
+        handler.handle(record(str(number)))
+    assert not out.getvalue()
+    await asyncio.sleep(2 * logs.GATHER_SECONDS)
+    assert out.getvalue().split() == ["0", "1", "2"]
+    handler.handle(record("3"))
+    warning = record("4")
+    warning.levelno = logging.WARNING
+    handler.handle(warning)
+    assert out.getvalue().split() == ["0", "1", "2", "3", "4"]
+    handler.handle(record("5"))
+    handler.flush()
+    assert out.getvalue().split()[-1] == "5"
+
+
+def test_line_of_a_thread_without_an_event_loop_is_written_at_once() -> None:
+    out = io.StringIO()
+    logs.GatheringHandler(out).handle(record("alone"))
+    assert out.getvalue() == "alone\n"

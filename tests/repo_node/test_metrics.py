@@ -32,6 +32,7 @@ UNITS = ("_total", "_bytes", "_seconds", "_connections", "_members", "_zones", "
 OTHERS = {
     "holdfast_http_requests_in_flight",
     "holdfast_uploads_in_flight",
+    "holdfast_upload_commit_group_uploads",
     "holdfast_shard_writable",
     "holdfast_quarantine_replicas",
     "holdfast_primary_held",

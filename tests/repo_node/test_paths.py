@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import unicodedata
 from urllib.parse import quote
 
@@ -10,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repo_node.paths import BadPath, artifact_path, check_repository_key, parse_target
+from repo_node import paths
+from repo_node.paths import BadPath, Target, artifact_path, check_repository_key, parse_target
 from tests.repo_node.nodes import RunningCluster
 
 REFUSED = [
@@ -35,6 +37,8 @@ REFUSED = [
     b"/artifactory/generic-local/%c0%ae%c0%ae/b",
     b"/artifactory/generic-local/%ed%a0%80",
     b"/artifactory/generic-local/a/%2F%2F..%2F..%2Fetc/passwd",
+    b"/artifactory/generic-local/a?x=%ff",
+    b"/artifactory/generic-local/a?%ed%a0%80=x",
     b"/artifactory/generic-local/a/%zz",
     b"/artifactory/generic-local/a/%",
     b"/artifactory/generic-local/" + b"x" * 256,
@@ -153,6 +157,17 @@ def test_every_encoding_of_a_path_has_one_canonical_form(segments: list[str]) ->
     assert parse_target(target.encoded + ";a=b").encoded == target.encoded
 
 
+@given(st.text("a.-/", max_size=12))
+def test_a_plain_path_is_read_as_its_encoding_is(raw: str) -> None:
+    def read(path: str) -> object:
+        try:
+            return parse_target(path)
+        except BadPath as error:
+            return str(error)
+
+    assert read(f"/{raw}") == read("/" + "".join(c if c == "/" else f"%{ord(c):02x}" for c in raw))
+
+
 @given(st.text(max_size=80))
 def test_a_target_is_refused_or_has_only_harmless_segments(raw: str) -> None:
     try:
@@ -163,6 +178,20 @@ def test_a_target_is_refused_or_has_only_harmless_segments(raw: str) -> None:
         assert segment not in ("", ".", "..")
         assert not set(segment) & set("/\\\0\r\n")
         assert len(segment.encode()) <= 255
+
+
+@given(st.text("/.-_a%;=", min_size=1).map("/{}".format) | st.text("a.", min_size=250, max_size=260).map("/{}".format))
+def test_a_plain_target_is_read_as_any_other(raw: str) -> None:
+    def read() -> Target | None:
+        try:
+            return parse_target(raw)
+        except BadPath:
+            return None
+
+    quickly = read()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(paths, "PLAIN", re.compile("(?!)"))
+        assert read() == quickly
 
 
 def test_matrix_parameters_are_gathered_from_every_segment() -> None:
@@ -182,3 +211,13 @@ def test_a_path_longer_than_its_limit_is_refused() -> None:
 def test_a_repository_key_that_would_shadow_or_confuse_is_refused(key: str) -> None:
     with pytest.raises(BadPath):
         check_repository_key(key)
+
+
+def test_text_in_a_query_that_is_not_utf_8_becomes_no_name(one: RunningCluster) -> None:
+    """It would be read as U+FFFD, under which the copy would lie."""
+    one.admin.put("/artifactory/generic-local/utf/a", b"a")
+    answer = one.admin.request("POST", "/artifactory/api/copy/generic-local/utf/a?to=/generic-local/utf/%FF")
+    assert answer.status == 400 and b"UTF-8" in answer.body
+    listed = one.admin.get("/artifactory/api/storage/generic-local/utf").json()["children"]
+    assert [child["uri"] for child in listed] == ["/a"]
+    assert one.admin.get("/artifactory/api/search/artifact?name=%C3%A9%F0%9F%98%80&repos=generic-local").status == 200

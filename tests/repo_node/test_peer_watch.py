@@ -52,7 +52,7 @@ def neighbour() -> Neighbour:
 @pytest.fixture
 def watch(neighbour: Neighbour, monkeypatch: pytest.MonkeyPatch) -> Iterator[PeerWatch]:
     monkeypatch.setattr("repo_node.cluster.peer_watch.ASK_SECONDS", 0.05)
-    yield PeerWatch(NodeId("node-1"), neighbour.rows, lambda url: neighbour, LiveSettings(), Metrics())  # type: ignore[arg-type, return-value]
+    yield PeerWatch(NodeId("node-1"), neighbour.rows, lambda node, url: neighbour, LiveSettings(), Metrics())  # type: ignore[arg-type, return-value]
 
 
 async def look(watch: PeerWatch, times: int = LOOKS_TO_SUSPECT) -> tuple[tuple[NodeId, Suspicion], ...]:

@@ -18,7 +18,7 @@ from tests.repo_node.nodes import RunningCluster, errors_of, new_path
 PLAIN = st.characters(exclude_categories=("Cc", "Cs"))
 KEYS = st.text(PLAIN.filter(lambda c: c not in FORBIDDEN_IN_KEYS), min_size=1, max_size=20)
 VALUES = st.text(PLAIN, max_size=20)
-PROPERTIES = st.dictionaries(KEYS, st.lists(VALUES, min_size=1, max_size=4), min_size=1, max_size=5)
+PROPERTIES = st.dictionaries(KEYS, st.lists(VALUES, min_size=1, max_size=4, unique=True), min_size=1, max_size=5)
 
 
 def escaped(text: str) -> str:
@@ -230,3 +230,24 @@ def test_each_change_leaves_one_event(one: RunningCluster) -> None:
         ("admin", {"items": 1, "set": {"a": ["1"]}, "dropped": []}),
         ("admin", {"items": 1, "set": {}, "dropped": ["a"]}),
     ]
+
+
+def test_a_folder_is_made_with_its_properties(one: RunningCluster) -> None:
+    path = new_path("-folder")
+    for number, suffix in enumerate((";k=1/", "/;k=1", ";k=1/;k=1")):
+        assert one.admin.put(f"{path}{number}{suffix}").status == 201
+        url = f"{path}{number}".replace("/artifactory/", "/artifactory/api/storage/")
+        assert one.admin.get(f"{url}?properties").json()["properties"] == {"k": ["1"]}
+
+
+def test_a_value_that_comes_twice_is_kept_once_and_no_value_is_no_property(one: RunningCluster) -> None:
+    path = new_path()
+    url = path.replace("/artifactory/", "/artifactory/api/storage/")
+    one.admin.put(f"{path};a=1,2,1;a=2;b=x")
+    assert one.admin.get(f"{url}?properties").json()["properties"] == {"a": ["1", "2"], "b": ["x"]}
+    one.admin.put(f"{url}?properties=a=3,3;c=1;c=1")
+    patch = {"props": {"b": [], "d": ["y", "z", "y"]}}
+    metadata = url.replace("/storage/", "/metadata/")
+    assert one.admin.request("PATCH", metadata, json.dumps(patch).encode()).status == 204
+    found = one.admin.get(f"{url}?properties").json()["properties"]
+    assert found == {"a": ["3"], "c": ["1"], "d": ["y", "z"]}

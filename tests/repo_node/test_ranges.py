@@ -5,12 +5,13 @@ from __future__ import annotations
 import email.parser
 import email.policy
 from datetime import UTC, datetime
+from email.utils import format_datetime
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repo_node.web.ranges import ByteRange, Unsatisfiable, Validators, parse_ranges, range_applies
+from repo_node.web.ranges import ByteRange, Unsatisfiable, Validators, http_date, parse_ranges, range_applies
 from tests.repo_node.nodes import RunningCluster, new_path, random_bytes
 
 BLOCK = 1 << 20
@@ -147,3 +148,8 @@ def test_a_range_written_by_a_client_is_the_range_it_gets(size: int, data: st.Da
 def test_no_validator_of_if_range_makes_trouble(text: str) -> None:
     have = Validators('"abc"', datetime(2024, 5, 6, 7, 8, 9, tzinfo=UTC))
     assert not range_applies({"If-Range": text}, have)
+
+
+@given(st.datetimes(timezones=st.timezones(), min_value=datetime(1000, 1, 2), max_value=datetime(9999, 12, 30)))
+def test_a_moment_is_written_as_http_wants_it(at: datetime) -> None:
+    assert http_date(at) == format_datetime(at.astimezone(UTC), usegmt=True)

@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from repo_node.web.streaming import media_type, type_by_suffixes
 from tests.repo_node.nodes import RunningCluster, basic, errors_of, new_path, random_bytes
 
 BLOCK = 1 << 20
@@ -183,6 +186,13 @@ def test_the_media_type_is_the_one_the_name_suggests(one: RunningCluster, name: 
         return
     assert one.admin.put(path, b"x").json()["mimeType"] == kind
     assert one.admin.get(path).headers["Content-Type"] == kind
+
+
+@given(
+    st.lists(st.sampled_from(["a", "gz", "tar", "TGZ", "svgz", "whl", "html", "", " ", "é"]), max_size=6).map(".".join)
+)
+def test_the_media_type_follows_from_the_last_suffixes(name: str) -> None:
+    assert media_type(name) == type_by_suffixes.__wrapped__(name)
 
 
 def test_a_name_cannot_break_a_header(one: RunningCluster) -> None:

@@ -15,7 +15,8 @@ from sharding.tally import WritePolicy
 
 ALL = Settings.model_fields
 TEXTS = {name: field for name, field in ALL.items() if field.annotation is str}
-FIELDS = {name: field for name, field in ALL.items() if name not in TEXTS}
+SWITCHES = [name for name, field in ALL.items() if field.annotation is bool]
+FIELDS = {name: field for name, field in ALL.items() if name not in TEXTS and name not in SWITCHES}
 """Those that are numbers."""
 
 DEFAULTS = Settings().model_dump()
@@ -52,6 +53,14 @@ def test_text_of_the_wrong_kind_is_refused_by_name(name: str, value: Any) -> Non
 )
 def test_text_needs_no_quotes(text: str, value: str) -> None:
     assert parse("read_only_reason", text) == value
+
+
+@pytest.mark.parametrize("name", SWITCHES)
+def test_a_switch_is_on_or_off(name: str) -> None:
+    assert combine({name: parse(name, "true")}) == Settings(**{name: True})
+    for value in (1, 0, "true", "on", None, [True]):
+        with pytest.raises(SettingError, match=f"^{name}: "):
+            combine({name: value})
 
 
 def test_settings_are_frozen() -> None:

@@ -49,7 +49,7 @@ def rows(node: NodeRow, *shards: ShardRow) -> ClusterRows:
 def topology() -> Topology:
     """The topology of a node without shards of its own."""
     internal = InternalSection(listen=free_address())
-    return Topology(HERE, ZoneId("z"), {}, lambda url: SimpleNamespace(url=url), internal, Metrics())  # type: ignore[arg-type, return-value]
+    return Topology(HERE, ZoneId("z"), {}, lambda node, url: SimpleNamespace(url=url), internal, Metrics())  # type: ignore[arg-type, return-value]
 
 
 async def test_each_shard_is_what_its_row_says(topology: Topology) -> None:

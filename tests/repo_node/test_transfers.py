@@ -51,6 +51,16 @@ def tree(one: RunningCluster, path: str, repository: str = "generic-local") -> d
     }
 
 
+def unfinished(one: RunningCluster) -> int:
+    found = one.sql("SELECT count(*) AS n FROM transfers WHERE started_at > now() - interval '12 hours'")
+    return int(found[0]["n"])
+
+
+def forget(one: RunningCluster) -> None:
+    """Let the time pass in which the same request means the same."""
+    one.sql("UPDATE transfers SET started_at = started_at - interval '2 minutes'")
+
+
 @pytest.mark.parametrize("verb", ["copy", "move"])
 def test_a_folder_goes_with_all_in_it(one: RunningCluster, top: str, verb: str) -> None:
     one.admin.put(f"/artifactory/api/storage/generic-local/{top}/src/sub?properties=k=v&recursive=0")
@@ -145,7 +155,7 @@ def test_a_dry_run_tells_the_same_and_changes_nothing(one: RunningCluster, top: 
     assert [m["message"].removeprefix("Dry Run for ") for m in dry.json()["messages"]] == [
         m["message"] for m in real.json()["messages"]
     ]
-    assert one.sql("SELECT count(*) AS n FROM transfers")[0]["n"] == 0
+    assert unfinished(one) == 0
 
 
 def test_what_cannot_be_is_refused(one: RunningCluster, top: str) -> None:
@@ -158,7 +168,7 @@ def test_what_cannot_be_is_refused(one: RunningCluster, top: str) -> None:
     assert (
         errors_of(one.admin.request("POST", f"/artifactory/api/move/generic-local?to=/generic-local/{top}"))[0] == 400
     )
-    assert one.sql("SELECT count(*) AS n FROM transfers")[0]["n"] == 0
+    assert unfinished(one) == 0
 
 
 def test_a_path_that_becomes_too_long_stays(one: RunningCluster, top: str) -> None:
@@ -203,7 +213,7 @@ def test_an_interrupted_one_is_whole_at_any_moment_and_goes_on_when_repeated(
     assert transfer(one, verb, f"{top}/src", f"{top}/dst").status == 200
     assert tree(one, f"{top}/dst") == before, "not into the folder that the first attempt made"
     assert tree(one, f"{top}/src") == ({} if verb == "move" else before)
-    assert one.sql("SELECT count(*) AS n FROM transfers")[0]["n"] == 0
+    assert unfinished(one) == 0
 
 
 def test_a_copy_over_a_copy_changes_nothing(one: RunningCluster, top: str) -> None:
@@ -247,3 +257,36 @@ def test_a_copy_to_where_more_copies_are_wanted_asks_for_them(one: RunningCluste
         f"{top}/src",
     )
     assert blob["redundancy"] == 3
+
+
+@pytest.mark.parametrize("verb", ["copy", "move"])
+def test_a_request_whose_answer_was_lost_does_nothing_more_when_it_is_repeated(
+    one: RunningCluster, top: str, verb: str
+) -> None:
+    assert transfer(one, verb, f"{top}/src", f"{top}/dst").status == 200
+    there = tree(one, f"{top}/dst")
+    again = transfer(one, verb, f"{top}/src", f"{top}/dst")
+    assert again.status == 200, again
+    assert f"generic-local:{top}/dst " in again.json()["messages"][0]["message"]
+    assert tree(one, f"{top}/dst") == there
+    forget(one)
+    later = transfer(one, verb, f"{top}/src", f"{top}/dst")
+    if verb == "move":
+        assert errors_of(later)[0] == 404
+    else:
+        assert later.status == 200
+        assert {f"src/{path}" for path in TREE} <= set(tree(one, f"{top}/dst")), "a folder that is there takes it"
+
+
+def test_a_failure_is_told_where_clients_look_for_it(one: RunningCluster, top: str) -> None:
+    one.admin.put(f"{ROOT}/{top}/file", b"a file")
+    answer = transfer(one, "copy", f"{top}/src/a", f"{top}/file/under")
+    assert answer.status == 409
+    [error] = answer.json()["errors"]
+    assert error["status"] == 409 and f"{top}/file/under" in error["message"]
+
+
+@pytest.mark.parametrize("verb", ["copy", "move"])
+def test_matrix_parameters_are_refused(one: RunningCluster, top: str, verb: str) -> None:
+    assert errors_of(transfer(one, verb, f"{top}/src;of=a", f"{top}/dst"))[0] == 400
+    assert tree(one, f"{top}/dst") == {}

@@ -109,6 +109,9 @@ class FaultyShard:
         data = await self.suffer(fault, lambda: self._shard.read(name, size=size, offset=offset, length=length))
         return self.flipped(data) if fault is Fault.CORRUPT else data
 
+    def recall(self, name: BlobName, *, size: int, offset: int, length: int) -> Buffer | None:
+        return None
+
     async def sizes(self, names: Sequence[BlobName]) -> list[int | None]:
         fault = self.next_fault(Operation.SIZES)
         if fault is Fault.LOSE and names:

@@ -27,5 +27,6 @@ def open_at(
 
 
 def forget_cached(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let no read be answered from memory."""
+    """Let nothing be answered from memory."""
     monkeypatch.setattr(CachedReads, "read", lambda *_: None)
+    monkeypatch.setattr(CachedReads, "size", lambda *_: None)

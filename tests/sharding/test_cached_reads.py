@@ -102,6 +102,15 @@ def test_who_cannot_do_it_is_not_asked_again(directory: int, monkeypatch: pytest
     assert asked == (1 if number == errno.EOPNOTSUPP else 3)
 
 
+def test_size_is_told_of_a_regular_file_alone(directory: int, tmp_path: Path) -> None:
+    (tmp_path / "in" / "link").symlink_to("file")
+    os.mkfifo(tmp_path / "in" / "fifo")
+    reads = CachedReads(directory)
+    assert reads.size("in/file") == len(DATA)
+    for path in ("in", "in/link", "in/fifo", "in/other", "other/file", "in/../in/file/.."):
+        assert reads.size(path) is None
+
+
 def test_file_system_that_may_ask_somebody_else_is_never_asked() -> None:
     directory = os.open("/proc/self", os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -120,9 +129,13 @@ async def test_shard_answers_from_memory_without_its_threads_until_it_is_closed(
         with monkeypatch.context() as patch:
             patch.setattr(shard, "run", None)
             assert await shard.read(name, size=4, offset=1, length=2) == b"at"
+            assert await shard.sizes([name, name]) == [4, 4]
         with monkeypatch.context() as patch:
             forget_cached(patch)
             assert await shard.read(name, size=4, offset=1, length=2) == b"at"
+            assert await shard.sizes([name]) == [4]
+        assert await shard.sizes([name, make_name(b"else")]) == [4, None]
+        assert await shard.sizes([name] * 100) == [4] * 100
     with pytest.raises(ShardUnavailable):
         await shard.read(name, size=4, offset=1, length=2)
     assert replica_file(tmp_path / "shard", name).read_bytes() == b"data"

@@ -48,6 +48,16 @@ def test_opens_after_the_last_failure_in_a_row(circuit: Circuit) -> None:
     assert circuit.enter() is None
 
 
+def test_is_closed_until_it_opens_and_again_after_a_trial_that_succeeds(circuit: Circuit, clock: Clock) -> None:
+    assert circuit.is_closed
+    open_it(circuit)
+    assert not circuit.is_closed
+    clock.seconds += 2
+    assert circuit.admits and not circuit.is_closed
+    circuit.succeed(enter(circuit))
+    assert circuit.is_closed
+
+
 def test_stays_closed_when_a_success_comes_between(circuit: Circuit) -> None:
     for _ in range(5):
         circuit.fail(enter(circuit))

@@ -405,6 +405,24 @@ async def test_observer_hears_every_operation_and_outcome(
     ]
 
 
+async def test_memory_is_asked_while_the_circuit_is_closed_and_only_its_answers_count(
+    patient: Guarded, faulty: FaultyShard, notes: Notes, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = {"size": 4, "offset": 0, "length": 4}
+    assert patient.recall(make_name(b"data"), **where) is None
+    assert notes.calls == []
+    monkeypatch.setattr(faulty, "recall", lambda *_, **__: b"data")
+    assert patient.recall(make_name(b"data"), **where) == b"data"
+    assert notes.calls == [(Operation.READ, Outcome.OK)]
+    faulty.plan(Operation.SIZES, *[Fault.FAIL] * 3)
+    await fail_times(patient, 3)
+    assert patient.recall(make_name(b"data"), **where) is None
+    clock.seconds += 2
+    assert patient.recall(make_name(b"data"), **where) is None
+    assert await patient.sizes([]) == []
+    assert patient.recall(make_name(b"data"), **where) == b"data"
+
+
 async def test_observer_hears_of_calls_an_open_circuit_turned_away(
     patient: Guarded, faulty: FaultyShard, notes: Notes
 ) -> None:

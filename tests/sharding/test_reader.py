@@ -7,6 +7,7 @@ import hashlib
 import random
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -158,8 +159,7 @@ async def test_reader_asks_near_and_trusted_replicas_first(
 ) -> None:
     scene = Scene(body_of(10), (), "a1 a1 b2 b2 c3 c3 a4")
     scene.catalogue.rows = tuple(scene.add(shard, suspect=shard in suspect) for shard in shards)
-    view = scene.cluster.view
-    object.__setattr__(view, "readable", view.readable - set(unreadable))
+    view = replace(scene.cluster.view, readable=scene.cluster.view.readable - set(unreadable))
     counts = scene.count_reads()
     blob = BlobToRead(scene.sha256, 10, scene.catalogue.rows)
     await BlobReader(lambda: view, blob, scene.catalogue, hedge_seconds=1).read_small()
@@ -327,6 +327,20 @@ async def test_hedge_asks_another_replica_when_the_first_takes_long() -> None:
     assert asyncio.get_running_loop().time() == pytest.approx(HEDGE_SECONDS, abs=0.01)
     assert counts == {0: 0, 1: 0, 2: 1, 3: 0, 4: 0, 5: 0}
     assert scene.catalogue.reports == []
+
+
+@pytest.mark.parametrize(("answer", "reads"), [(None, 1), (b"right", 0), (b"wrong", 1)])
+@instant
+async def test_what_memory_gives_is_served_without_a_read_only_where_it_is_right(
+    answer: bytes | None, reads: int
+) -> None:
+    scene = Scene(b"right", (0, 2))
+    counts = scene.count_reads()
+    for shard in scene.cluster.faulty.values():
+        shard.recall = lambda *_, **__: answer  # type: ignore[method-assign]
+    assert await scene.read() == b"right"
+    assert sum(counts.values()) == reads
+    assert not scene.catalogue.reports
 
 
 @instant

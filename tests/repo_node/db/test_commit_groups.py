@@ -357,3 +357,45 @@ async def test_group_is_bounded(scene: Scene, groups: CommitGroups, queries: Que
     assert {outcome_of(result) for result in results} == {CommitOutcome.ADOPTED}
     together = uploads // commit_groups.GROUP_UPLOADS_MAX
     assert queries.seen == [TOGETHER] * together + [ALONE] * (uploads % commit_groups.GROUP_UPLOADS_MAX)
+
+
+async def test_upload_waits_for_those_that_were_being_stored_and_is_committed_with_them(
+    scene: Scene, queries: Queries
+) -> None:
+    await scene.upload("f/there", b"there")
+    groups = CommitGroups(scene.database, gather_seconds=lambda: 600)
+    first, second, third = plain(scene, 3)
+    queries.seen.clear()
+    with groups.expect():
+        waiting = asyncio.create_task(groups.commit(order(*first)))
+        await asyncio.sleep(0.05)
+        late = groups.expect()
+        late.__enter__()
+        assert not queries.seen
+    results = [outcome_of(await groups.commit(order(*second))), outcome_of(await waiting)]
+    assert (results, queries.seen) == ([CommitOutcome.ADOPTED] * 2, [TOGETHER])
+    late.__exit__()
+    assert outcome_of(await groups.commit(order(*third))) is CommitOutcome.ADOPTED
+    assert queries.seen == [TOGETHER, ALONE]
+    await groups.close()
+
+
+async def test_upload_is_committed_in_time_when_one_that_was_being_stored_never_comes(
+    scene: Scene, queries: Queries
+) -> None:
+    groups = CommitGroups(scene.database, gather_seconds=lambda: 0.05)
+    with groups.expect():
+        assert outcome_of(await groups.commit(order(*plain(scene, 1)[0]))) is CommitOutcome.ADOPTED
+    assert queries.seen == [ALONE]
+    await groups.close()
+
+
+async def test_upload_that_waits_for_others_is_given_up_when_the_node_ends(scene: Scene, queries: Queries) -> None:
+    groups = CommitGroups(scene.database, gather_seconds=lambda: 600)
+    with groups.expect():
+        waiting = asyncio.create_task(groups.commit(order(*plain(scene, 1)[0])))
+        await asyncio.sleep(0)
+        await groups.close()
+        with pytest.raises(OutcomeUnknown):
+            await waiting
+    assert not queries.seen

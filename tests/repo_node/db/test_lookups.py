@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from repo_node.db import artifacts as rows
 from repo_node.db.artifacts import LookUp
 from repo_node.db.errors import CatalogueUnavailable, NoSchema
-from repo_node.db.lookups import ROUND_TRIPS_MAX, LookUps
+from repo_node.db.lookups import LookUps
 from repo_node.db.pool import open_database
+from repo_node.db.round_trips import ROUND_TRIPS_MAX
 from repo_node.paths import ArtifactPath
 from tests.repo_node.db.scene import REPOSITORY, Queries, Scene, database_section
 from tests.repo_node.db.severing_proxy import Fate, open_proxy

@@ -363,7 +363,7 @@ async def test_no_task_is_left_behind(database: Database) -> None:
 
 
 def test_no_statement_leaves_a_trace_in_its_session() -> None:
-    """Connections go back to the pool as they are: see ``keep_session``."""
+    """Connections go back to the pool as they are: see ``repo_node.db.pool``."""
     trace = re.compile(r"\b(SET\s+(SESSION|LOCAL|TIME)|LISTEN|PREPARE|TEMP|pg_(try_)?advisory_lock|set_config)\b", re.I)
     text = migrate.schema_text()
     for module in (artifacts, blobs, durability, principals, repositories, settings):
@@ -383,18 +383,3 @@ async def terminate(connection: asyncpg.Connection) -> None:
     """Wait until somebody runs ``SLEEP``, and end who does."""
     await until_asleep(connection)
     await connection.execute(f"SELECT pg_terminate_backend(pid, 5000) FROM ({ASLEEP_SQL}) AS asleep", SLEEP.sql)
-
-
-async def test_giving_a_connection_back_is_waited_for_no_longer_than_getting_one(
-    database: Database, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    release, limits = asyncpg.Pool.release, []
-
-    async def noting(pool: asyncpg.Pool, connection: Any, *, timeout: float | None = None) -> None:
-        limits.append(timeout)
-        await release(pool, connection, timeout=timeout)
-
-    # The pool closes a connection for good after many statements, and the server may be frozen just then.
-    monkeypatch.setattr(asyncpg.Pool, "release", noting)
-    await database.fetch(ONE)
-    assert limits == [0.5]

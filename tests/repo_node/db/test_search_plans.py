@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
 import pytest
 
+from repo_node.aql.checking import QueryLimits, check
+from repo_node.aql.grammar import parse
 from repo_node.db import searches
+from repo_node.db.aql import ItemFinder, Reach, ResultLimits
+from repo_node.db.scopes import RowScope
 from repo_node.db.searches import Times, time_args
 from repo_node.patterns import folder_span, like, literal_start, regex, span
 from repo_node.searches import Wanted
@@ -107,3 +112,92 @@ async def test_no_search_exceeds_its_time(many: asyncpg.Connection) -> None:
     await many.fetchrow(searches.PLAN, "1ms")
     with pytest.raises(asyncpg.QueryCanceledError):
         await many.fetch("SELECT pg_sleep(1)")
+
+
+# ------------------------------------------------------------------ AQL
+
+KEYS = {1: "generic-local", 2: "other"}
+JF = '{{"$or":[{{"$and":[{{"repo":"other","path":{path},"name":{name}}}]}}]}}'
+QUERIES = {
+    "jf: a tree": (JF.format(path='{"$match":"org/g7/*"}', name='{"$match":"*.jar"}'), "artifacts_pkey"),
+    "jf: a folder": (JF.format(path='"org/g7/a7/1.0"', name='{"$match":"*"}'), "artifacts_pkey"),
+    "jf: an artifact": (JF.format(path='"org/g7/a7/1.0"', name='"a7-1.7.jar"'), "Scan using artifacts_"),
+    "jf: names that begin alike": (JF.format(path='{"$match":"*"}', name='{"$match":"a77-*"}'), "artifacts_by_name"),
+    "jf: two trees": (
+        '{"$or":[{"$and":[{"repo":"other","path":{"$match":"org/g7/a7"},"name":{"$match":"*"}}]},'
+        '{"$and":[{"repo":"other","path":{"$match":"org/g7/a7/*"},"name":{"$match":"*"}}]}]}',
+        "artifacts_pkey",
+    ),
+    "jf: a property": (
+        '{"$and":[{"@qa":"q20"}],' + JF.format(path='{"$match":"*"}', name='{"$match":"*"}').replace("other", "generic-local")[1:],
+        "artifacts_by_property",
+    ),
+    "one property that is like two things": (
+        '{"$msp":[{"@qa":{"$match":"q2*"}},{"@qa":{"$nmatch":"q20*"}}]}', "artifacts_by_property",
+    ),
+    "a name": ('{"name":"a77-1.77.jar"}', "artifacts_by_name"),
+    "sha1": ('{"actual_sha1":"7902699be42c8a8e46fbbb4501726517e86b22c5"}', "artifacts_of_blob"),
+    "sha1 in one repository": (
+        '{"repo":"generic-local","actual_sha1":"7902699be42c8a8e46fbbb4501726517e86b22c5"}', "artifacts_of_blob"
+    ),
+    "made lately": ('{"created":{"$last":"5 minutes"}}', "artifacts_by_time"),
+    "made long ago and never downloaded": (
+        '{"repo":"other","created":{"$lt":"FIRST"},"stat.downloaded":{"$eq":null}}', "artifacts_by_time"
+    ),
+}  # fmt: skip
+
+
+EVERYWHERE = RowScope(tuple(KEYS))
+
+
+async def statements_of(
+    connection: asyncpg.Connection, query: str, scope: RowScope = EVERYWHERE
+) -> list[tuple[str, Sequence[Any], int]]:
+    """Return each statement that answers a query, its parameters, and how many rows it gives."""
+    seen: list[tuple[str, Sequence[Any], int]] = []
+
+    async def fetch(sql: str, arguments: Sequence[Any]) -> Sequence[asyncpg.Record]:
+        rows = await connection.fetch(sql, *arguments)
+        seen.append((sql, arguments, len(rows)))
+        return rows
+
+    async def admit() -> None: ...
+
+    wanted = check(parse(query, nesting_max=40), NOW + timedelta(minutes=1), QueryLimits(100, 1_000_000))
+    reach = Reach({key: RowScope((number,)) for number, key in KEYS.items()}, KEYS, scope)
+    async with aclosing(ItemFinder(fetch, admit, wanted, reach, ResultLimits(1_000_000, 100_000)).pages()) as pages:
+        async for _ in pages:
+            pass
+    return seen
+
+
+async def plan_of(connection: asyncpg.Connection, sql: str, arguments: Sequence[Any]) -> str:
+    return "\n".join(
+        row[0] for row in await connection.fetch(f"EXPLAIN (ANALYZE, BUFFERS OFF, TIMING OFF) {sql}", *arguments)
+    )
+
+
+@pytest.mark.parametrize("query", QUERIES)
+async def test_query_goes_by_its_index(many: asyncpg.Connection, query: str) -> None:
+    criteria, index = QUERIES[query]
+    first = (NOW - timedelta(minutes=ROWS - 50)).isoformat()
+    everything, partly = EVERYWHERE, RowScope((), tuple(KEYS), ("^org/.*$", "^org/.*$"))
+    sort = '.sort({"$desc":["created"]}).limit(100)'
+    for rest, scope in (("", everything), ("", partly), (".limit(100)", everything), (sort, everything)):
+        seen = await statements_of(many, f"items.find({criteria.replace('FIRST', first)}){rest}", scope)
+        sql, arguments, count = seen[0]
+        assert count
+        plan = await plan_of(many, sql, arguments)
+        assert index in plan, plan
+        assert "Seq Scan" not in plan, plan
+
+
+@pytest.mark.parametrize("rest", [".limit(20000)", '.sort({"$asc":["size"]}).limit(10)'])
+async def test_a_query_for_everything_looks_up_blobs_for_what_it_answers_alone(
+    many: asyncpg.Connection, rest: str
+) -> None:
+    seen = await statements_of(many, f"items.find(){rest}")
+    assert sum(count for _, _, count in seen) >= (10 if "sort" in rest else 20_000)
+    sql, arguments, _ = seen[-1]
+    plan = await plan_of(many, sql, arguments)
+    assert "Seq Scan" not in plan and "blobs_pkey" in plan, plan

@@ -70,6 +70,7 @@ async def test_small_call_does_not_wait_for_one_that_hangs(listener: Listener, o
     hanging = asyncio.ensure_future(shard.read(name, size=100, offset=0, length=100))
     async with asyncio.timeout(2):
         assert await shard.sizes([name]) == [100]
+    await eventually(lambda: bool(owned.injected[Operation.READ, Fault.STALL]))
     assert not hanging.done()
     owned.release()
     assert len(await hanging) == 100
@@ -188,10 +189,13 @@ async def test_read_that_memory_answers_is_answered_alike_until_the_file_is_gone
                 forget_cached(monkeypatch)
             reads = (shard.read(name, size=len(data), offset=0, length=len(data)) for name, data in stored.items())
             assert [bytes(data) for data in await asyncio.gather(*reads)] == list(stored.values())
+            assert await shard.sizes(list(stored)) == [len(data) for data in stored.values()]
+            assert await shard.sizes(list(stored)[-3:]) == [BLOCK_BYTES, BLOCK_BYTES, 1]
             name = next(iter(stored))
             assert bytes(await shard.read(name, size=1000, offset=10, length=7)) == stored[name][10:17]
         monkeypatch.undo()
         await shard.delete(name)
+        assert await shard.sizes([name]) == [None]
         with pytest.raises(ReplicaMissing):
             await shard.read(name, size=1000, offset=0, length=1000)
         with pytest.raises(ReplicaCorrupt):

@@ -51,10 +51,10 @@ def rows_of(url: str, *, up: bool = True) -> ClusterRows:
 @pytest.fixture
 async def peerage(tmp_path: Path) -> AsyncIterator[Peerage]:
     async with open_at(tmp_path / "shard") as shard:
-        served = ShardEpochs(NodeId("node-2"), lambda: {ShardId(7): shard}, lambda: None, lambda url: None)  # type: ignore[arg-type, return-value]
+        served = ShardEpochs(NodeId("node-2"), lambda: {ShardId(7): shard}, lambda: None, lambda node, url: None)  # type: ignore[arg-type, return-value]
         async with run_listener(shard, more_routes=EpochHandlers(served).routes()) as listener:
             rows = rows_of(listener.url)
-            other = ShardEpochs(NodeId("node-1"), dict, lambda: rows, lambda url: replace(listener.peer, url=url))
+            other = ShardEpochs(NodeId("node-1"), dict, lambda: rows, lambda node, url: replace(listener.peer, url=url))
             yield Peerage(shard, listener, other, rows)
 
 
@@ -114,7 +114,10 @@ async def test_peer_that_does_not_answer_says_nothing(peerage: Peerage) -> None:
     host, port = silent.sockets[0].getsockname()
     for url in (f"http://{host}:{port}", "http://127.0.0.1:1"):
         other = ShardEpochs(
-            NodeId("node-1"), dict, lambda url=url: rows_of(url), lambda url: replace(peerage.listener.peer, url=url)
+            NodeId("node-1"),
+            dict,
+            lambda url=url: rows_of(url),
+            lambda node, url: replace(peerage.listener.peer, url=url),
         )
         async with asyncio.timeout(2):
             assert await other.highest(0.2) == 0
@@ -125,7 +128,7 @@ async def test_peer_that_does_not_answer_says_nothing(peerage: Peerage) -> None:
 async def test_peer_that_is_down_is_not_asked(peerage: Peerage) -> None:
     await peerage.shard.see_epoch(12)
     other = ShardEpochs(
-        NodeId("node-1"), dict, lambda: rows_of(peerage.listener.url, up=False), lambda url: peerage.listener.peer
+        NodeId("node-1"), dict, lambda: rows_of(peerage.listener.url, up=False), lambda node, url: peerage.listener.peer
     )
     assert await other.highest(SECONDS) == 0
 
