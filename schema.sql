@@ -757,6 +757,31 @@ BEGIN
 END
 $$;
 
+-- Since when events are kept, at least: '-infinity' where they are for ever.
+CREATE FUNCTION audit_horizon()
+RETURNS timestamptz LANGUAGE sql STABLE AS $$
+    SELECT CASE WHEN d.days > 0 THEN clock_timestamp() - make_interval(secs => 86400 * d.days) ELSE '-infinity' END
+      FROM (SELECT coalesce((SELECT (value #>> '{}')::double precision FROM settings WHERE key = 'audit_days'), 366)
+           ) AS d (days)
+$$;
+
+-- Events are only added (HF011): whoever wrote one may take it back in the same transaction, and what is old enough goes.
+CREATE FUNCTION keep_events() RETURNS trigger LANGUAGE plpgsql AS $$
+BEGIN
+    IF TG_OP = 'DELETE' AND OLD.at < audit_horizon() THEN
+        RETURN OLD;
+    END IF;
+    RAISE EXCEPTION 'events stay as they are' USING ERRCODE = 'HF011';
+END
+$$;
+CREATE TRIGGER events_are_not_changed BEFORE UPDATE ON events
+    FOR EACH ROW WHEN (OLD.xmin <> pg_current_xact_id()::xid AND OLD.* IS DISTINCT FROM NEW.*)
+    EXECUTE FUNCTION keep_events();
+CREATE TRIGGER events_are_not_deleted BEFORE DELETE ON events
+    FOR EACH ROW WHEN (OLD.xmin <> pg_current_xact_id()::xid) EXECUTE FUNCTION keep_events();
+CREATE TRIGGER events_are_not_truncated BEFORE TRUNCATE ON events
+    FOR EACH STATEMENT EXECUTE FUNCTION keep_events();
+
 -- Every job that deletes asks this first.
 CREATE FUNCTION deletions_held()
 RETURNS boolean LANGUAGE sql STABLE AS $$
@@ -770,7 +795,10 @@ RETURNS boolean LANGUAGE sql STABLE AS $$
 $$;
 
 -- Hold every deletion until an operator releases it; false when it was held for that reason already.
-CREATE FUNCTION place_hold(p_reason text, p_detail text, p_allowance bigint DEFAULT 0)
+CREATE FUNCTION place_hold(
+    p_reason text, p_detail text, p_allowance bigint DEFAULT 0, p_principal text DEFAULT 'holdfast',
+    p_request text DEFAULT '', p_address inet DEFAULT NULL
+)
 RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
     INSERT INTO holds AS h (reason, detail, allowance) VALUES (p_reason, p_detail, p_allowance)
@@ -781,8 +809,8 @@ BEGIN
     IF NOT FOUND THEN
         RETURN false;
     END IF;
-    INSERT INTO events (kind, principal, request_id, detail)
-    VALUES ('hold', 'holdfast', '', jsonb_build_object('reason', p_reason, 'detail', p_detail));
+    INSERT INTO events (kind, principal, request_id, address, detail)
+    VALUES ('hold', p_principal, p_request, p_address, jsonb_build_object('reason', p_reason, 'detail', p_detail));
     RETURN true;
 END
 $$;
@@ -794,6 +822,8 @@ CREATE FUNCTION remove_later(
     p_delay interval DEFAULT NULL
 )
 RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    v_epoch bigint := coalesce((SELECT l.epoch FROM lease l), 0);
 BEGIN
     INSERT INTO replicas AS r (shard_id, generation, blob_id, state) VALUES (p_shard, p_generation, NULL, 'condemned')
     ON CONFLICT (shard_id, generation) DO UPDATE SET blob_id = NULL, state = 'condemned'
@@ -801,8 +831,13 @@ BEGIN
     INSERT INTO removals (shard_id, generation, sha256, size, reason, not_before, epoch)
     VALUES (p_shard, p_generation, p_sha256,
             coalesce(p_size, (SELECT b.size FROM blobs b WHERE b.sha256 = p_sha256), 0), p_reason,
-            clock_timestamp() + coalesce(p_delay, removal_delay()), coalesce((SELECT l.epoch FROM lease l), 0))
+            clock_timestamp() + coalesce(p_delay, removal_delay()), v_epoch)
     ON CONFLICT (shard_id, generation) DO NOTHING;
+    IF FOUND THEN
+        INSERT INTO events (kind, sha256, principal, request_id, detail)
+        VALUES ('replica_remove', p_sha256, 'holdfast', '', jsonb_build_object(
+            'shard', p_shard, 'generation', p_generation, 'reason', p_reason, 'epoch', v_epoch));
+    END IF;
 END
 $$;
 
@@ -1875,6 +1910,32 @@ BEGIN
     IF NOT FOUND THEN
         RAISE EXCEPTION 'the primary of epoch % is the primary no more', p_epoch USING ERRCODE = 'HF003';
     END IF;
+END
+$$;
+
+-- Let go of those among the oldest p_max events that audit_days keeps no longer, and note that; returns how many went.
+CREATE FUNCTION forget_events(p_epoch bigint, p_token uuid, p_max integer)
+RETURNS bigint LANGUAGE plpgsql AS $$
+DECLARE
+    v_gone bigint;
+    v_last timestamptz;
+BEGIN
+    PERFORM require_lease(p_epoch, p_token);
+    IF deletions_held() THEN
+        RETURN 0;
+    END IF;
+    WITH gone AS (
+        DELETE FROM events e WHERE e.id = ANY (ARRAY(
+            SELECT o.id FROM (SELECT f.id, f.at FROM events f ORDER BY f.id LIMIT p_max) AS o WHERE o.at < audit_horizon()))
+        RETURNING e.at
+    )
+    SELECT count(*), max(g.at) INTO v_gone, v_last FROM gone g;
+    IF v_gone > 0 THEN
+        INSERT INTO events (kind, principal, request_id, detail)
+        VALUES ('audit_forget', 'holdfast', '',
+                jsonb_build_object('events', v_gone, 'until', v_last, 'epoch', p_epoch));
+    END IF;
+    RETURN v_gone;
 END
 $$;
 

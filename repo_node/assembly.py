@@ -16,8 +16,8 @@ from aiohttp import web
 from repo_node import keys
 from repo_node.api import aql as aql_api
 from repo_node.api import artifacts as artifacts_api
+from repo_node.api import audit as audit_api
 from repo_node.api import checks as checks_api
-from repo_node.api import events as events_api
 from repo_node.api import folder_download as folder_download_api
 from repo_node.api import gc as gc_api
 from repo_node.api import holdfast as holdfast_api
@@ -356,7 +356,7 @@ def public_app(services: Services, node: Node) -> web.Application:
     app.on_response_prepare.append(complete_head)
     routes = Routes(app)
     trees_apis = (storage_api, properties_api, transfers_api, searches_api, aql_api, folder_download_api)
-    own_apis = (holdfast_api, events_api, jobs_api, members_api, checks_api, gc_api, trash_api)
+    own_apis = (holdfast_api, audit_api, jobs_api, members_api, checks_api, gc_api, trash_api)
     # What is done to accounts comes before users, whose names it could be.
     security_apis = (accounts_api, users_api, groups_api, permissions_api, tokens_api, api_keys_api)
     for api in (system_api, repositories_api, *security_apis, *trees_apis, *own_apis, artifacts_api):

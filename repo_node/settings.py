@@ -21,6 +21,7 @@ GRACE_SECONDS_MIN = 0 if os.environ.get("HOLDFAST_TEST_WITHOUT_GRACE") else 60
 """A grace much shorter than a client's pause between two steps of one job deletes what is about to be wanted."""
 
 QUARANTINE_SECONDS_MIN = 3600
+AUDIT_DAYS_MIN = 30
 
 RISKS: Mapping[str, tuple[float, str]] = {
     "redundancy": (2, "the only copy of a blob is lost with its disk"),
@@ -279,6 +280,15 @@ class Settings(BaseModel):
     usage_count_seconds_max: float = Field(
         600, ge=1, le=86_400, description="how long the artifacts of a repository may be counted when its quota is new"
     )
+    audit_days: float = Field(
+        366, ge=0, le=36_600, description="how long the audit log keeps what happened; 0: for ever"
+    )
+    audit_idle_seconds: float = Field(
+        3600, ge=0.1, le=604_800, description="between two looks for what the audit log keeps no longer"
+    )
+    audit_rows_max: int = Field(
+        100_000, ge=1000, le=10_000_000, description="rows of the audit log that one request reads at most"
+    )
     gc_cron: Cron = Field("", description="when gc runs, in UTC; empty: every gc_idle_seconds")
     trash_cron: Cron = Field("", description="when expired trash goes, in UTC; empty: every trash_idle_seconds")
     backup_cron: Cron = Field("", description="when backups are taken, in UTC; empty: every backup_period_seconds")
@@ -302,6 +312,8 @@ class Settings(BaseModel):
             raise ValueError("lease_seconds must be at least three times lease_renew_seconds")
         if 0 < self.quarantine_seconds < QUARANTINE_SECONDS_MIN:
             raise ValueError(f"quarantine_seconds must be 0 (for ever) or at least {QUARANTINE_SECONDS_MIN}")
+        if 0 < self.audit_days < AUDIT_DAYS_MIN:
+            raise ValueError(f"audit_days must be 0 (for ever) or at least {AUDIT_DAYS_MIN}")
         return self
 
     def share_of(self, processes: int) -> Settings:

@@ -14,7 +14,7 @@ from repo_node.db.removals import RemovalRows
 from repo_node.errors import RequestError
 from repo_node.web.addresses import origin_of
 from repo_node.web.body import read_json
-from repo_node.web.context import SERVICES, principal_of
+from repo_node.web.context import SERVICES
 from repo_node.web.queries import number
 from repo_node.web.routes import Routes
 from repo_node.web.state import NODE
@@ -101,8 +101,8 @@ async def hold(request: web.Request) -> web.StreamResponse:
     detail = (await read_json(request)).get("detail", "an operator wants it")
     if not isinstance(detail, str) or not 0 < len(detail) <= DETAIL_CHARACTERS_MAX or "\0" in detail:
         raise RequestError(f"detail must be a text of 1 to {DETAIL_CHARACTERS_MAX} characters.")
-    by = principal_of(request).name
-    placed = await holds.place(request.app[NODE].database, "operator", f"{detail} ({by})")
+    by = origin_of(request)
+    placed = await holds.place(request.app[NODE].database, "operator", f"{detail} ({by.principal})", by=by)
     return json_response({"placed": placed})
 
 

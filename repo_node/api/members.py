@@ -167,7 +167,7 @@ async def reload_node(request: web.Request, node: str) -> web.StreamResponse:
     row = request.app[NODE].cluster().nodes.get(NodeId(node))
     outcome = "absent" if row is None else "asked" if row.up else "unread"
     checked(f"Node {node}", outcome)
-    await shards.ask_reload(request.app[NODE].database, node, path)
+    await shards.ask_reload(request.app[NODE].database, node, path, by=origin_of(request))
     return json_response({"node": node, "outcome": outcome}, status=202)
 
 

@@ -29,6 +29,7 @@ COMMANDS = {
     "fsck": Entry("repo_node.cli.fsck", "fsck", "Compare the shards with the database, and mend what differs."),
     "gc": Entry("repo_node.cli.gc", "gc", "Remove content nothing refers to; hold and release deletions."),
     "trash": Entry("repo_node.cli.trash", "trash", "List, restore and let go of what was deleted."),
+    "audit": Entry("repo_node.cli.audit", "audit", "Show what changed, who asked for it, and from where."),
     "cluster": Entry("repo_node.cli.cluster", "cluster", "Make the whole cluster read-only, and writable again."),
     "settings": Entry("repo_node.cli.settings", "settings", "List, read and change the cluster's settings."),
     "user": Entry("repo_node.cli.user", "user", "Make, change, unlock and delete users."),

@@ -21,7 +21,7 @@ LIST = Statement(
     "holds_list", "SELECT reason, detail, since, allowance FROM holds WHERE released_at IS NULL ORDER BY since"
 )
 HELD = Statement("deletions_held", "SELECT deletions_held() AS held")
-PLACE = Statement("hold_place", "SELECT place_hold($1, $2, $3) AS placed")
+PLACE = Statement("hold_place", "SELECT place_hold($1, $2, $3, $4, $5, $6) AS placed")
 RELEASE = Statement(
     "holds_release",
     """
@@ -48,9 +48,9 @@ async def deletions_held(database: Database) -> bool:
     return row is None or bool(row["held"])
 
 
-async def place(database: Database, reason: str, detail: str, *, allowance: int = 0) -> bool:
+async def place(database: Database, reason: str, detail: str, *, by: Origin, allowance: int = 0) -> bool:
     """Hold every deletion; ``allowance`` is what a run of gc may remove after the release. False when held already."""
-    row = await database.write(PLACE, reason, detail, allowance)
+    row = await database.write(PLACE, reason, detail, allowance, *by)
     return bool(row and row["placed"])
 
 

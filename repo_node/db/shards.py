@@ -30,7 +30,17 @@ STOP_NODE = Statement(
       FROM nodes n LEFT JOIN told t ON t.id = n.id WHERE n.id = $1
     """,
 )
-RELOAD = Statement("node_reload", ASK_RELOAD)
+RELOAD = Statement(
+    "node_reload",
+    f"""
+    WITH noted AS (
+        INSERT INTO events (kind, principal, request_id, address, detail)
+        SELECT 'node_reload', $3, $4, $5, jsonb_strip_nulls(jsonb_build_object('node', $1::text, 'shard', $2::text))
+          FROM require_writable()
+    )
+    {ASK_RELOAD}
+    """,
+)
 GIVE_UP = Statement("shard_give_up", "SELECT give_up_last_copies($1, $2, $3, $4, $5) AS outcome")
 LAST_COPIES = Statement(
     "shard_last_copies",
@@ -183,6 +193,6 @@ async def remove_node(database: Database, node: str, *, by: Origin) -> str:
     return str(row["outcome"])
 
 
-async def ask_reload(database: Database, node: str, path: str | None = None) -> None:
+async def ask_reload(database: Database, node: str, path: str | None, *, by: Origin) -> None:
     """See ``nodes.ask_reload``."""
-    await database.write(RELOAD, node, path)
+    await database.write(RELOAD, node, path, *by)

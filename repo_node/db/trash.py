@@ -121,11 +121,18 @@ RECORD_EMPTIED = Statement(
 EXPIRE = Statement(
     "trash_expire",
     """
-    SELECT empty_trash(ARRAY(
-               SELECT o.id FROM (SELECT t.id, t.trashed_at FROM trash t ORDER BY t.id LIMIT $4) AS o
-                WHERE o.trashed_at < clock_timestamp() - make_interval(secs => $3)
-           ), 'expired') AS gone
-      FROM require_writable(), require_lease($1, $2) WHERE NOT deletions_held()
+    WITH emptied AS MATERIALIZED (
+        SELECT empty_trash(ARRAY(
+                   SELECT o.id FROM (SELECT t.id, t.trashed_at FROM trash t ORDER BY t.id LIMIT $4) AS o
+                    WHERE o.trashed_at < clock_timestamp() - make_interval(secs => $3)
+               ), 'expired') AS gone
+          FROM require_writable(), require_lease($1, $2) WHERE NOT deletions_held()
+    ), noted AS (
+        INSERT INTO events (kind, principal, request_id, detail)
+        SELECT 'trash_expire', 'holdfast', '', jsonb_build_object('items', e.gone, 'epoch', $1::bigint)
+          FROM emptied e WHERE e.gone > 0
+    )
+    SELECT gone FROM emptied
     """,
 )
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
+from repo_node.audit_retention import AuditRetention
 from repo_node.backups.schedule import ScheduledBackup
 from repo_node.cluster.leadership import Leadership, OnPrimary
 from repo_node.cluster.membership import Membership
@@ -210,6 +211,7 @@ def add_gc(parts: Parts) -> None:
     expiry = TrashExpiry(parts.database, lambda: leadership.lease, settings, parts.metrics.deletion)
     scheduled(expiry, lambda: settings.now.trash_cron, lambda: settings.now.trash_idle_seconds)
     on_primary(Usage(parts.database, settings), lambda: settings.now.usage_idle_seconds)
+    on_primary(AuditRetention(parts.database, lambda: leadership.lease), lambda: settings.now.audit_idle_seconds)
     requests = Requests(lambda: node_schedules(settings.now), timetable)
     parts.runner.add(OnPrimary(requests, leadership), lambda: Pace(None, settings.now.schedule_idle_seconds))
 

@@ -207,29 +207,3 @@ def test_a_token_that_cannot_be_made_is_400(one: RunningCluster, body: dict[str,
 @pytest.mark.parametrize("identity", ["0", "999999999", "9" * 30, "abc", "-1", "\u0663"])
 def test_revoking_what_is_no_token_is_404(one: RunningCluster, identity: str) -> None:
     assert one.admin.delete(f"{HOLDFAST}/tokens/{quote(identity)}").status == 404
-
-
-def test_events_are_followed_page_by_page_by_administrators(one: RunningCluster) -> None:
-    url = f"{HOLDFAST}/events"
-    assert one.with_token("read").get(url).status == 403
-    last = one.sql("SELECT coalesce(max(id), 0) AS id FROM events")[0]["id"]
-    paths = [new_path() for _ in range(3)]
-    for path in paths:
-        assert one.admin.put(path, path.encode()).status == 201
-    found: list[dict[str, object]] = []
-
-    def follow() -> bool:
-        nonlocal last
-        page = one.admin.get(f"{url}?after={last}&limit=2").json()
-        assert len(page["events"]) <= 2
-        last = page["next_after"]
-        found.extend(event for event in page["events"] if event["kind"] == "deploy")
-        return len(found) == 3
-
-    wait_until(follow)
-    assert [f"/artifactory/{event['repository']}/{event['path']}" for event in found] == paths
-    assert set(found[0]) == {
-        "id", "at", "kind", "repository", "path", "sha256", "principal", "request_id", "address", "detail",
-    }  # fmt: skip
-    assert errors_of(one.admin.get(f"{url}?after=x"))[0] == 400
-    assert one.admin.get(f"{url}?after={10**17}").json() == {"events": [], "next_after": 10**17}

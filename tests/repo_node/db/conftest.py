@@ -52,6 +52,9 @@ EMPTIED = (
     "lease",
     "holds",
 )
+UNGUARDED_SQL = "SET LOCAL session_replication_role = replica"
+"""Triggers keep events from being deleted."""
+GUARDED_SQL = "SET LOCAL session_replication_role = origin"
 KEPT = ("schema_migrations", "cluster", "users", "census")
 TABLES_SQL = "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace AND relkind = 'r'"
 LEAVE_SQL = (
@@ -81,8 +84,10 @@ async def clean_dsn(shared_dsn: str) -> str:
         await connection.execute(LEAVE_SQL, connection.get_server_pid())
         async with connection.transaction():
             await connection.execute(PERMIT_SQL)
+            await connection.execute(UNGUARDED_SQL)
             for name in EMPTIED:
                 await connection.execute(f"DELETE FROM {name}")
+            await connection.execute(GUARDED_SQL)
             for statement in (RESTART_SQL, SEED_SQL, ADMIN_SQL):
                 await connection.execute(statement)
     finally:

@@ -123,6 +123,7 @@ async def test_group_writes_what_its_uploads_would_by_themselves(
     assert {outcome_of(result) for result in await commit_all(groups, uploads)} == {CommitOutcome.ADOPTED}
     assert await everything(connection) == written
     ids = [deployment.upload for deployment, _ in uploads]
+    await connection.execute("SET session_replication_role = replica")
     for statement in FORGET:
         await connection.execute(statement, ids)
     for upload in uploads:

@@ -194,7 +194,7 @@ async def test_hold_in_the_middle_of_a_run_stops_it(
     await scene.upload("a", b"bytes")
     await delete(scene, "a")
     page = await garbage.page(0, 10, 0)
-    await holds.place(scene.database, "operator", "stop")
+    await holds.place(scene.database, "operator", "stop", by=Origin("x", "r"))
     with pytest.raises(DeletionsHeld):
         await garbage.collect(lease, page, 0)
     assert await run_gc(garbage, lease) == 0

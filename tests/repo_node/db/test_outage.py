@@ -60,6 +60,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedPostgre
 async def scene(server: EmbeddedPostgres, queries: Queries) -> AsyncIterator[Scene]:
     dsn = server.dsn("postgres")
     async with administrator(dsn) as connection:
+        await connection.execute("SET session_replication_role = replica")
         for name in ("replicas", "repair_queue", "gc_candidates", "artifacts", "events", "settings", "blobs"):
             await connection.execute(f"TRUNCATE {name} CASCADE")
         await connection.execute("TRUNCATE nodes, shards RESTART IDENTITY CASCADE")

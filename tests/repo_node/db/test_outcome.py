@@ -86,7 +86,7 @@ async def test_deduplication_repeated_after_a_cut_has_one_effect(
     line: Line, connection: asyncpg.Connection, fate: Fate
 ) -> None:
     _, existing = await line.scene.upload("first", b"new")
-    await connection.execute("DELETE FROM events")
+    await connection.execute("SET session_replication_role = replica; DELETE FROM events")
     deployment, ours = line.scene.deployment("f/a", b"new"), copies(2, 5)
     line.proxy.set_trap(deployment.upload.bytes, fate)
     with pytest.raises(OutcomeUnknown):

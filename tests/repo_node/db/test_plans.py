@@ -11,7 +11,7 @@ from uuid import UUID, uuid4
 import asyncpg
 import pytest
 
-from repo_node.db import artifacts, blobs, downloads, known, principals, properties, transfers, trees
+from repo_node.db import artifacts, blobs, downloads, events, known, principals, properties, transfers, trees
 from repo_node.db.blobs import CommitOutcome
 from repo_node.db.commit_groups import COMMIT_GROUP, UploadToCommit, columns
 from repo_node.db.pool import Database
@@ -40,8 +40,9 @@ FILL_SQL = f"""
     SELECT r.id, '', 'd' || i, 'x', 'x' FROM repositories r, generate_series(0, 39) AS i;
     INSERT INTO artifacts (repo_id, folder, name, blob_id, created_by, modified_by)
     SELECT r.id, 'd' || b.id % 40, 'f' || b.id, b.id, 'x', 'x' FROM repositories r, blobs b;
-    INSERT INTO events (kind, upload_id, principal, request_id)
-    SELECT 'deploy', gen_random_uuid(), 'x', 'x' FROM generate_series(1, {ROWS});
+    INSERT INTO events (kind, upload_id, repository, path, principal, request_id)
+    SELECT 'deploy', gen_random_uuid(), 'generic-local', 'd' || i % 40 || '/f' || i, 'x', 'x'
+      FROM generate_series(1, {ROWS}) AS i;
     INSERT INTO tokens (user_id, secret_sha256, ending, description, scopes)
     SELECT u.id, sha256(i::text::bytea), '', '', '{{read}}' FROM users u, generate_series(1, {ROWS}) AS i WHERE u.is_admin;
     INSERT INTO gc_candidates (blob_id) SELECT id FROM blobs WHERE id % 2 = 0;
@@ -103,6 +104,11 @@ READS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "tree": ("SELECT * FROM tree_page($1, $2, $3, $4, $5, $6)", (1, "", "d7", "", "", 50)),
     "tree, next page": ("SELECT * FROM tree_page($1, $2, $3, $4, $5, $6)", (1, "", "d7", "d7", "f2", 50)),
     "tree of the whole": ("SELECT * FROM tree_page($1, $2, $3, $4, $5, $6)", (1, "", "", "d1", "f2", 50)),
+    "events after": (events.AFTER.sql, (0, 50, 10, None, None, None, None)),
+    "events before": (events.BEFORE.sql, (50, 1, 10, None, None, None, None)),
+    "events of a path": (events.AFTER.sql, (0, 50, 10, None, None, REPOSITORY, f"{REPOSITORY}/d7")),
+    "stretch of events after": (events.AFTER_STRETCH, (0, 1 << 62, 50, datetime.now(UTC))),
+    "stretch of events before": (events.BEFORE_STRETCH, (1 << 62, 50)),
     "token": (principals.FIND_TOKEN.sql, (sha256(7),)),
     "block digests": (blobs.BLOCKS.sql, (7, 1, 8)),
     "replicas": (blobs.REPLICAS.sql, (7,)),

@@ -233,24 +233,26 @@ async def test_transaction_cancelled_in_the_middle_leaves_nothing(
 
 async def test_deadlock_is_retried_until_both_have_succeeded(clean_dsn: str, queries: Queries) -> None:
     async with opened(clean_dsn, queries, statement_timeout_seconds=10.0) as database:
-        for kind in ("a", "b"):
-            await database.write(NOTE, kind)
+        for key in ("a", "b"):
+            await database.write(
+                Statement("key", "INSERT INTO settings (key, value, updated_by) VALUES ($1, '0', 'x')"), key
+            )
         gate = asyncio.Barrier(2)
         waited: set[str] = set()
 
         async def work(connection: asyncpg.Connection, first: str, second: str) -> None:
-            await connection.execute("UPDATE events SET principal = principal || $1 WHERE kind = $1", first)
+            await connection.execute("UPDATE settings SET updated_by = updated_by || $1 WHERE key = $1", first)
             if first not in waited:
                 waited.add(first)
                 await gate.wait()
-            await connection.execute("UPDATE events SET principal = principal || $2 WHERE kind = $1", second, first)
+            await connection.execute("UPDATE settings SET updated_by = updated_by || $2 WHERE key = $1", second, first)
 
         await asyncio.gather(
             database.transact(Statement("ab", ""), lambda c: work(c, "a", "b")),
             database.transact(Statement("ba", ""), lambda c: work(c, "b", "a")),
         )
-        rows = await database.fetch(Statement("read", "SELECT principal FROM events ORDER BY kind"))
-    assert [sorted(row["principal"]) for row in rows] == [["a", "b", "x"]] * 2, "each took effect once"
+        rows = await database.fetch(Statement("read", "SELECT updated_by FROM settings ORDER BY key"))
+    assert [sorted(row["updated_by"]) for row in rows] == [["a", "b", "x"]] * 2, "each took effect once"
     assert sorted(outcome for _, outcome in queries.seen[2:5]) == ["error", "ok", "ok"], "one lost the race"
 
 
