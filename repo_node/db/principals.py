@@ -71,7 +71,7 @@ CREATE_TOKEN = Statement(
     WITH made AS (
         INSERT INTO tokens (user_id, secret_sha256, ending, description, scopes, expires_at)
         SELECT u.id, $2, $3, $4, $5, clock_timestamp() + $6::interval
-          FROM users u WHERE u.name = $1 AND u.is_enabled
+          FROM users u WHERE u.name = $1 AND u.is_enabled FOR KEY SHARE
         RETURNING id
     ), event AS (
         INSERT INTO events (kind, principal, request_id, address, detail)
