@@ -114,7 +114,8 @@ class Answer:
     def body(self) -> bytes:
         """Return the JSON that every client of Artifactory's API understands."""
         document = {"errors": [{"status": self.status, "message": self.message}]}
-        return json.dumps(document, ensure_ascii=False).encode()
+        # What a client said may be told again, and JSON can say halves of surrogate pairs, which UTF-8 cannot.
+        return json.dumps(document, ensure_ascii=False).encode(errors="replace")
 
 
 def answer_for(error: Exception) -> Answer | None:
