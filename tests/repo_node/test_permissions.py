@@ -258,6 +258,21 @@ def test_s6_a_deploy_by_checksum_finds_only_content_that_may_be_read(one: Runnin
     assert ask(hashlib.sha256(body).hexdigest())[0] == 201
 
 
+def test_a_deploy_by_checksum_of_who_may_read_a_part_does_not_list_repositories_each_time(
+    one: RunningCluster, place: str
+) -> None:
+    body = random_bytes(10)
+    assert one.admin.put(f"{REPO}/{place}/open/here", body).status == 201
+    who, headers = somebody(one, "read", "write"), {"X_Checksum_Sha256": hashlib.sha256(body).hexdigest()}
+
+    def deploy() -> float:
+        assert who.put(f"{REPO}/{place}/open/{uuid4()}", X_Checksum_Deploy="true", **headers).status == 201
+        return one.first.metric("holdfast_database_query_duration_seconds_count", query="repositories_list")
+
+    deploy()
+    assert deploy() == deploy()
+
+
 # ---------------------------------------------------------------------- anonymous access, hidden existence
 
 
