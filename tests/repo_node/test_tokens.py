@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlencode
 from uuid import uuid4
@@ -148,6 +149,19 @@ def test_an_api_key_is_made_once_replaced_and_revoked(one: RunningCluster) -> No
     assert nobody.get(ACCESS, X_JFrog_Art_Api=second).status == 200
     assert who.delete(path).status == 200 and who.delete(path).status == 404
     assert nobody.get(ACCESS, X_JFrog_Art_Api=second).status == 401
+
+
+@pytest.mark.parametrize(("verb", "statuses"), [("POST", [201, 409, 409, 409]), ("PUT", [200] * 4)])
+def test_one_api_key_is_valid_after_several_were_asked_for_at_once(
+    one: RunningCluster, verb: str, statuses: list[int]
+) -> None:
+    who = client_of(one, new_user(one))
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: who.request(verb, "/artifactory/api/security/apiKey"), range(4)))
+    assert sorted(answer.status for answer in made) == statuses
+    keys = [answer.json()["apiKey"] for answer in made if answer.status < 300]
+    nobody = one.first.client()
+    assert sorted(nobody.get(ACCESS, X_JFrog_Art_Api=key).status for key in keys) == [200] + [401] * (len(keys) - 1)
 
 
 @pytest.mark.parametrize(
