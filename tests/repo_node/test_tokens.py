@@ -10,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from tests.repo_node.http import Answer, Client
-from tests.repo_node.nodes import RunningCluster, random_bytes, wait_until
+from tests.repo_node.nodes import RunningCluster, wait_until
 from tests.repo_node.people import client_of, grant, new_user
 
 ACCESS = "/artifactory/access/api/v1/tokens"
@@ -165,7 +165,8 @@ def test_one_api_key_is_valid_after_several_were_asked_for_at_once(
 
 
 @pytest.mark.parametrize(
-    "body", [random_bytes(50), b"scope=%ff", b"&".join(b"a=1" for _ in range(100)), b"expires_in=-1", b"expires_in=x"]
+    "body",
+    [b"\x90J<\xfe\x00%", b"scope=%ff", b"&".join(b"a=1" for _ in range(100)), b"expires_in=-1", b"expires_in=x"],
 )
 def test_a_form_that_cannot_be_read_makes_no_token(one: RunningCluster, body: bytes) -> None:
     who = client_of(one, new_user(one))
