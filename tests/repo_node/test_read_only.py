@@ -65,6 +65,7 @@ def refuses(node: RunningNode) -> bool:
     return node.admin.put(new_path(), b"x").status == 503
 
 
+API_KEY = "/artifactory/api/security/apiKey"
 REFUSED = {
     "upload": ("PUT", new_path()),
     "upload of a folder": ("PUT", new_path("/")),
@@ -74,6 +75,7 @@ REFUSED = {
     "job": ("POST", "/artifactory/api/holdfast/jobs/gc/run"),
     "shard": ("POST", "/artifactory/api/holdfast/shards/1/drain"),
     "token": ("POST", "/artifactory/api/holdfast/tokens"),
+    "API key": ("PUT", API_KEY),
     "another setting": ("PUT", "/artifactory/api/holdfast/settings/redundancy"),
     "fsck": ("POST", "/artifactory/api/holdfast/checks"),
     "trash": ("POST", "/artifactory/api/holdfast/trash/empty"),
@@ -86,6 +88,7 @@ def test_changes_are_refused_with_the_reason_on_every_node_and_reads_go_on(pair:
     kept = "/artifactory/generic-local/kept"
     assert pair.admin.put(kept, body).status == 201
     secret = pair.admin.post_json("/artifactory/api/holdfast/tokens", {"scopes": ["read"]}).json()
+    assert pair.admin.request("POST", API_KEY).status == 201
     before = pair.sql("SELECT count(*) FROM events WHERE kind <> 'setting'")[0][0]
     with pair.settings(read_only_reason=REASON):
         for node in pair.nodes:
@@ -102,6 +105,7 @@ def test_changes_are_refused_with_the_reason_on_every_node_and_reads_go_on(pair:
         assert pair.first.client().put(kept, b"x").status == 401, "whoever may not know is told nothing"
         # A token that leaked must not wait.
         assert pair.admin.request("DELETE", f"/artifactory/api/holdfast/tokens/{secret['id']}").status == 204
+        assert pair.admin.request("DELETE", API_KEY).status == 200
         events = pair.sql("SELECT kind FROM events WHERE kind <> 'setting' ORDER BY id")[before:]
         assert {row["kind"] for row in events} <= {"token_revoke"}
     assert all(not refuses(node) for node in pair.nodes)

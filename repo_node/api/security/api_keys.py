@@ -14,7 +14,7 @@ from repo_node.db import api_keys
 from repo_node.errors import NotFound, RequestError
 from repo_node.web.addresses import origin_of
 from repo_node.web.context import principal_of
-from repo_node.web.routes import Routes
+from repo_node.web.routes import Routes, WhileReadOnly
 from repo_node.web.state import NODE
 
 PATH = "/artifactory/api/security/apiKey"
@@ -25,7 +25,8 @@ def add_routes(routes: Routes) -> None:
     routes.add("GET", PATH, read, Permission.ACCOUNT)
     routes.add("POST", PATH, create, Permission.ACCOUNT)
     routes.add("PUT", PATH, regenerate, Permission.ACCOUNT)
-    routes.add("DELETE", PATH, revoke, Permission.ACCOUNT)
+    # One that leaked must not wait.
+    routes.add("DELETE", PATH, revoke, Permission.ACCOUNT, while_read_only=WhileReadOnly.SERVED)
 
 
 async def read(request: web.Request) -> web.StreamResponse:
