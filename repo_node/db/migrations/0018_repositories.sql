@@ -933,17 +933,22 @@ BEGIN
 END
 $$;
 
--- Count the artifacts of a repository with a quota, once. What changes meanwhile is in the one or in the other part of
--- what this one snapshot subtracts; whoever changes the quota waits.
+-- Count the artifacts of a repository with a quota, once; false when that is done, or somebody is at it. What changes
+-- meanwhile is in the one or in the other part of what this one snapshot subtracts; whoever changes the quota waits.
 CREATE FUNCTION count_usage(p_repo integer)
-RETURNS void LANGUAGE plpgsql AS $$
+RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM pg_advisory_xact_lock(4, p_repo);
+    IF NOT pg_try_advisory_xact_lock(4, p_repo) THEN
+        RETURN false;
+    END IF;
     INSERT INTO repository_usage (repo_id, bytes)
     SELECT r.id, coalesce((SELECT sum(b.size) FROM artifacts a JOIN blobs b ON b.id = a.blob_id WHERE a.repo_id = r.id), 0)
                  - coalesce((SELECT sum(c.bytes) FROM usage_changes c WHERE c.repo_id = r.id), 0)
-      FROM repositories r WHERE r.id = p_repo AND r.quota_bytes IS NOT NULL
+      FROM repositories r
+     WHERE r.id = p_repo AND r.quota_bytes IS NOT NULL
+       AND NOT EXISTS (SELECT 1 FROM repository_usage u WHERE u.repo_id = r.id)
     ON CONFLICT (repo_id) DO NOTHING;
+    RETURN FOUND;
 END
 $$;
 

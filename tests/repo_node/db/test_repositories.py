@@ -198,13 +198,16 @@ async def test_uploads_go_on_while_a_change_waits_for_who_counts(scene: Scene, c
     transaction = connection.transaction()
     await transaction.start()
     await connection.execute(usage.COUNT, scene.repository)
-    waiting = asyncio.create_task(change(scene, description="changed"))
+    await change(scene, description="changed")
+    waiting = asyncio.create_task(change(scene, quota_bytes=2_000))
     await until_blocked(connection)
+    assert not await usage.count(scene.database, scene.repository)
     async with asyncio.timeout(3):
         await scene.upload("f/a")
     assert not waiting.done()
     await transaction.commit()
     await waiting
+    assert not await usage.count(scene.database, scene.repository)
 
 
 @pytest.mark.parametrize("plan", ["force_custom_plan", "force_generic_plan"])
