@@ -15,6 +15,7 @@ from repo_node.config import NodeConfig, PeerTlsSection, TlsSection
 from repo_node.tls import contexts
 
 CERTIFICATE_MARK, KEY_MARK, REVOKED_MARK = "BEGIN CERTIFICATE-----", "PRIVATE KEY-----", "BEGIN X509 CRL-----"
+CERTIFICATE_BEGIN, CERTIFICATE_END = f"-----{CERTIFICATE_MARK}", "-----END CERTIFICATE-----"
 FILE_BYTES_MAX = 1 << 20
 FAULTS = {
     "KEY_VALUES_MISMATCH": ("key_file", "{key} is not the key of the certificate in {certificate}"),
@@ -116,8 +117,12 @@ def made(section: TlsSection, make: Callable[[], ssl.SSLContext]) -> ssl.SSLCont
 
 def certified(section: TlsSection, listening: ssl.SSLContext, calling: ssl.SSLContext | None, text: str) -> Certified:
     """Return what is known of a certificate that is valid now. Raises ``CertificateError``."""
-    own = text[text.index("-----" + CERTIFICATE_MARK) : text.index("-----END CERTIFICATE-----")]
-    own += "-----END CERTIFICATE-----\n"
+    _, begun, rest = text.partition(CERTIFICATE_BEGIN)
+    own, ended, _ = rest.partition(CERTIFICATE_END)
+    if not (begun and ended):
+        # Whoever writes it had not come that far, and has by now: the contexts are made of the file as it is.
+        raise CertificateError("certificate_file", f"{section.certificate_file} was only half written")
+    own = f"{begun}{own}{ended}\n"
     # Whoever shows a certificate to peers wants one of theirs too; here any will do, and nobody has to agree.
     anybody = made(section, lambda: contexts.for_clients(section.certificate_file, section.key_file))
     begins_at = ends_at = 0.0

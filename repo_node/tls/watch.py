@@ -104,8 +104,12 @@ class Certificates:
             await wait(self._wake, LOOK_SECONDS)
             self._wake.clear()
             for one in self._in_use.values():
-                await self._look(one)
-                self._warn(one)
+                try:
+                    await self._look(one)
+                    self._warn(one)
+                except Exception:
+                    # Nobody would miss this task before a certificate ends.
+                    log.exception("a certificate could not be looked at", extra={"facts": {"listener": one.listener}})
 
     async def _look(self, one: InUse) -> None:
         stamps = await asyncio.to_thread(stamps_of, one.files)

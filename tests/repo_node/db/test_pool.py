@@ -15,8 +15,20 @@ from urllib.parse import urlsplit
 import asyncpg
 import pytest
 
-from repo_node.db import artifacts, blobs, durability, migrate, principals, repositories, settings
-from repo_node.db.errors import CatalogueUnavailable, OutcomeUnknown
+from repo_node.db import (
+    artifacts,
+    atomic_commits,
+    blobs,
+    commit_groups,
+    durability,
+    known,
+    migrate,
+    principals,
+    repositories,
+    searches,
+    settings,
+)
+from repo_node.db.errors import CatalogueUnavailable, NotPermitted, OutcomeUnknown
 from repo_node.db.pool import ATTEMPTS_MAX, Database, Statement, open_database
 from tests.repo_node.db.scene import WAIT_SECONDS, Queries, database_section
 from tests.repo_node.db.severing_proxy import open_proxy
@@ -364,12 +376,53 @@ async def test_no_task_is_left_behind(database: Database) -> None:
 
 def test_no_statement_leaves_a_trace_in_its_session() -> None:
     """Connections go back to the pool as they are: see ``repo_node.db.pool``."""
-    trace = re.compile(r"\b(SET\s+(SESSION|LOCAL|TIME)|LISTEN|PREPARE|TEMP|pg_(try_)?advisory_lock|set_config)\b", re.I)
+    # What is set until the end of the transaction is not the session's: that of a lone statement ends with it.
+    trace = re.compile(
+        r"\b(?:SET\s+(?:SESSION|TIME)|LISTEN \w|PREPARE|TEMP|pg_(?:try_)?advisory_lock)\b"
+        r"|\bset_config\s*\((?![^()]*,\s*true\s*\))",
+        re.I,
+    )
     text = migrate.schema_text()
-    for module in (artifacts, blobs, durability, principals, repositories, settings):
+    for module in (
+        artifacts,
+        atomic_commits,
+        blobs,
+        commit_groups,
+        durability,
+        known,
+        principals,
+        repositories,
+        searches,
+        settings,
+    ):
         text += inspect.getsource(module)
     assert trace.findall(text) == []
-    assert trace.search("SELECT pg_advisory_lock(1)") and not trace.search("SELECT pg_advisory_xact_lock(1)")
+    for statement in ("SELECT pg_advisory_lock(1)", "SELECT set_config('a.b', $1, false)", "set_config($1, $2, $3)"):
+        assert trace.search(statement)
+    for statement in ("SELECT pg_advisory_xact_lock(1)", "PERFORM set_config('a.b', p_c, true)"):
+        assert not trace.search(statement)
+
+
+async def test_what_a_statement_may_not_do_the_next_one_on_its_connection_may(clean_dsn: str, queries: Queries) -> None:
+    """``limit_to`` sets something for its transaction, which is that of a lone statement, or of a batch of them."""
+    limited = Statement("limited", "SELECT limit_to('overwrite folder', $1)")
+    free = Statement("free", "SELECT refuse_beyond_limit('overwrite', 'x'), refuse_beyond_limit('folder', 'x')")
+    both = Statement("both", f"{limited.sql} AS repo, refuse_beyond_limit('folder', 'x')")
+    async with opened(clean_dsn, queries, pool_connections_max=2) as database:
+        backends = {await database._run(ONE, backend_of)}
+        await database.fetchrow(limited, 1)
+        await database.fetchrow(free)
+        await database.write_each(limited, [(1,), (2,)])
+        await database.fetchrow(free)
+        with pytest.raises(NotPermitted):
+            await database.fetchrow(both, 1)
+        await database.fetchrow(free)
+        backends.add(await database._run(ONE, backend_of))
+    assert len(backends) == 1, "it was one connection all the time"
+
+
+async def backend_of(connection: asyncpg.Connection) -> int:
+    return connection.get_server_pid()
 
 
 async def until_asleep(connection: asyncpg.Connection) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from repo_node.config import ConfigError, load
+from repo_node.config import ConfigError, TlsSection, load
 from repo_node.keys import new_cluster_key
+from repo_node.tls import certificates
 from repo_node.tls.certificates import CertificateError, Certified, faults_of, for_clients, for_peers
 from tests.certificates import CURVE, Authority, Pair, openssl
 
@@ -217,3 +218,20 @@ def test_a_fault_is_an_error_with_the_entry_at_fault(node: Node, authority: Auth
     with pytest.raises(CertificateError) as caught:
         for_clients(section)
     assert caught.value.key == "key_file"
+
+
+def test_a_certificate_that_is_written_while_it_is_read_is_a_fault_like_others(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = authority.pair("node-1")
+    whole, read_pair = pair.certificate.read_text(), certificates.read_pair
+
+    def read_too_early(section: TlsSection) -> str:
+        pair.certificate.write_text(whole[: len(whole) // 2])
+        text = read_pair(section)
+        pair.certificate.write_text(whole)
+        return text
+
+    monkeypatch.setattr(certificates, "read_pair", read_too_early)
+    with pytest.raises(CertificateError, match="half written"):
+        certificates.for_clients(TlsSection(certificate_file=pair.certificate, key_file=pair.key))

@@ -149,6 +149,21 @@ async def test_a_changed_certificate_that_is_wrong_is_told_of_and_not_used(
         await changed(certificates, authority, before)
 
 
+async def test_looking_goes_on_whatever_comes_of_one_look(
+    authority: Authority, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = authority.pair("node-1")
+    async with watched(tmp_path, pair, authority) as certificates:
+        before = shown(certificates, authority)
+        with monkeypatch.context() as broken:
+            broken.setattr(watch, "stamps_of", lambda _: 1 / 0)
+            async with asyncio.timeout(10):
+                while not any("could not be looked at" in one.message for one in caplog.records):
+                    await asyncio.sleep(0.01)
+        pair.replace(authority.pair("node-1"))
+        await changed(certificates, authority, before)
+
+
 @pytest.mark.parametrize(
     ("left_seconds", "message"),
     [
