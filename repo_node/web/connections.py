@@ -16,6 +16,7 @@ from aiohttp.web_server import Server
 from repo_node.config import HttpSection
 from repo_node.errors import Answer
 from repo_node.metrics import Metrics
+from repo_node.tls.handshakes import Handshakes
 from repo_node.web.arrival import on_arrival
 from repo_node.web.routes import NO_ROUTE
 
@@ -72,7 +73,9 @@ class LimitedHandler(RequestHandler):
         assert isinstance(self._manager, LimitedServer)
         # Not an isinstance: uvloop's transports are no subclasses of asyncio's.
         self._sending = cast(asyncio.Transport, transport)
-        self._has_tls = transport.get_extra_info("ssl_object") is not None
+        if (secured := transport.get_extra_info("ssl_object")) is not None:
+            self._has_tls = True
+            self._manager.handshakes.end(secured)
         if self._manager.connections_count >= self._http.connections_max:
             self._cut("connections_max")
         super().connection_made(transport)
@@ -234,11 +237,23 @@ async def say_server(request: web.BaseRequest, response: web.StreamResponse) -> 
 
 
 class LimitedServer(Server):
-    """Makes ``LimitedHandler``s."""
+    """Makes ``LimitedHandler``s. Of ``connections_max`` those that shake hands have what others leave."""
+
+    def __init__(self, *args: Any, http: HttpSection, metrics: Metrics, **options: Any) -> None:
+        super().__init__(*args, http=http, metrics=metrics, **options)
+        self._http = http
+        self._metrics = metrics
+        self.handshakes = Handshakes(self._room, http.header_timeout_seconds)
 
     @property
     def connections_count(self) -> int:
         return len(self._connections)
+
+    def _room(self) -> int:
+        room = self._http.connections_max - self.connections_count
+        if len(self.handshakes) >= room:
+            self._metrics.connections_cut.labels("connections_max").inc()
+        return room
 
     def __call__(self) -> RequestHandler:
         return LimitedHandler(self, loop=self._loop, **self._kwargs)

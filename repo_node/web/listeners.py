@@ -13,7 +13,8 @@ from aiohttp import web
 
 from repo_node.config import Address, NodeConfig
 from repo_node.node import Node
-from repo_node.web.connections import LimitedRunner
+from repo_node.tls.contexts import LiveContext
+from repo_node.web.connections import LimitedRunner, LimitedServer
 
 BACKLOG = 1024
 FAREWELL_SECONDS = 86_400.0
@@ -141,6 +142,8 @@ async def serving_public(
     """
     runner = LimitedRunner(app, config.http, node.metrics)
     async with running(runner):
+        if isinstance(tls, LiveContext) and isinstance(runner.server, LimitedServer):
+            tls.handshakes = runner.server.handshakes
         service = Service(runner, tls, config.http.header_timeout_seconds, FAREWELL_SECONDS)
         await service.serve(listeners.public)
         if listeners.front is not None:

@@ -7,7 +7,7 @@ import socket
 import ssl
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -177,3 +177,22 @@ async def test_a_client_that_keeps_its_connection_and_is_idle_is_not_cut(
                 count += len(await asyncio.to_thread(asked.recv, 1 << 16))
             await asyncio.sleep(4 * IDLE_SECONDS)
             assert listener.connections == 1
+
+
+async def test_clients_that_shake_no_hands_are_limited_with_all_others(
+    tmp_path: Path, pair: Pair, authority: Authority
+) -> None:
+    async with served(tmp_path, pair, authority, header_timeout_seconds=1.5) as listener:
+        with ExitStack() as stack:
+            stack.enter_context(await asyncio.to_thread(listener.ask))
+            for _ in range(CONNECTIONS_MAX - 1):
+                stack.enter_context(await asyncio.to_thread(listener.dial))
+            extra = stack.enter_context(await asyncio.to_thread(listener.dial))
+            with suppress(ConnectionError):
+                assert await asyncio.to_thread(extra.recv, 1) == b""
+            assert listener.cuts("connections_max") == 1
+            # Their time for it ends, and others get their places.
+            await asyncio.sleep(1.7)
+            asked = await asyncio.to_thread(listener.ask, CLOSE)
+            assert await asyncio.to_thread(read_slowly, asked, 0.0) > BODY_BYTES
+            assert listener.cuts("connections_max") == 1
