@@ -17,8 +17,11 @@ from typing import Any, TextIO
 
 from repo_node.config import LogSection
 
+REQUESTS = "holdfast.requests"
+"""The logger whose lines are gathered: there is one for each request. All else is rare, and written at once."""
+
 GATHER_SECONDS = 0.05
-"""How long a line waits for others to be written with it: what a killed process may keep to itself."""
+"""How long a request's line waits for others to be written with it: what a killed process may keep to itself."""
 
 GATHERED_MAX = 256
 
@@ -58,7 +61,7 @@ class TextFormatter(logging.Formatter):
 
 
 class GatheringHandler(logging.Handler):
-    """Writes the lines of a moment together: at once when one warns, or comes from a thread without an event loop."""
+    """Writes the lines of a moment's requests together, and before any other line: those of all else at once."""
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
@@ -68,7 +71,8 @@ class GatheringHandler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         try:
             self._lines.append(self.format(record))
-            if record.levelno >= logging.WARNING or len(self._lines) >= GATHERED_MAX:
+            urgent = record.name != REQUESTS or record.levelno >= logging.WARNING
+            if urgent or len(self._lines) >= GATHERED_MAX:
                 self.flush()
             elif len(self._lines) == 1:
                 self._flush_later()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -43,9 +44,11 @@ SAVE = Statement(
 UNKNOWN_USER = "SELECT min(n) FROM unnest($1::text[]) AS n WHERE NOT EXISTS (SELECT 1 FROM users WHERE name = n)"
 REMOVE = """
     DELETE FROM group_members WHERE group_id = $1 AND user_id NOT IN (SELECT id FROM users WHERE name = ANY ($2))
+    RETURNING (SELECT name FROM users WHERE id = user_id)
 """
 ADD = """
     INSERT INTO group_members (user_id, group_id) SELECT id, $1 FROM users WHERE name = ANY ($2) ON CONFLICT DO NOTHING
+    RETURNING (SELECT name FROM users WHERE id = user_id)
 """
 DELETE = Statement(
     "group_delete",
@@ -86,6 +89,7 @@ async def save(
     """
 
     async def work(connection: asyncpg.Connection) -> bool:
+        told: dict[str, Any] = {"name": name}
         row: Any = await connection.fetchrow(SAVE.sql, name, description, auto_join)
         if is_new is not None and row["made"] is not is_new:
             raise NameTaken(name) if is_new else NoSuchName(f"There is no group {name}.")
@@ -93,9 +97,11 @@ async def save(
             unknown = await connection.fetchval(UNKNOWN_USER, list(members))
             if unknown is not None:
                 raise UnknownName(f"There is no user {unknown}.")
-            await connection.execute(REMOVE, row["id"], list(members))
-            await connection.execute(ADD, row["id"], list(members))
-        await connection.execute(RECORD, "group_create" if row["made"] else "group_change", *by, name)
+            for what, sql in (("left", REMOVE), ("joined", ADD)):
+                told[what] = sorted(one[0] for one in await connection.fetch(sql, row["id"], list(members)))
+        if auto_join is not None:
+            told["auto_join"] = auto_join
+        await connection.execute(RECORD, "group_create" if row["made"] else "group_change", *by, json.dumps(told))
         return bool(row["made"])
 
     return await database.transact(SAVE, work)

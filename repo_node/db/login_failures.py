@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 
 from repo_node.db.pool import Database, Statement
+from repo_node.origin import Origin
 
 NAME_CHARACTERS_MAX = 64
 """Longer names are cut: no user has one."""
@@ -61,8 +62,20 @@ LOCKED = Statement(
      ORDER BY f.name
     """,
 )
-UNLOCK = Statement("logins_unlock", "DELETE FROM login_failures WHERE kind = 'user' AND name = ANY ($1::text[])")
-UNLOCK_ALL = Statement("logins_unlock_all", "DELETE FROM login_failures")
+# Only users are told of: a name that nobody has may be a password that was typed at the wrong place.
+UNLOCK = Statement(
+    "logins_unlock",
+    """
+    WITH gone AS (
+        DELETE FROM login_failures WHERE $1::text[] IS NULL OR (kind = 'user' AND name = ANY ($1)) RETURNING kind, name
+    )
+    INSERT INTO events (kind, principal, request_id, address, detail)
+    SELECT 'user_unlock', $2, $3, $4,
+           jsonb_build_object('names', coalesce(jsonb_agg(u.name ORDER BY u.name) FILTER (WHERE u.name IS NOT NULL),
+                                                '[]'), 'all', $1 IS NULL)
+      FROM gone LEFT JOIN users u ON gone.kind = 'user' AND u.name = gone.name HAVING count(*) > 0
+    """,
+)
 
 
 async def standing(
@@ -89,6 +102,6 @@ async def list_locked(database: Database, *, user_max: int, lock_seconds: float)
     return [row["name"] for row in await database.fetch(LOCKED, user_max, timedelta(seconds=lock_seconds))]
 
 
-async def unlock(database: Database, users: list[str] | None) -> None:
+async def unlock(database: Database, users: list[str] | None, *, by: Origin) -> None:
     """Let these users log in again; None: all of them, and from every address."""
-    await (database.write(UNLOCK_ALL) if users is None else database.write(UNLOCK, users))
+    await database.write(UNLOCK, users, *by)

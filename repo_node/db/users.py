@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -58,6 +59,18 @@ class AccountChanges:
     must_change_password: bool | None = None
     groups: Sequence[str] | None = None
 
+    def told(self) -> dict[str, Any]:
+        """Return what the event of these changes tells: of a password, that there is another one."""
+        told = {
+            "email": self.email,
+            "password": None if self.password_hash is None else self.password_hash != NO_PASSWORD,
+            "admin": self.is_admin,
+            "enabled": self.is_enabled,
+            "must_change_password": self.must_change_password,
+            "groups": None if self.groups is None else list(self.groups),
+        }
+        return {key: value for key, value in told.items() if value is not None}
+
 
 LIST = Statement("users_list", "SELECT name FROM users ORDER BY name")
 FIND = Statement(
@@ -101,7 +114,7 @@ UNKNOWN_GROUP = """
 """
 RECORD = """
     INSERT INTO events (kind, principal, request_id, address, detail)
-    VALUES ($1, $2, $3, $4, jsonb_build_object('name', $5::text))
+    VALUES ($1, $2, $3, $4, $5::jsonb)
 """
 DELETE_TOKENS = "DELETE FROM tokens WHERE user_id = (SELECT id FROM users WHERE name = $1)"
 DELETE = Statement("user_delete", "DELETE FROM users WHERE name = $1 RETURNING id")
@@ -158,7 +171,8 @@ async def save(
             await connection.execute(AUTO_JOIN, row["id"])
         if changes.groups is not None:
             await set_groups(connection, row["id"], changes.groups, keep=row["made"])
-        await connection.execute(RECORD, "user_create" if row["made"] else "user_change", *by, name)
+        told = json.dumps({"name": name, **changes.told()})
+        await connection.execute(RECORD, "user_create" if row["made"] else "user_change", *by, told)
         return bool(row["made"])
 
     return await database.transact(SAVE, work)
@@ -184,7 +198,7 @@ async def delete(database: Database, name: str, *, by: Origin) -> bool:
             return False
         if not await connection.fetchval(HAS_ADMIN):
             raise LastAdministrator(name)
-        await connection.execute(RECORD, "user_delete", *by, name)
+        await connection.execute(RECORD, "user_delete", *by, json.dumps({"name": name}))
         return True
 
     return await database.transact(DELETE, work)

@@ -13,6 +13,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from repo_node.auth.permissions import ANONYMOUS, Permission
 from repo_node.db.errors import CatalogueUnavailable
 from repo_node.errors import Answer, Forbidden, NotFound, Unauthenticated, absent, answer_for
+from repo_node.logs import REQUESTS
 from repo_node.logs import request_id as current_request_id
 from repo_node.read_only import require_heard, require_writable
 from repo_node.views import View
@@ -37,7 +38,7 @@ from sharding.identifiers import uuid7
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-log = logging.getLogger("holdfast.requests")
+log = logging.getLogger(REQUESTS)
 
 ACCEPTED_ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 METHODS = frozenset({"GET", "HEAD", "PUT", "POST", "DELETE", "PATCH", "OPTIONS"})

@@ -21,13 +21,13 @@ from tests.repo_node.nodes import (
     PASSWORD,
     RunningCluster,
     configure,
+    errors_of,
     new_path,
     prepare,
     run_nodes,
     wait_until,
 )
 from tests.repo_node.test_auth import ROUTES
-from tests.repo_node.test_system import errors_of
 
 AUDIT = "/artifactory/api/holdfast/audit"
 BASE = "/artifactory/api"
@@ -38,7 +38,7 @@ OWN = f"{BASE}/holdfast"
 class Act:
     """A request that changes something, and the kind of event that tells of it.
 
-    ``{...}`` in the target stands for something that an earlier act or the scene has made.
+    ``{...}`` in the target, a header or the document stands for something that an earlier act or the scene has made.
     """
 
     method: str
@@ -48,6 +48,7 @@ class Act:
     document: Mapping[str, Any] | None = None
     headers: Mapping[str, str] = field(default_factory=dict)
     body: bytes | None = None
+    principal: str = "admin"
 
 
 ITEM = "/artifactory/{item}"
@@ -55,6 +56,18 @@ STORAGE = f"{BASE}/storage/{{item}}"
 SHARD, NODE = f"{OWN}/shards/{{id}}", f"{OWN}/nodes/{{id}}"
 SETTING = f"{OWN}/settings/{{key}}"
 REPOSITORY = f"{BASE}/repositories/{{key}}"
+SECURITY = f"{BASE}/security"
+USER, GROUP = f"{SECURITY}/users/{{name}}", f"{SECURITY}/groups/{{name}}"
+AUTHORIZATION, UNLOCK = f"{SECURITY}/users/authorization", f"{SECURITY}/unlockUsers"
+TARGETS, TARGETS2 = f"{SECURITY}/permissions", f"{BASE}/v2/security/permissions"
+ACCESS, ACCESS2 = "/artifactory/access/api/v1/tokens", "/access/api/v1/tokens"
+TOKEN, KEY = f"{SECURITY}/token", f"{SECURITY}/apiKey"
+PASSWORDS = {
+    "userName": "worker",
+    "oldPassword": PASSWORD,
+    "newPassword1": f"other-{PASSWORD}",
+    "newPassword2": f"other-{PASSWORD}",
+}
 
 # In an order in which each finds what it needs. An overwritten artifact is told of by the new one's deployment, a
 # folder that goes or moves by one event at its path, whatever lies in it.
@@ -83,6 +96,42 @@ ACTS = (
     Act("DELETE", SETTING, f"{OWN}/settings/ranges_max", "setting"),
     Act("POST", f"{OWN}/tokens", f"{OWN}/tokens", "token_create", {"scopes": ["read"]}),
     Act("DELETE", f"{OWN}/tokens/{{id}}", f"{OWN}/tokens/{{token}}", "token_revoke"),
+    Act("POST", ACCESS, ACCESS, "token_create"),
+    Act("DELETE", f"{ACCESS}/{{id}}", f"{ACCESS}/{{token}}", "token_revoke"),
+    Act("POST", ACCESS2, ACCESS2, "token_create"),
+    Act("DELETE", f"{ACCESS2}/{{id}}", f"{ACCESS2}/{{token}}", "token_revoke"),
+    Act("POST", TOKEN, TOKEN, "token_create", {"username": "admin"}),
+    Act("POST", f"{TOKEN}/revoke", f"{TOKEN}/revoke", "token_revoke", {"token": "{secret}"}),
+    Act("POST", ACCESS, ACCESS, "token_create"),
+    Act("DELETE", f"{ACCESS}/revoke", f"{ACCESS}/revoke", "token_revoke", {"token_id": "{token}"}),
+    Act("POST", ACCESS2, ACCESS2, "token_create"),
+    Act("DELETE", f"{ACCESS2}/revoke", f"{ACCESS2}/revoke", "token_revoke", {"token": "{secret}"}),
+    Act("POST", KEY, KEY, "token_create"),
+    Act("PUT", KEY, KEY, "token_replace"),
+    Act("DELETE", KEY, KEY, "token_revoke"),
+    Act("PUT", GROUP, f"{SECURITY}/groups/workers", "group_create", {"description": "who works"}),
+    Act("PUT", USER, f"{SECURITY}/users/worker", "user_create", {"email": "w@x", "password": PASSWORD}),
+    Act("POST", USER, f"{SECURITY}/users/worker", "user_change", {"groups": ["workers"]}),
+    Act("POST", GROUP, f"{SECURITY}/groups/workers", "group_change", {"userNames": ["worker"]}),
+    Act("PUT", f"{TARGETS}/{{name}}", f"{TARGETS}/t1", "permission_create", {"repositories": ["ANY"]}),
+    Act("PUT", f"{TARGETS2}/{{name}}", f"{TARGETS2}/t1", "permission_change", {"repo": {"repositories": ["ANY"]}}),
+    Act("POST", f"{TARGETS2}/{{name}}", f"{TARGETS2}/t2", "permission_create", {"repo": {"repositories": ["ANY"]}}),
+    Act("DELETE", f"{TARGETS}/{{name}}", f"{TARGETS}/t1", "permission_delete"),
+    Act("DELETE", f"{TARGETS2}/{{name}}", f"{TARGETS2}/t2", "permission_delete"),
+    Act(
+        "POST",
+        f"{AUTHORIZATION}/changePassword",
+        f"{AUTHORIZATION}/changePassword",
+        "password_change",
+        PASSWORDS,
+        principal="worker",
+    ),
+    Act("POST", f"{AUTHORIZATION}/expirePassword/{{name}}", f"{AUTHORIZATION}/expirePassword/worker", "user_change"),
+    Act("POST", f"{UNLOCK}/{{name}}", f"{UNLOCK}/worker", "user_unlock"),
+    Act("POST", UNLOCK, UNLOCK, "user_unlock", body=b'["worker"]'),
+    Act("POST", f"{SECURITY}/unlockAllUsers", f"{SECURITY}/unlockAllUsers", "user_unlock"),
+    Act("DELETE", USER, f"{SECURITY}/users/worker", "user_delete"),
+    Act("DELETE", GROUP, f"{SECURITY}/groups/workers", "group_delete"),
     Act("POST", f"{BASE}/system/storage/gc", f"{BASE}/system/storage/gc", "job_request"),
     Act("POST", f"{OWN}/jobs/{{job}}/run", f"{OWN}/jobs/trim/run", "job_request"),
     Act("POST", f"{OWN}/gc/hold", f"{OWN}/gc/hold", "hold", {"detail": "a test"}),
@@ -131,6 +180,14 @@ def test_s40_the_acts_are_all_that_the_router_lets_change() -> None:
     assert {(act.method, act.template) for act in ACTS} == mutating - READING
 
 
+def body_of(act: Act, made: Mapping[str, Any]) -> bytes | None:
+    if act.document is None:
+        return act.body
+    return json.dumps(
+        {key: value.format(**made) if isinstance(value, str) else value for key, value in act.document.items()}
+    ).encode()
+
+
 def test_s40_every_act_is_noted_once_with_who_and_from_where(acts: RunningCluster) -> None:
     made: dict[str, Any] = {}
     for act in ACTS:
@@ -138,20 +195,22 @@ def test_s40_every_act_is_noted_once_with_who_and_from_where(acts: RunningCluste
             rows = {row["state"]: row["id"] for row in acts.sql(GHOSTS)}
             acts.sql(COUNTED, rows["lost"])
             made |= {"empty": rows["read_only"], "lost": rows["lost"]}
-        identity = uuid4().hex
-        body = act.body if act.document is None else json.dumps(act.document).encode()
+        elif act.kind == "user_unlock":
+            acts.sql("INSERT INTO login_failures (kind, name) VALUES ('user', 'worker')")
+        identity, body = uuid4().hex, body_of(act, made)
         headers = {name: value.format(**made) for name, value in act.headers.items()} | {"X-Request-Id": identity}
         answer = acts.admin.request(act.method, act.target.format(**made), body, headers)
         assert 200 <= answer.status < 300, (act, answer)
         events = acts.admin.get(f"{AUDIT}?limit=50").json()["events"]
         noted = [one for one in events if one["request_id"] == identity]
-        assert [(one["kind"], one["principal"], one["address"]) for one in noted] == [(act.kind, "admin", LOOPBACK)], (
-            act
-        )
+        told = [(one["kind"], one["principal"], one["address"]) for one in noted]
+        assert told == [(act.kind, act.principal, LOOPBACK)], act
+        assert PASSWORD not in str(noted) and "hf_tok_" not in str(noted) and "argon2" not in str(noted), act
         if act.kind == "deploy":
             made["sha256"] = noted[0]["sha256"]
         elif act.kind == "token_create":
-            made["token"] = answer.json()["id"]
+            made["token"] = str(noted[0]["detail"]["token"])
+            made["secret"] = answer.json().get("access_token")
 
 
 def test_a_refused_or_idle_request_is_noted_by_no_event(one: RunningCluster) -> None:

@@ -261,25 +261,32 @@ def test_the_secrets_of_a_configuration_do_not_show(one: RunningCluster) -> None
     assert (urlsplit(one.dsn).password or "no password") not in shown
 
 
-async def test_lines_of_a_moment_are_written_together_and_in_order() -> None:
+async def test_lines_of_a_moments_requests_are_written_together_and_all_others_at_once_in_order() -> None:
     out = io.StringIO()
     handler = logs.GatheringHandler(out)
     for number in range(3):
-        handler.handle(record(str(number)))
+        handler.handle(of_requests(str(number)))
     assert not out.getvalue()
     await asyncio.sleep(2 * logs.GATHER_SECONDS)
     assert out.getvalue().split() == ["0", "1", "2"]
-    handler.handle(record("3"))
-    warning = record("4")
-    warning.levelno = logging.WARNING
-    handler.handle(warning)
+    handler.handle(of_requests("3"))
+    handler.handle(of_requests("4", logging.WARNING))
     assert out.getvalue().split() == ["0", "1", "2", "3", "4"]
-    handler.handle(record("5"))
+    handler.handle(of_requests("5"))
+    handler.handle(record("6"))
+    assert out.getvalue().split()[-2:] == ["5", "6"]
+    handler.handle(of_requests("7"))
     handler.flush()
-    assert out.getvalue().split()[-1] == "5"
+    assert out.getvalue().split()[-1] == "7"
 
 
-def test_line_of_a_thread_without_an_event_loop_is_written_at_once() -> None:
+def test_line_of_a_request_in_a_thread_without_an_event_loop_is_written_at_once() -> None:
     out = io.StringIO()
-    logs.GatheringHandler(out).handle(record("alone"))
+    logs.GatheringHandler(out).handle(of_requests("alone"))
     assert out.getvalue() == "alone\n"
+
+
+def of_requests(message: str, level: int = logging.INFO) -> logging.LogRecord:
+    made = record(message)
+    made.name, made.levelno = logs.REQUESTS, level
+    return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlencode
 from uuid import uuid4
@@ -9,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from tests.repo_node.http import Answer, Client
-from tests.repo_node.nodes import RunningCluster, random_bytes, wait_until
+from tests.repo_node.nodes import RunningCluster, wait_until
 from tests.repo_node.people import client_of, grant, new_user
 
 ACCESS = "/artifactory/access/api/v1/tokens"
@@ -150,8 +151,22 @@ def test_an_api_key_is_made_once_replaced_and_revoked(one: RunningCluster) -> No
     assert nobody.get(ACCESS, X_JFrog_Art_Api=second).status == 401
 
 
+@pytest.mark.parametrize(("verb", "statuses"), [("POST", [201, 409, 409, 409]), ("PUT", [200] * 4)])
+def test_one_api_key_is_valid_after_several_were_asked_for_at_once(
+    one: RunningCluster, verb: str, statuses: list[int]
+) -> None:
+    who = client_of(one, new_user(one))
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda _: who.request(verb, "/artifactory/api/security/apiKey"), range(4)))
+    assert sorted(answer.status for answer in made) == statuses
+    keys = [answer.json()["apiKey"] for answer in made if answer.status < 300]
+    nobody = one.first.client()
+    assert sorted(nobody.get(ACCESS, X_JFrog_Art_Api=key).status for key in keys) == [200] + [401] * (len(keys) - 1)
+
+
 @pytest.mark.parametrize(
-    "body", [random_bytes(50), b"scope=%ff", b"&".join(b"a=1" for _ in range(100)), b"expires_in=-1", b"expires_in=x"]
+    "body",
+    [b"\x90J<\xfe\x00%", b"scope=%ff", b"&".join(b"a=1" for _ in range(100)), b"expires_in=-1", b"expires_in=x"],
 )
 def test_a_form_that_cannot_be_read_makes_no_token(one: RunningCluster, body: bytes) -> None:
     who = client_of(one, new_user(one))

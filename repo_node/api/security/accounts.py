@@ -109,5 +109,5 @@ async def unlock_all(request: web.Request) -> web.StreamResponse:
 
 
 async def unlock(request: web.Request, names: list[str] | None) -> web.StreamResponse:
-    await login_failures.unlock(request.app[NODE].database, names)
+    await login_failures.unlock(request.app[NODE].database, names, by=origin_of(request))
     return web.Response(text="They may log in again.\n")

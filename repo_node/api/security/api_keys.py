@@ -6,10 +6,11 @@ from aiohttp import web
 
 from repo_node.api.documents import json_response
 from repo_node.api.security.requests import forget
-from repo_node.api.security.tokens import record
+from repo_node.api.security.tokens import check_scopes
+from repo_node.auth import tokens
 from repo_node.auth.permissions import Permission
 from repo_node.auth.scopes import OF_USER
-from repo_node.db import principals
+from repo_node.db import api_keys
 from repo_node.errors import NotFound, RequestError
 from repo_node.web.addresses import origin_of
 from repo_node.web.context import principal_of
@@ -17,7 +18,7 @@ from repo_node.web.routes import Routes
 from repo_node.web.state import NODE
 
 PATH = "/artifactory/api/security/apiKey"
-DESCRIPTION = "API key"
+KIND = api_keys.Kind("API key", OF_USER)
 
 
 def add_routes(routes: Routes) -> None:
@@ -27,45 +28,44 @@ def add_routes(routes: Routes) -> None:
     routes.add("DELETE", PATH, revoke, Permission.ACCOUNT)
 
 
-async def keys_of(request: web.Request) -> list[principals.Token]:
-    found = await principals.list_tokens(request.app[NODE].database)
-    own = principal_of(request).name
-    return [one for one in found if one.user == own and one.description == DESCRIPTION and one.scopes == (OF_USER,)]
-
-
 async def read(request: web.Request) -> web.StreamResponse:
     """Say that there is a key, by its last characters: nobody but its owner has it. An empty object: there is none."""
-    keys = await keys_of(request)
-    return json_response({"apiKey": f"...{keys[-1].ending}"} if keys else {})
+    ending = await api_keys.find_ending(request.app[NODE].database, principal_of(request).name, KIND)
+    return json_response({} if ending is None else {"apiKey": f"...{ending}"})
 
 
 async def create(request: web.Request) -> web.StreamResponse:
     """Make a key and answer with it, once."""
-    if await keys_of(request):
+    secret = await make(request, replaces=False)
+    if secret is None:
         raise RequestError("There is an API key already; PUT makes another one in its place.", status=409)
-    made = await record(request, None, [OF_USER], None, DESCRIPTION)
-    return json_response({"apiKey": made.secret}, status=201, headers={"Cache-Control": "no-store"})
+    return json_response({"apiKey": secret}, status=201, headers={"Cache-Control": "no-store"})
 
 
 async def regenerate(request: web.Request) -> web.StreamResponse:
-    """Make another key, and end those before."""
-    before = await keys_of(request)
-    made = await record(request, None, [OF_USER], None, DESCRIPTION)
-    await revoke_all(request, before)
-    return json_response({"apiKey": made.secret}, headers={"Cache-Control": "no-store"})
+    """Make another key, and end the one before."""
+    return json_response({"apiKey": await make(request, replaces=True)}, headers={"Cache-Control": "no-store"})
+
+
+async def make(request: web.Request, *, replaces: bool) -> str | None:
+    """Make a key of the caller's and return its secret; None where there is one that it does not replace."""
+    own = principal_of(request).name
+    await check_scopes(request, own, [KIND.scope])
+    secret = tokens.new_secret()
+    key = api_keys.NewKey(tokens.digest(secret), secret[-4:])
+    try:
+        made = await api_keys.make(request.app[NODE].database, own, KIND, key, replaces=replaces, by=origin_of(request))
+    finally:
+        forget(request)
+    return secret if made else None
 
 
 async def revoke(request: web.Request) -> web.StreamResponse:
-    keys = await keys_of(request)
-    if not keys:
-        raise NotFound("There is no API key: Not Found.")
-    await revoke_all(request, keys)
-    return json_response({"info": "The API key is revoked."})
-
-
-async def revoke_all(request: web.Request, keys: list[principals.Token]) -> None:
+    own = principal_of(request).name
     try:
-        for key in keys:
-            await principals.revoke_token(request.app[NODE].database, key.id, by=origin_of(request))
+        revoked = await api_keys.revoke(request.app[NODE].database, own, KIND, by=origin_of(request))
     finally:
         forget(request)
+    if not revoked:
+        raise NotFound("There is no API key: Not Found.")
+    return json_response({"info": "The API key is revoked."})

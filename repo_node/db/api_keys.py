@@ -1,0 +1,96 @@
+"""API keys as rows: the tokens of a user by one description and one scope, of which one at a time is valid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+
+from repo_node.db.errors import CatalogueUnavailable
+from repo_node.db.pool import Database, Statement
+from repo_node.origin import Origin
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What an API key is told from other tokens by."""
+
+    description: str
+    scope: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """A key without its secret."""
+
+    secret_sha256: bytes
+    ending: str
+
+
+VALID = """
+    SELECT t.id, t.ending FROM tokens t JOIN users u ON u.id = t.user_id
+     WHERE u.name = $1 AND t.description = $2 AND t.scopes = ARRAY[$3::text] AND t.revoked_at IS NULL
+       AND (t.expires_at IS NULL OR t.expires_at > clock_timestamp()) ORDER BY t.id
+"""
+FIND = Statement("api_key_find", VALID)
+# One who changes a user's key after the other; tokens of theirs can be made and used meanwhile.
+LOCK = "SELECT id FROM users WHERE name = $1 AND is_enabled FOR NO KEY UPDATE"
+REVOKE = "UPDATE tokens SET revoked_at = clock_timestamp() WHERE id = ANY ($1::bigint[]) AND revoked_at IS NULL"
+MAKE = Statement(
+    "api_key_make",
+    """
+    INSERT INTO tokens (user_id, secret_sha256, ending, description, scopes) VALUES ($1, $2, $3, $4, ARRAY[$5::text])
+    RETURNING id
+    """,
+)
+RECORD = """
+    INSERT INTO events (kind, principal, request_id, address, detail)
+    VALUES ($1, $2, $3, $4,
+            jsonb_build_object('token', $5::bigint, 'user', $6::text, 'revoked', to_jsonb($7::bigint[])))
+"""
+
+
+async def find_ending(database: Database, user: str, kind: Kind) -> str | None:
+    """Return the last characters of a user's key, None where they have none."""
+    rows = await database.fetch(FIND, user, kind.description, kind.scope)
+    return str(rows[-1]["ending"]) if rows else None
+
+
+async def make(database: Database, user: str, kind: Kind, key: NewKey, *, replaces: bool, by: Origin) -> bool:
+    """Make a user's key. One that is there ends where this ``replaces`` it; else nothing is done, and False."""
+
+    async def work(connection: asyncpg.Connection) -> bool:
+        owner = await connection.fetchval(LOCK, user)
+        if owner is None:
+            # Gone since the request was let in; the next one will not be.
+            raise CatalogueUnavailable(f"there is no enabled user {user} now")
+        before = await valid(connection, user, kind)
+        if before and not replaces:
+            return False
+        await connection.execute(REVOKE, before)
+        made: Any = await connection.fetchval(
+            MAKE.sql, owner, key.secret_sha256, key.ending, kind.description, kind.scope
+        )
+        await connection.execute(RECORD, "token_replace" if before else "token_create", *by, made, user, before)
+        return True
+
+    return await database.transact(MAKE, work)
+
+
+async def revoke(database: Database, user: str, kind: Kind, *, by: Origin) -> bool:
+    """End a user's key at once on every node; False where they have none."""
+
+    async def work(connection: asyncpg.Connection) -> bool:
+        await connection.fetchval(LOCK, user)
+        if not (before := await valid(connection, user, kind)):
+            return False
+        await connection.execute(REVOKE, before)
+        await connection.execute(RECORD, "token_revoke", *by, before[-1], user, before)
+        return True
+
+    return await database.transact(FIND, work)
+
+
+async def valid(connection: asyncpg.Connection, user: str, kind: Kind) -> list[int]:
+    return [row["id"] for row in await connection.fetch(VALID, user, kind.description, kind.scope)]
