@@ -30,7 +30,7 @@ BODY_BYTES = 900_000
 
 KERNEL_BYTES = 1 << 16
 IDLE_SECONDS = 0.5
-HANDSHAKE_SECONDS = 0.6
+HANDSHAKE_SECONDS = 3.0
 CONNECTIONS_MAX = 8
 HEAD = b"GET / HTTP/1.1\r\nHost: t\r\n"
 CLOSE = b"Connection: close\r\n"
@@ -131,7 +131,7 @@ async def test_a_client_that_asked_to_close_gets_the_time_its_rate_allows(
     """Event loops throw away what is not taken so long after the last of it was written: half a minute of their own."""
     if farewell_seconds is not None:
         monkeypatch.setattr(listeners, "FAREWELL_SECONDS", farewell_seconds)
-    async with served(tmp_path, pair, authority) as listener:
+    async with served(tmp_path, pair, authority, idle_timeout_seconds=5.0) as listener:
         asked = await asyncio.to_thread(listener.ask, CLOSE)
         came_whole = await asyncio.to_thread(read_slowly, asked, 2.5) > BODY_BYTES
         assert came_whole == (farewell_seconds is None)
@@ -182,7 +182,7 @@ async def test_a_client_that_keeps_its_connection_and_is_idle_is_not_cut(
 async def test_clients_that_shake_no_hands_are_limited_with_all_others(
     tmp_path: Path, pair: Pair, authority: Authority
 ) -> None:
-    async with served(tmp_path, pair, authority, header_timeout_seconds=1.5) as listener:
+    async with served(tmp_path, pair, authority) as listener:
         with ExitStack() as stack:
             stack.enter_context(await asyncio.to_thread(listener.ask))
             for _ in range(CONNECTIONS_MAX - 1):
@@ -192,7 +192,7 @@ async def test_clients_that_shake_no_hands_are_limited_with_all_others(
                 assert await asyncio.to_thread(extra.recv, 1) == b""
             assert listener.cuts("connections_max") == 1
             # Their time for it ends, and others get their places.
-            await asyncio.sleep(1.7)
+            await asyncio.sleep(HANDSHAKE_SECONDS + 0.2)
             asked = await asyncio.to_thread(listener.ask, CLOSE)
             assert await asyncio.to_thread(read_slowly, asked, 0.0) > BODY_BYTES
             assert listener.cuts("connections_max") == 1
