@@ -16,6 +16,7 @@ from repo_node.db.errors import (
     CatalogueError,
     ChangesRefused,
     Immutable,
+    KeptOut,
     NotPermitted,
     OutcomeUnknown,
     QuotaExceeded,
@@ -161,6 +162,8 @@ def answer_for(error: Exception) -> Answer | None:
             return Answer(409, f"Refused: {error}. What is there stays; nothing was stored.")
         case QuotaExceeded():
             return Answer(413, f"Refused: {error}. Nothing was stored.")
+        case KeptOut():
+            return Answer(403, f"Refused: {error}. Nothing was stored.")
         case WriteQuorumNotMet(full=True):
             return Answer(507, f"Not enough space: {error}. Nothing was stored; free or add shards, then retry.")
         case WriteQuorumNotMet():

@@ -33,9 +33,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 SIZES_PER_HOP = 256
-LONG_READ_BYTES = 64 << 10
-"""Who reads more than this from memory lets others have their turn: nothing else in it would."""
-
 RECALLED_NAMES_MAX = 8
 """The sizes of so many files are asked for without a thread: more could keep others waiting."""
 
@@ -75,12 +72,8 @@ class LocalShard:
         return LocalStaged(self, file)
 
     async def read(self, name: BlobName, *, size: int, offset: int, length: int) -> Buffer:
-        data = self.recall(name, size=size, offset=offset, length=length)
-        if data is None:
-            return await self.run(self.files.read, name, size, offset, length)
-        if length > LONG_READ_BYTES:
-            await asyncio.sleep(0)
-        return data
+        """See ``Shard.read``: on a thread of the disk. Who has not asked ``recall`` yet may want to."""
+        return await self.run(self.files.read, name, size, offset, length)
 
     def recall(self, name: BlobName, *, size: int, offset: int, length: int) -> Buffer | None:
         """See ``Shard.recall``: what the page cache has all of."""

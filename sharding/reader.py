@@ -13,6 +13,7 @@ from typing import Protocol
 
 from sharding.digests import block_digests
 from sharding.errors import BlobUnavailable, ReplicaCorrupt, ReplicaMissing, ShardError, ShardUnavailable
+from sharding.guarded import RECALLED_BYTES_MAX
 from sharding.hot_blobs import HotBlobs
 from sharding.model import BLOCK_BYTES, BLOCK_DIGEST_BYTES, BlobName, Buffer, Replica
 from sharding.tasks import hedged, stop
@@ -24,10 +25,6 @@ LOOKS_AGAIN_AFTER_SECONDS = (0.0, 0.5, 1.0, 1.0)
 
 PATIENCE_SECONDS = 3.0
 """Where the shards took longer than this to fail, a reader does not wait for them to come back."""
-
-
-RECALLED_BYTES_MAX = 64 << 10
-"""A block up to here is taken from memory at once, where it is there; over a longer one others get their turn."""
 
 
 class BlobCatalogue(Protocol):

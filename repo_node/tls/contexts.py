@@ -7,6 +7,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from repo_node.tls.handshakes import Handshakes
+
 CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 """Of TLS 1.2: forward secrecy and authenticated encryption alone. TLS 1.3 knows no others."""
 
@@ -26,16 +28,24 @@ class LiveContext(ssl.SSLContext):
     """Makes every new handshake with ``now``, which is replaced when files change."""
 
     now: ssl.SSLContext
+    handshakes: Handshakes | None
+    """Where those that others begin are counted."""
 
     def __new__(cls, now: ssl.SSLContext) -> LiveContext:
         """Begin with ``now``."""
         made = super().__new__(cls, now.protocol)
         made.now = now
+        made.handshakes = None
         return made
 
     def wrap_bio(self, *args: Any, **options: Any) -> ssl.SSLObject:
-        """Begin a handshake, as event loops do."""
-        return self.now.wrap_bio(*args, **options)
+        """Begin a handshake, as event loops do. Raises ``TooManyHandshakes``, upon which they drop the connection."""
+        if self.handshakes is None:
+            return self.now.wrap_bio(*args, **options)
+        self.handshakes.check()
+        begun = self.now.wrap_bio(*args, **options)
+        self.handshakes.begin(begun)
+        return begun
 
 
 def for_clients(certificate: Path, key: Path) -> ssl.SSLContext:

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import socket
 import struct
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from aiohttp import StreamReader, web
 from aiohttp.http import HttpRequestParser
@@ -16,6 +16,7 @@ from aiohttp.web_server import Server
 from repo_node.config import HttpSection
 from repo_node.errors import Answer
 from repo_node.metrics import Metrics
+from repo_node.tls.handshakes import Handshakes
 from repo_node.web.arrival import on_arrival
 from repo_node.web.routes import NO_ROUTE
 
@@ -32,15 +33,17 @@ LINGER_SECONDS = 2.0
 
 SERVER = "Holdfast"
 
-# struct tcp_info of Linux: tcpi_bytes_acked.
-TCP_INFO_BYTES = 128
-BYTES_ACKED_OFFSET = 120
+TCP_INFO_BYTES = 148
+TCP_INFO_FIELDS = (("=Q", 120), ("=I", 24), ("=I", 144))
+"""Of struct tcp_info of Linux: tcpi_bytes_acked, tcpi_unacked and tcpi_notsent_bytes."""
 
 
 class LimitedHandler(RequestHandler):
     """One connection. Cuts a client that takes too long over a request's head or over reading its answer."""
 
     __slots__ = (
+        "_has_said_all",
+        "_has_tls",
         "_head_deadline",
         "_http",
         "_last_body",
@@ -60,6 +63,8 @@ class LimitedHandler(RequestHandler):
         self._look_timer: asyncio.TimerHandle | None = None
         self._last_body: StreamReader | None = None
         self._sending: asyncio.Transport | None = None
+        self._has_tls = False
+        self._has_said_all = False
         self._taken_bytes = 0
         self._waiting_since: float | None = None
         self._taken_then_bytes = 0
@@ -68,6 +73,9 @@ class LimitedHandler(RequestHandler):
         assert isinstance(self._manager, LimitedServer)
         # Not an isinstance: uvloop's transports are no subclasses of asyncio's.
         self._sending = cast(asyncio.Transport, transport)
+        if (secured := transport.get_extra_info("ssl_object")) is not None:
+            self._has_tls = True
+            self._manager.handshakes.end(secured)
         if self._manager.connections_count >= self._http.connections_max:
             self._cut("connections_max")
         super().connection_made(transport)
@@ -150,16 +158,26 @@ class LimitedHandler(RequestHandler):
     def _look(self) -> None:
         """Cut a client that takes nothing, or too little, of what waits for it; also while the connection closes."""
         assert self._sending is not None
-        taken = bytes_taken(self._sending)
-        if not self._sending.get_write_buffer_size():
-            self._waiting_since = None
-        elif taken == self._taken_bytes:
+        way, waits = way_of(self._sending), self._sending.get_write_buffer_size() > 0
+        is_under_way = waits
+        if self._has_tls:
+            # Of what it has encrypted it says nothing; the kernel then has all that it takes of it.
+            waits = waits or way.unsent_bytes > 0
+            is_under_way = waits or way.unacknowledged_segments > 0
+        if is_under_way and way.taken_bytes == self._taken_bytes:
             self._cut("idle_timeout_seconds")
             return
-        elif self._is_too_slow(taken):
+        if not waits:
+            self._waiting_since = None
+        elif self._is_too_slow(way.taken_bytes):
             self._cut("rate_bytes_per_second_min")
             return
-        self._taken_bytes = taken
+        if self._has_tls and self._sending.is_closing() and not is_under_way:
+            if self._has_said_all:  # and does not hear that the client, too, has
+                self._sending.abort()
+                return
+            self._has_said_all = True
+        self._taken_bytes = way.taken_bytes
         self._look_later()
 
     def _is_too_slow(self, taken: int) -> bool:
@@ -199,14 +217,19 @@ class LimitedHandler(RequestHandler):
         return response
 
 
-def bytes_taken(transport: asyncio.Transport) -> int:
-    """Return how many bytes the other end has acknowledged.
+class Way(NamedTuple):
+    """How far what was sent has come, as the kernel knows it."""
 
-    What left the process says less: several megabytes wait in the kernel, and go in bursts.
-    """
+    taken_bytes: int
+    """Acknowledged by the other end. What left the process says less: megabytes wait in the kernel, go in bursts."""
+
+    unacknowledged_segments: int
+    unsent_bytes: int
+
+
+def way_of(transport: asyncio.Transport) -> Way:
     info = transport.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
-    taken: int = struct.unpack_from("=Q", info, BYTES_ACKED_OFFSET)[0]
-    return taken
+    return Way(*(struct.unpack_from(form, info, offset)[0] for form, offset in TCP_INFO_FIELDS))
 
 
 async def say_server(request: web.BaseRequest, response: web.StreamResponse) -> None:
@@ -214,11 +237,23 @@ async def say_server(request: web.BaseRequest, response: web.StreamResponse) -> 
 
 
 class LimitedServer(Server):
-    """Makes ``LimitedHandler``s."""
+    """Makes ``LimitedHandler``s. Of ``connections_max`` those that shake hands have what others leave."""
+
+    def __init__(self, *args: Any, http: HttpSection, metrics: Metrics, **options: Any) -> None:
+        super().__init__(*args, http=http, metrics=metrics, **options)
+        self._http = http
+        self._metrics = metrics
+        self.handshakes = Handshakes(self._room, http.header_timeout_seconds)
 
     @property
     def connections_count(self) -> int:
         return len(self._connections)
+
+    def _room(self) -> int:
+        room = self._http.connections_max - self.connections_count
+        if len(self.handshakes) >= room:
+            self._metrics.connections_cut.labels("connections_max").inc()
+        return room
 
     def __call__(self) -> RequestHandler:
         return LimitedHandler(self, loop=self._loop, **self._kwargs)

@@ -13,9 +13,16 @@ from aiohttp import web
 
 from repo_node.config import Address, NodeConfig
 from repo_node.node import Node
-from repo_node.web.connections import LimitedRunner
+from repo_node.tls.contexts import LiveContext
+from repo_node.web.connections import LimitedRunner, LimitedServer
 
 BACKLOG = 1024
+FAREWELL_SECONDS = 86_400.0
+"""How long a client may take over the end of its last answer behind TLS: so long that its connection's own limits hold.
+
+Event loops give it half a minute, whatever it has still to take, and then throw that away.
+"""
+
 PEERS_SHARE = 1 / 3
 """Of the time that the node's end may take: it may be spent twice, on their uploads and on the ends of these."""
 
@@ -78,13 +85,19 @@ def guarded(address: Address) -> Iterator[socket.socket]:
 class Site(web.SockSite):
     """A socket and who serves on it, with or without TLS. A handshake may take as long as a request's head."""
 
-    __slots__ = ("_handshake_seconds",)
+    __slots__ = ("_farewell_seconds", "_handshake_seconds")
 
     def __init__(
-        self, runner: web.AppRunner, listener: socket.socket, tls: ssl.SSLContext | None, handshake_seconds: float
+        self,
+        runner: web.AppRunner,
+        listener: socket.socket,
+        tls: ssl.SSLContext | None,
+        handshake_seconds: float,
+        farewell_seconds: float | None,
     ) -> None:
         super().__init__(runner, listener, ssl_context=tls, backlog=BACKLOG)
         self._handshake_seconds = handshake_seconds
+        self._farewell_seconds = farewell_seconds
 
     async def start(self) -> None:
         if self._ssl_context is None:
@@ -98,6 +111,7 @@ class Site(web.SockSite):
             sock=self._sock,
             ssl=self._ssl_context,
             ssl_handshake_timeout=self._handshake_seconds,
+            ssl_shutdown_timeout=self._farewell_seconds,
             backlog=self._backlog,
         )
 
@@ -109,10 +123,11 @@ class Service:
     runner: web.AppRunner
     tls: ssl.SSLContext | None
     handshake_seconds: float
+    farewell_seconds: float | None = None
 
     async def serve(self, listener: socket.socket) -> Site:
         """Serve on ``listener`` too, which was bound before."""
-        site = Site(self.runner, listener, self.tls, self.handshake_seconds)
+        site = Site(self.runner, listener, self.tls, self.handshake_seconds, self.farewell_seconds)
         await site.start()
         return site
 
@@ -127,7 +142,9 @@ async def serving_public(
     """
     runner = LimitedRunner(app, config.http, node.metrics)
     async with running(runner):
-        service = Service(runner, tls, config.http.header_timeout_seconds)
+        if isinstance(tls, LiveContext) and isinstance(runner.server, LimitedServer):
+            tls.handshakes = runner.server.handshakes
+        service = Service(runner, tls, config.http.header_timeout_seconds, FAREWELL_SECONDS)
         await service.serve(listeners.public)
         if listeners.front is not None:
             node.on_leave.append((await service.serve(listeners.front)).stop)

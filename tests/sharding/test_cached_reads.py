@@ -128,14 +128,16 @@ async def test_shard_answers_from_memory_without_its_threads_until_it_is_closed(
         await shard.put(name, b"data")
         with monkeypatch.context() as patch:
             patch.setattr(shard, "run", None)
-            assert await shard.read(name, size=4, offset=1, length=2) == b"at"
+            assert shard.recall(name, size=4, offset=1, length=2) == b"at"
             assert await shard.sizes([name, name]) == [4, 4]
         with monkeypatch.context() as patch:
             forget_cached(patch)
+            assert shard.recall(name, size=4, offset=1, length=2) is None
             assert await shard.read(name, size=4, offset=1, length=2) == b"at"
             assert await shard.sizes([name]) == [4]
         assert await shard.sizes([name, make_name(b"else")]) == [4, None]
         assert await shard.sizes([name] * 100) == [4] * 100
+    assert shard.recall(name, size=4, offset=1, length=2) is None
     with pytest.raises(ShardUnavailable):
         await shard.read(name, size=4, offset=1, length=2)
     assert replica_file(tmp_path / "shard", name).read_bytes() == b"data"

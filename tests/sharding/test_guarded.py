@@ -423,6 +423,21 @@ async def test_memory_is_asked_while_the_circuit_is_closed_and_only_its_answers_
     assert patient.recall(make_name(b"data"), **where) == b"data"
 
 
+async def test_what_memory_answers_is_no_sign_of_life(
+    patient: Guarded, faulty: FaultyShard, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = bytes(BLOCK_BYTES)
+    name, where = make_name(data), {"size": len(data), "offset": 0, "length": len(data)}
+    faulty.plan(Operation.SIZES, *[Fault.FAIL] * 3)
+    await fail_times(patient, 2)
+    monkeypatch.setattr(faulty, "recall", lambda *_, **__: data)
+    assert await patient.read(name, **where) == data
+    await fail_times(patient, 1)
+    assert not patient.available
+    with pytest.raises(ShardUnavailable):
+        await patient.read(name, **where)
+
+
 async def test_observer_hears_of_calls_an_open_circuit_turned_away(
     patient: Guarded, faulty: FaultyShard, notes: Notes
 ) -> None:
