@@ -124,6 +124,7 @@ CREATE TABLE tokens (
     expires_at    timestamptz,
     revoked_at    timestamptz
 );
+CREATE INDEX tokens_of_user ON tokens (user_id);
 
 CREATE TABLE groups (
     id           integer GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
@@ -649,10 +650,22 @@ RETURNS boolean LANGUAGE sql STABLE AS $$
       FROM repositories r WHERE r.id = p_repo
 $$;
 
--- Whether a repository's patterns (paths_regex) show an artifact.
+-- Whether a repository's patterns (paths_regex) show an artifact. By CASE, because of what the planner takes a comparison
+-- for that it cannot know: one that hardly a row fulfils, so that a page of a folder is worth reading and sorting all of it.
 CREATE FUNCTION shows(p_regex text, p_folder text, p_name text)
 RETURNS boolean LANGUAGE sql STABLE AS $$
-    SELECT p_regex IS NULL OR concat_ws('/', nullif(p_folder, ''), p_name) ~ p_regex
+    SELECT CASE WHEN p_regex IS NULL THEN true ELSE concat_ws('/', nullif(p_folder, ''), p_name) ~ p_regex END
+$$;
+
+-- Raise HF012 when a repository's patterns do not show what is to be stored: it would be acknowledged, and not be there.
+CREATE FUNCTION require_shown(p_shown boolean, p_repository text, p_folder text, p_name text)
+RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    IF NOT p_shown THEN
+        RAISE EXCEPTION 'the patterns of the repository % keep % out', p_repository,
+              concat_ws('/', nullif(p_folder, ''), p_name) USING ERRCODE = 'HF012';
+    END IF;
+END
 $$;
 
 -- Where nothing may be overwritten, or deleted, nothing is, whoever asks and by whatever function (HF009).
@@ -991,7 +1004,8 @@ $$;
 -- ours may be deleted), 'confirm' (content is known and p_confirmed is NULL: nothing was done; ask
 -- the shards of the replicas returned and call again), 'too_old', 'no_repository'. SQLSTATE HF001: a
 -- folder is where the artifact should be, or the other way round; HF001, HF009 (nothing may be overwritten there),
--- HF010 (the quota) and 23505 (a generation was condemned before it was committed) leave nothing behind.
+-- HF010 (the quota), HF012 (the patterns) and 23505 (a generation was condemned before it was committed) leave nothing
+-- behind.
 CREATE FUNCTION commit_upload(
     p_upload       uuid,
     p_started      timestamptz,
@@ -1030,12 +1044,13 @@ DECLARE
     v_adopt     boolean;
     v_key       text;
     v_counted   boolean;
+    v_shown     boolean;
     v_event     bigint;
     v_at        timestamptz;
     v_old       bigint;
 BEGIN
     PERFORM pg_advisory_xact_lock_shared(1, p_repo);
-    SELECT r.key, r.quota_bytes IS NOT NULL INTO v_key, v_counted
+    SELECT r.key, r.quota_bytes IS NOT NULL, shows(r.paths_regex, p_folder, p_name) INTO v_key, v_counted, v_shown
       FROM repositories r WHERE r.id = p_repo AND r.rclass <> 'virtual';
     IF FOUND THEN
         INSERT INTO events AS e (kind, upload_id, repository, path, sha256, adopted, principal, request_id, address)
@@ -1057,6 +1072,7 @@ BEGIN
         outcome := 'too_old';
         RETURN;
     END IF;
+    PERFORM require_shown(v_shown, v_key, p_folder, p_name);
 
     LOOP
         INSERT INTO blobs AS b (uid, sha256, sha1, md5, size, redundancy, block_digests)
@@ -1123,8 +1139,8 @@ END
 $$;
 
 -- Commit uploads that came at the same time, in one transaction: those that are plain, which means that their content
--- is new, their path free, its folder there and their repository without a quota. Of all others nothing is done;
--- commit_upload does them one by one. Each upload is an index into the arrays; p_replica_of says whose copy each of p_shards and p_generations is.
+-- is new, their path free and shown, its folder there and their repository without a quota. Of all others nothing is
+-- done; commit_upload does them one by one. Each upload is an index into the arrays; p_replica_of says whose copy each of p_shards and p_generations is.
 --
 -- Locks are taken in one order: events by upload, blobs by digest, artifacts by path. It waits for nobody long
 -- (55P03), and whatever error ends it leaves nothing of any upload behind.
@@ -1172,6 +1188,7 @@ BEGIN
       JOIN repositories r ON r.id = u.repo AND r.rclass <> 'virtual' AND r.quota_bytes IS NULL
      WHERE u.repo = ANY (v_repos)
        AND u.started >= clock_timestamp() - p_age_max
+       AND shows(r.paths_regex, u.folder, u.name)
        AND (SELECT 1 FROM blobs b WHERE b.sha256 = u.sha256) IS NULL
        AND (SELECT 1 FROM artifacts a WHERE a.repo_id = u.repo AND a.folder = u.folder AND a.name = u.name) IS NULL
        AND (u.folder = '' OR (
@@ -1220,7 +1237,7 @@ $$;
 -- the file is there; of these so many copies and zones must still be good, or the bytes are wanted.
 --
 -- Outcomes: 'linked', 'unknown' (the blob is gone, or has too few copies: nothing was done), 'no_repository'. HF001,
--- HF009 and HF010 as in commit_upload.
+-- HF009, HF010 and HF012 as in commit_upload.
 CREATE FUNCTION deploy_known(
     p_upload      uuid,
     p_started     timestamptz,
@@ -1250,12 +1267,13 @@ DECLARE
     v_zones   bigint;
     v_refusal text;
     v_counted boolean;
+    v_shown   boolean;
     v_event   bigint;
     v_at      timestamptz;
     v_old     bigint;
 BEGIN
     PERFORM pg_advisory_xact_lock_shared(1, p_repo);
-    SELECT r.key, r.quota_bytes IS NOT NULL INTO v_key, v_counted
+    SELECT r.key, r.quota_bytes IS NOT NULL, shows(r.paths_regex, p_folder, p_name) INTO v_key, v_counted, v_shown
       FROM repositories r WHERE r.id = p_repo AND r.rclass <> 'virtual';
     -- Where N has to rise the stronger lock comes first: two who share one would wait for each other.
     PERFORM 1 FROM blobs b WHERE b.id = p_blob AND b.redundancy < p_redundancy FOR NO KEY UPDATE;
@@ -1283,6 +1301,7 @@ BEGIN
         outcome := coalesce(outcome, v_refusal);
         RETURN;
     END IF;
+    PERFORM require_shown(v_shown, v_key, p_folder, p_name);
     UPDATE blobs b SET redundancy = v_wanted WHERE b.id = p_blob AND b.redundancy < v_wanted;
     IF v_size > 0 AND v_copies < v_wanted THEN
         PERFORM enqueue_repair(p_blob, 'short_write');
@@ -1439,7 +1458,7 @@ $$;
 
 -- Bring one thing back from the trash, to p_folder/p_name of p_repo. Outcomes: 'restored'; 'exists',
 -- when an artifact is there and p_replace is false (with it, that one goes to the trash); 'gone', when
--- it is in the trash no more. SQLSTATE HF001, HF009 and HF010 as in commit_upload.
+-- it is in the trash no more. SQLSTATE HF001, HF009, HF010 and HF012 as in commit_upload.
 CREATE FUNCTION restore_trash(
     p_trash bigint, p_repo integer, p_folder text, p_name text, p_replace boolean, p_principal text, p_request text,
     p_address inet DEFAULT NULL
@@ -1451,14 +1470,16 @@ DECLARE
     v_old    bigint;
     v_kept   boolean;
     v_key    text;
+    v_shown  boolean;
 BEGIN
     PERFORM pg_advisory_xact_lock_shared(1, p_repo);
-    SELECT r.key, r.redundancy INTO v_key, v_wanted
+    SELECT r.key, r.redundancy, shows(r.paths_regex, p_folder, p_name) INTO v_key, v_wanted, v_shown
       FROM repositories r WHERE r.id = p_repo AND r.rclass <> 'virtual';
     SELECT t.* INTO v_row FROM trash t WHERE t.id = p_trash FOR UPDATE;
     IF NOT FOUND OR v_key IS NULL THEN
         RETURN 'gone';
     END IF;
+    PERFORM require_shown(v_shown, v_key, p_folder, p_name);
     PERFORM 1 FROM blobs b WHERE b.id = v_row.blob_id FOR NO KEY UPDATE;
     IF NOT ensure_folder(p_repo, p_folder, p_principal) THEN
         RAISE EXCEPTION 'a parent of % is an artifact', p_name USING ERRCODE = 'HF001';
@@ -1720,7 +1741,11 @@ BEGIN
     -- In one order, because whoever waits for one of them alone holds up all who come after.
     PERFORM pg_advisory_xact_lock_shared(1, least(p_from, p_to));
     PERFORM pg_advisory_xact_lock_shared(1, greatest(p_from, p_to));
-    SELECT r.redundancy INTO v_wanted FROM repositories r WHERE r.id = p_to;
+    SELECT r.redundancy INTO v_wanted FROM repositories r WHERE r.id = p_to AND r.rclass <> 'virtual';
+    IF NOT FOUND THEN
+        -- Also the release before this one, which knows of no virtual ones, would put there what nobody finds again.
+        RAISE foreign_key_violation USING MESSAGE = 'there is no repository that could hold it';
+    END IF;
     v_rows := ARRAY(SELECT t FROM tree_page(p_from, p_folder, p_name, p_after_folder, p_after_name, p_max) t);
     -- Where more copies are wanted, the blobs are locked in digest order, before any artifact.
     PERFORM 1 FROM blobs b
@@ -1823,17 +1848,22 @@ BEGIN
 END
 $$;
 
--- Count the artifacts of a repository with a quota, once. What changes meanwhile is in the one or in the other part of
--- what this one snapshot subtracts; whoever changes the quota waits.
+-- Count the artifacts of a repository with a quota, once; false when that is done, or somebody is at it. What changes
+-- meanwhile is in the one or in the other part of what this one snapshot subtracts; whoever changes the quota waits.
 CREATE FUNCTION count_usage(p_repo integer)
-RETURNS void LANGUAGE plpgsql AS $$
+RETURNS boolean LANGUAGE plpgsql AS $$
 BEGIN
-    PERFORM pg_advisory_xact_lock(4, p_repo);
+    IF NOT pg_try_advisory_xact_lock(4, p_repo) THEN
+        RETURN false;
+    END IF;
     INSERT INTO repository_usage (repo_id, bytes)
     SELECT r.id, coalesce((SELECT sum(b.size) FROM artifacts a JOIN blobs b ON b.id = a.blob_id WHERE a.repo_id = r.id), 0)
                  - coalesce((SELECT sum(c.bytes) FROM usage_changes c WHERE c.repo_id = r.id), 0)
-      FROM repositories r WHERE r.id = p_repo AND r.quota_bytes IS NOT NULL
+      FROM repositories r
+     WHERE r.id = p_repo AND r.quota_bytes IS NOT NULL
+       AND NOT EXISTS (SELECT 1 FROM repository_usage u WHERE u.repo_id = r.id)
     ON CONFLICT (repo_id) DO NOTHING;
+    RETURN FOUND;
 END
 $$;
 
@@ -2849,7 +2879,8 @@ CREATE TRIGGER repositories_announced AFTER INSERT OR UPDATE OR DELETE ON reposi
     FOR EACH STATEMENT EXECUTE FUNCTION announce_change();
 CREATE TRIGGER users_announced AFTER INSERT OR UPDATE OR DELETE ON users
     FOR EACH STATEMENT EXECUTE FUNCTION announce_change();
-CREATE TRIGGER tokens_announced AFTER INSERT OR UPDATE OR DELETE ON tokens
+-- Not a new token: nobody has more than proved who they are by one that was there.
+CREATE TRIGGER tokens_announced AFTER UPDATE OR DELETE ON tokens
     FOR EACH STATEMENT EXECUTE FUNCTION announce_change();
 CREATE TRIGGER groups_announced AFTER INSERT OR UPDATE OR DELETE ON groups
     FOR EACH STATEMENT EXECUTE FUNCTION announce_change();

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import starmap
 
 from repo_node.artifacts import Durable
-from repo_node.db.atomic_commits import commit_together
+from repo_node.db.atomic_commits import DONE, commit_together
 from repo_node.db.blobs import CommitOutcome, CommitResult
 from repo_node.db.commit_groups import UploadToCommit
 from repo_node.db.errors import OutcomeUnknown
@@ -72,15 +72,18 @@ class AtomicDeploy:
                 self._recent.forget(upload.at)
         crash_point("explode.committed")
         outcomes = {result.outcome for result in results}
+        if refused := outcomes - DONE:
+            # One refusal undid them all, those too that would have been adopted.
+            self._metrics.uploads.labels("refused").inc(len(uploads))
+            if not doubted:
+                self.drop(uploads)
+            if CommitOutcome.NO_REPOSITORY in refused:
+                await self._repositories.explain_loss(uploads[0].repository)
+            raise RequestError("The upload took longer than upload_seconds_max; start it anew.", status=408)
         for upload, result in zip(uploads, results, strict=True):
             self._metrics.uploads.labels(result.outcome.value).inc()
-            settled = result.outcome is CommitOutcome.DEDUPLICATED or not doubted
-            if result.outcome is not CommitOutcome.ADOPTED and settled:
+            if result.outcome is CommitOutcome.DEDUPLICATED:
                 self.drop([upload])
-        if CommitOutcome.NO_REPOSITORY in outcomes:
-            await self._repositories.explain_loss(uploads[0].repository)
-        if CommitOutcome.TOO_OLD in outcomes:
-            raise RequestError("The upload took longer than upload_seconds_max; start it anew.", status=408)
 
     def drop(self, uploads: Sequence[Durable]) -> None:
         """Remove files that nothing refers to, nor ever will."""

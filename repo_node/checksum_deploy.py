@@ -100,7 +100,7 @@ class ChecksumDeploy:
         name = declared.names[0]
         rows = None
         if not scope.everything:
-            rows = scope.rows({one.id: one.key for one in await self._repositories.list_all()})
+            rows = scope.rows({one.id: one.key for one in await self._repositories.recall_all()})
         content = await self._known.find(name, getattr(declared, name), rows)
         # What was never computed cannot be compared: with the bytes it can.
         if content is None or any(getattr(content, other) is None for other in declared.names):

@@ -16,6 +16,7 @@ from repo_node.db.errors import (
     CatalogueError,
     ChangesRefused,
     Immutable,
+    KeptOut,
     NotPermitted,
     OutcomeUnknown,
     QuotaExceeded,
@@ -114,7 +115,8 @@ class Answer:
     def body(self) -> bytes:
         """Return the JSON that every client of Artifactory's API understands."""
         document = {"errors": [{"status": self.status, "message": self.message}]}
-        return json.dumps(document, ensure_ascii=False).encode()
+        # What a client said may be told again, and JSON can say halves of surrogate pairs, which UTF-8 cannot.
+        return json.dumps(document, ensure_ascii=False).encode(errors="replace")
 
 
 def answer_for(error: Exception) -> Answer | None:
@@ -160,6 +162,8 @@ def answer_for(error: Exception) -> Answer | None:
             return Answer(409, f"Refused: {error}. What is there stays; nothing was stored.")
         case QuotaExceeded():
             return Answer(413, f"Refused: {error}. Nothing was stored.")
+        case KeptOut():
+            return Answer(403, f"Refused: {error}. Nothing was stored.")
         case WriteQuorumNotMet(full=True):
             return Answer(507, f"Not enough space: {error}. Nothing was stored; free or add shards, then retry.")
         case WriteQuorumNotMet():

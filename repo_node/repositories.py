@@ -36,6 +36,7 @@ class Repositories:
         self._views: dict[str, View] = {}
         self._last_views: dict[str, View] = {}
         """What was remembered last, also when it has been forgotten: for reads while Postgres is away."""
+        self._every: Sequence[Repository] | None = None
         self._forgotten = 0
 
     @property
@@ -46,6 +47,16 @@ class Repositories:
     async def list_all(self) -> list[Repository]:
         """Return every repository, by key."""
         return await rows.list_all(self._database)
+
+    async def recall_all(self) -> Sequence[Repository]:
+        """Return every repository as it was until a moment ago; for whoever finds nothing in what is no longer so."""
+        if self._fresh() and self._every is not None:
+            return self._every
+        forgotten = self._forgotten
+        found = await self.list_all()
+        if self._fresh() and forgotten == self._forgotten:
+            self._every = found
+        return found
 
     async def get(self, key: str) -> Repository:
         """Return a repository. Raises ``NotFound``."""
@@ -164,6 +175,7 @@ class Repositories:
         self._forgotten += 1
         self._remembered.clear()
         self._views.clear()
+        self._every = None
 
     async def create(
         self,

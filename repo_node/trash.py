@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from repo_node.db import repositories
 from repo_node.db import trash as rows
 from repo_node.db.blobs import PathConflict
-from repo_node.db.errors import Immutable
+from repo_node.db.errors import Immutable, KeptOut
 from repo_node.db.lease import Lease
 from repo_node.db.pool import Database
 from repo_node.db.repositories import Repository
@@ -107,7 +107,7 @@ class Trash:
                 continue
             try:
                 found[await restorer.restore(newest, folder, newest.name, replace=replace)] += 1
-            except (PathConflict, Immutable):
+            except (PathConflict, Immutable, KeptOut):
                 # A folder is in its place, or an artifact in that of its folder, or one that stays as it is.
                 found[Restored.EXISTS] += 1
             finally:

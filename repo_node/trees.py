@@ -12,12 +12,16 @@ from repo_node.auth.read_scope import ReadScope
 from repo_node.db import artifacts
 from repo_node.db import trees as rows
 from repo_node.db.artifacts import Child
+from repo_node.db.paging import PAGE
 from repo_node.db.pool import Database
 from repo_node.db.trees import Entry
 from repo_node.merging import merged
 from repo_node.paths import ArtifactPath, join_path
 from repo_node.repositories import Repositories
 from repo_node.views import Source
+
+SHARE_MIN = 100
+"""A page of fewer rows costs more for each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +50,13 @@ class Trees:
         All but the last have ``merging.PAGE`` items. Raises ``NotFound``, ``CatalogueUnavailable``.
         """
 
+        sources = await self._repositories.sources(at.repository)
+        rows_max = share_of(len(sources))
+
         async def of(source: Source) -> AsyncGenerator[Sequence[Child], None]:
             whole = source.covers(at.path, scope)
-            async with aclosing(artifacts.children(self._database, source.repository.id, at.path)) as pages:
+            found = artifacts.children(self._database, source.repository.id, at.path, rows_max=rows_max)
+            async with aclosing(found) as pages:
                 async for page in pages:
                     yield [
                         child
@@ -56,7 +64,6 @@ class Trees:
                         if whole or source.shows(join_path(at.path, child.name), child.is_folder, scope)
                     ]
 
-        sources = await self._repositories.sources(at.repository)
         async with aclosing(merged([of(source) for source in sources], attrgetter("name"))) as pages:
             async for page in pages:
                 yield page
@@ -64,10 +71,12 @@ class Trees:
     async def list(self, at: ArtifactPath, depth: Depth, scope: ReadScope) -> AsyncGenerator[Sequence[Entry], None]:
         """Yield pages, some of them empty, of what ``scope`` has in a folder, by path. Raises ``NotFound``."""
         read = rows.children if depth.levels == 1 else rows.tree
+        sources = await self._repositories.sources(at.repository)
+        rows_max = share_of(len(sources))
 
         async def of(source: Source) -> AsyncGenerator[Sequence[Entry], None]:
             whole = source.covers(at.path, scope)
-            async with aclosing(read(self._database, source.repository.id, at.path)) as pages:
+            async with aclosing(read(self._database, source.repository.id, at.path, rows_max=rows_max)) as pages:
                 async for page in pages:
                     yield [
                         entry
@@ -77,7 +86,6 @@ class Trees:
                         and (whole or source.shows(entry.path, entry.is_folder, scope))
                     ]
 
-        sources = await self._repositories.sources(at.repository)
         one = of(sources[0]) if len(sources) == 1 else merged([of(source) for source in sources], place_of)
         async with aclosing(one) as pages:
             async for page in pages:
@@ -93,6 +101,11 @@ class Trees:
             for source in await self._repositories.sources(at.repository)
         ]
         return max(filter(None, found), key=itemgetter(1), default=None)
+
+
+def share_of(sources: int) -> int:
+    """Return how many rows a page of each of several sources has, all of which are in memory at once."""
+    return max(PAGE // max(sources, 1), SHARE_MIN)
 
 
 def place_of(entry: Entry) -> tuple[str, str]:

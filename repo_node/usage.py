@@ -30,7 +30,8 @@ class Usage:
 
     async def step(self) -> Step:
         folded = await rows.fold(self._database, changes_max=CHANGES_MAX)
+        counted = False
         if folded.uncounted is not None:
             async with asyncio.timeout(self._settings.now.usage_count_seconds_max):
-                await rows.count(self._database, folded.uncounted)
-        return Step(done=folded.changes, idle=folded.changes < CHANGES_MAX and folded.uncounted is None)
+                counted = await rows.count(self._database, folded.uncounted)
+        return Step(done=folded.changes, idle=folded.changes < CHANGES_MAX and not counted)

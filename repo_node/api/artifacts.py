@@ -98,9 +98,9 @@ async def deploy(request: web.Request) -> web.StreamResponse:
     services, at = request.app[SERVICES], artifact_at(request)
     if not at.name:
         raise RequestError("To make a repository, use PUT api/repositories/{key}.")
-    if (place := await services.repositories.deploy_place(at)) != at:
-        require(request, Permission.WRITE, place)
-        at = place
+    at = await services.repositories.deploy_place(at)
+    # Whether the repository is a virtual one may have changed since the route's permission was looked at.
+    require(request, Permission.WRITE, at)
     if request[TARGET].is_folder:
         return await make_folder(request, at)
     refuse_large(request)

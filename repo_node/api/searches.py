@@ -67,7 +67,9 @@ def time(request: web.Request, name: str, default: datetime | None = None) -> da
     value = request.query.get(name)
     if value is None and default is not None:
         return default
-    if value is None or not (value.isascii() and value.isdigit() and int(value[:18]) <= MILLISECONDS_MAX):
+    if value is None or not (
+        value.isascii() and value.isdigit() and len(value) <= 18 and int(value) <= MILLISECONDS_MAX
+    ):
         raise RequestError(f"{name} must be a time in milliseconds since 1970.")
     return datetime.fromtimestamp(int(value) / 1000, UTC)
 

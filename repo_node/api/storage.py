@@ -61,6 +61,8 @@ async def info(request: web.Request) -> web.StreamResponse:
     if "permissions" in request.query:
         return await permissions(request, at)
     if "properties" in request.query:
+        # That a folder is there may be known to whoever reads something in it; what is said of it, may not.
+        require(request, Permission.READ, place_of(item))
         return json_response(properties_document(base, at, item, request.query["properties"]), kind=ITEM_PROPERTIES)
     if "list" in request.query:
         refuse_artifact(item)

@@ -9,6 +9,7 @@ from aiohttp import web
 from repo_node.api.documents import json_response
 from repo_node.auth.path_patterns import both
 from repo_node.auth.permissions import Permission, Principal
+from repo_node.auth.read_scope import ReadScope
 from repo_node.db.artifacts import place_of
 from repo_node.errors import Forbidden, RequestError
 from repo_node.paths import ArtifactPath
@@ -59,7 +60,7 @@ async def transfer(request: web.Request, *, is_move: bool) -> web.StreamResponse
     done = await request.app[SERVICES].transfers.run(asked)
     if done.forbidden and not (done.artifacts or done.folders):
         raise Forbidden(f"{asked.by.principal} may not do this to any of it: {REASONS['forbidden']}.", asked.source)
-    document: dict[str, Any] = {"messages": (told := messages(asked, done))}
+    document: dict[str, Any] = {"messages": (told := messages(asked, done, principal_of(request).readable()))}
     if done.failures:
         # Some clients look here alone for what went wrong.
         document["errors"] = [{"status": 409, "message": told[0]["message"]}]
@@ -108,15 +109,21 @@ def limits_of(principal: Principal, source: ArtifactPath, to: ArtifactPath, is_m
     )
 
 
-def messages(asked: TransferRequest, done: Transferred) -> list[dict[str, Any]]:
-    """Return the failures that are told, and what it came to."""
+def taken_from(asked: TransferRequest, done: Transferred, path: str) -> tuple[str, str]:
+    """Return the repository and the path of what was to go to ``path``."""
+    return asked.source.repository, f"{asked.source.path}/{path[len(done.target) :].lstrip('/')}".strip("/")
+
+
+def messages(asked: TransferRequest, done: Transferred, scope: ReadScope) -> list[dict[str, Any]]:
+    """Return the failures that are told, and what it came to. What lies beyond ``scope`` has no name here."""
     verb, past = ("moving", "moved") if asked.move else ("copying", "copied")
     what = f"{verb} {asked.source.repository}:{asked.source.path} to {asked.to.repository}:{done.target}"
     counted = f"{done.artifacts} artifacts and {done.folders} folders"
-    told = [
-        {"level": "ERROR", "message": f"{asked.to.repository}:{path}: {REASONS[reason]}."}
-        for path, reason in done.failed
-    ]
+    failed = ((path if scope.allows(*taken_from(asked, done, path)) else None, reason) for path, reason in done.failed)
+    named = (f"{asked.to.repository}:{path}: {REASONS[reason]}." for path, reason in failed if path is not None)
+    told = [{"level": "ERROR", "message": message} for message in named]
+    if len(told) < len(done.failed):
+        told.append({"level": "ERROR", "message": f"{asked.to.repository}:{done.target}: {REASONS['forbidden']}."})
     if asked.dry:
         what = f"Dry Run for {what}"
     if not done.failures:

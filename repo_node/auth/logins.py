@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ipaddress import IPv6Address, IPv6Network, ip_address
+
 from repo_node.auth.passwords import PasswordVerifier
 from repo_node.db import login_failures, principals
 from repo_node.db.pool import Database
@@ -12,12 +14,15 @@ from repo_node.settings import LiveSettings
 WAITING_MAX = 64
 """Password checks under way or in line; more are refused, so that a flood of logins stays bounded."""
 
+IPV6_PREFIX_BITS = 64
+"""Who is given IPv6 addresses is given so many that counting each would count nothing: they are counted together."""
+
 WRONG = "Wrong user name, password or token."
 LOCKED = "Too many wrong logins by this name or from this address: none is accepted for a while."
 
 
 class Logins:
-    """Checks passwords. So many as are in line may still be looked at when a lock begins."""
+    """Checks passwords. One that was in line when a lock began is not accepted any more, were it the right one."""
 
     def __init__(self, database: Database, settings: LiveSettings, verifier: PasswordVerifier) -> None:
         self._database = database
@@ -36,21 +41,10 @@ class Logins:
             self._waiting -= 1
 
     async def _check(self, name: str, password: str, address: str) -> User:
-        now = self._settings.now
-        limits = (now.login_failures_max, now.login_failures_per_address_max)
-        counts = any(limits)
-        standing = None
+        now, address = self._settings.now, counted(address)
+        counts = bool(now.login_failures_max or now.login_failures_per_address_max)
         if counts:
-            standing = await login_failures.standing(
-                self._database,
-                name,
-                address,
-                user_max=limits[0],
-                address_max=limits[1],
-                lock_seconds=now.login_lock_seconds,
-            )
-            if standing.is_locked:
-                raise Unauthenticated(LOCKED)
+            await self._require_unlocked(name, address)
         user = await principals.find_user(self._database, name)
         hashed = None if user is None or user.password_hash == NO_PASSWORD else user.password_hash
         fits = await self._verifier.verify(hashed, password)
@@ -58,6 +52,35 @@ class Logins:
             if counts:
                 await login_failures.note_failure(self._database, name, address, lock_seconds=now.login_lock_seconds)
             raise Unauthenticated(WRONG)
-        if standing is not None and standing.has_failed:
+        # Others may have failed while this one waited.
+        if counts and (await self._require_unlocked(name, address)).has_failed:
             await login_failures.note_success(self._database, name)
         return user
+
+    async def _require_unlocked(self, name: str, address: str) -> login_failures.Standing:
+        """Return how a login stands. Raises ``Unauthenticated`` where none is accepted."""
+        now = self._settings.now
+        standing = await login_failures.standing(
+            self._database,
+            name,
+            address,
+            user_max=now.login_failures_max,
+            address_max=now.login_failures_per_address_max,
+            lock_seconds=now.login_lock_seconds,
+        )
+        if standing.is_locked:
+            raise Unauthenticated(LOCKED)
+        return standing
+
+
+def counted(address: str) -> str:
+    """Return what the wrong logins from an address are counted by."""
+    try:
+        found = ip_address(address)
+    except ValueError:
+        return address
+    if not isinstance(found, IPv6Address):
+        return str(found)
+    if found.ipv4_mapped is not None:
+        return str(found.ipv4_mapped)
+    return str(IPv6Network((int(found), IPV6_PREFIX_BITS), strict=False))

@@ -198,9 +198,12 @@ def blob_from(row: asyncpg.Record) -> Blob:
     )
 
 
-async def children(database: Database, repository_id: int, folder: str) -> AsyncGenerator[list[Child], None]:
+async def children(
+    database: Database, repository_id: int, folder: str, *, rows_max: int | None = None
+) -> AsyncGenerator[list[Child], None]:
     """Yield what lies directly in a folder, by name, in pages (see ``paging.pages``)."""
-    by_name = pages(partial(database.fetch, CHILDREN, repository_id, folder), "", itemgetter("name"))
+    fetch = partial(database.fetch, CHILDREN, repository_id, folder)
+    by_name = pages(fetch, "", itemgetter("name"), rows_max=rows_max)
     async with aclosing(by_name):
         async for rows in by_name:
             yield [Child(row["name"], row["is_folder"]) for row in rows]

@@ -23,6 +23,10 @@ TOGETHER = Statement(
 )
 # Two that come with the same paths would wait for each other's, each in the order of its own digests.
 TAKE_TURNS = "SELECT pg_advisory_xact_lock(2, r) FROM unnest($1::integer[]) AS r"
+WAIT_AT_MOST = "SELECT set_config('lock_timeout', $1, true)"
+TURN_WAIT, ANY_WAIT = "1000ms", "0"
+"""Who waits for a turn until the statement's deadline has no answer, and must keep all copies: in doubt for nothing."""
+
 DONE = frozenset({CommitOutcome.ADOPTED, CommitOutcome.DEDUPLICATED})
 
 
@@ -42,7 +46,7 @@ async def commit_together(
     Unless every outcome is ADOPTED or DEDUPLICATED, nothing was done. Of equal content, and of content in
     ``confirmed`` (sha256 to generations), the copies in the store are taken for proved. Give them in the order of
     their digests, in which everybody locks blobs. Raises ``PathConflict``, ``NotPermitted``,
-    ``OutcomeUnknown``, ``CatalogueUnavailable``.
+    ``OutcomeUnknown``, ``CatalogueUnavailable``, ``RacesLost`` when others had all the turns.
     """
     args, proved = [], {digest: list(generations) for digest, generations in confirmed.items()}
     for upload in uploads:
@@ -56,7 +60,9 @@ async def commit_together(
     repositories = sorted({upload.deployment.repository_id for upload in uploads})
 
     async def work(connection: asyncpg.Connection) -> list[CommitResult]:
+        await connection.execute(WAIT_AT_MOST, TURN_WAIT)
         await connection.fetch(TAKE_TURNS, repositories)
+        await connection.execute(WAIT_AT_MOST, ANY_WAIT)
         results = [result_from(row) for row in await connection.fetchmany(TOGETHER.sql, args)]
         if any(result.outcome not in DONE for result in results):
             raise _Undone(results)

@@ -11,6 +11,7 @@
     ├── ChangesRefused           the cluster is read-only: the write was not done
     ├── Immutable                the repository allows no overwriting, or no deleting: the write was not done
     ├── QuotaExceeded            the repository's quota is used up: the write was not done
+    ├── KeptOut                  the repository's patterns let nothing come to the path: the write was not done
     ├── NotPermitted             whoever asked may not do so much: the write was not done
     ├── SchemaTooOld             this database wants ``holdfast init-db`` first
     └── NotDurable               this Postgres may lose what it has acknowledged
@@ -53,6 +54,10 @@ class Immutable(CatalogueError):
 
 class QuotaExceeded(CatalogueError):
     """What was to be stored is more than a repository's quota has left, as the message says."""
+
+
+class KeptOut(CatalogueError):
+    """A repository's patterns, as they are by now, keep out what was to be stored, as the message says."""
 
 
 class NotPermitted(CatalogueError):

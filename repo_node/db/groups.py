@@ -47,7 +47,8 @@ REMOVE = """
     RETURNING (SELECT name FROM users WHERE id = user_id)
 """
 ADD = """
-    INSERT INTO group_members (user_id, group_id) SELECT id, $1 FROM users WHERE name = ANY ($2) ON CONFLICT DO NOTHING
+    INSERT INTO group_members (user_id, group_id) SELECT id, $1 FROM users WHERE name = ANY ($2) FOR KEY SHARE
+    ON CONFLICT DO NOTHING
     RETURNING (SELECT name FROM users WHERE id = user_id)
 """
 DELETE = Statement(

@@ -14,16 +14,21 @@ FIRST_PAGE, PAGE = 1_000, 5_000
 
 
 async def pages(
-    fetch: Callable[[P, int], Awaitable[list[asyncpg.Record]]], start: P, place_of: Callable[[asyncpg.Record], P]
+    fetch: Callable[[P, int], Awaitable[list[asyncpg.Record]]],
+    start: P,
+    place_of: Callable[[asyncpg.Record], P],
+    *,
+    rows_max: int | None = None,
 ) -> AsyncGenerator[list[asyncpg.Record], None]:
     """Yield what ``fetch(after, limit)`` returns, from ``start`` on; ``place_of`` tells where a row stands.
 
-    There is at least one page; all but the last are full.
+    There is at least one page, none has more than ``rows_max`` rows (``PAGE``), and all but the last are full.
     """
-    after, limit = start, FIRST_PAGE
+    most = PAGE if rows_max is None else rows_max
+    after, limit = start, min(FIRST_PAGE, most)
     while True:
         rows = await fetch(after, limit)
         yield rows
         if len(rows) < limit:
             return
-        after, limit = place_of(rows[-1]), PAGE
+        after, limit = place_of(rows[-1]), most

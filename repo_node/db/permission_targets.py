@@ -65,12 +65,12 @@ CLEAR = "DELETE FROM permission_grants WHERE target_id = $1"
 GRANT_USERS = """
     INSERT INTO permission_grants (target_id, user_id, actions)
     SELECT $1, u.id, ARRAY(SELECT jsonb_array_elements_text(g.value)) FROM jsonb_each($2::jsonb) g
-      JOIN users u ON u.name = g.key RETURNING user_id
+      JOIN users u ON u.name = g.key FOR KEY SHARE OF u RETURNING user_id
 """
 GRANT_GROUPS = """
     INSERT INTO permission_grants (target_id, group_id, actions)
     SELECT $1, p.id, ARRAY(SELECT jsonb_array_elements_text(g.value)) FROM jsonb_each($2::jsonb) g
-      JOIN groups p ON p.name = g.key RETURNING group_id
+      JOIN groups p ON p.name = g.key FOR KEY SHARE OF p RETURNING group_id
 """
 RECORD = """
     INSERT INTO events (kind, principal, request_id, address, detail) VALUES ($1, $2, $3, $4, $5::jsonb)

@@ -24,6 +24,7 @@ from repo_node.db.errors import (
     CatalogueUnavailable,
     ChangesRefused,
     Immutable,
+    KeptOut,
     NoSchema,
     NotPermitted,
     OutcomeUnknown,
@@ -35,7 +36,13 @@ from sharding.deadlines import Deadlines
 
 T = TypeVar("T")
 
-REFUSALS = {"HF006": ChangesRefused, "HF008": NotPermitted, "HF009": Immutable, "HF010": QuotaExceeded}
+REFUSALS = {
+    "HF006": ChangesRefused,
+    "HF008": NotPermitted,
+    "HF009": Immutable,
+    "HF010": QuotaExceeded,
+    "HF012": KeptOut,
+}
 """SQLSTATEs by which the functions of schema.sql refuse a write, wherever it comes from, and what they raise here."""
 
 RETRIED = (

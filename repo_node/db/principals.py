@@ -65,13 +65,22 @@ LIST_TOKENS = Statement(
      ORDER BY t.id
     """,
 )
+LIST_TOKENS_OF = Statement(
+    "tokens_list_of",
+    f"""
+    SELECT {TOKEN_COLUMNS} FROM tokens t JOIN users u ON u.id = t.user_id
+     WHERE t.user_id = (SELECT o.id FROM users o WHERE o.name = $1)
+       AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > clock_timestamp())
+     ORDER BY t.id
+    """,
+)
 CREATE_TOKEN = Statement(
     "token_create",
     """
     WITH made AS (
         INSERT INTO tokens (user_id, secret_sha256, ending, description, scopes, expires_at)
         SELECT u.id, $2, $3, $4, $5, clock_timestamp() + $6::interval
-          FROM users u WHERE u.name = $1 AND u.is_enabled
+          FROM users u WHERE u.name = $1 AND u.is_enabled FOR KEY SHARE
         RETURNING id
     ), event AS (
         INSERT INTO events (kind, principal, request_id, address, detail)
@@ -120,9 +129,10 @@ async def find_token(database: Database, secret_sha256: bytes) -> Token | None:
     return None if row is None else token_from(row)
 
 
-async def list_tokens(database: Database) -> list[Token]:
-    """Return every valid token."""
-    return [token_from(row) for row in await database.fetch(LIST_TOKENS)]
+async def list_tokens(database: Database, owner: str | None = None) -> list[Token]:
+    """Return every valid token, or every one of ``owner``."""
+    rows = database.fetch(LIST_TOKENS) if owner is None else database.fetch(LIST_TOKENS_OF, owner)
+    return [token_from(row) for row in await rows]
 
 
 async def create_token(

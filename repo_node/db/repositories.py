@@ -158,7 +158,9 @@ RECORD = """
 CREATE = Statement("repository_create", INSERT)
 CHANGE = Statement("repository_change", UPDATE)
 DELETE = Statement("repository_delete", "DELETE FROM repositories WHERE id = $1 RETURNING id")
-LOCK = "SELECT id, pg_advisory_xact_lock(1, id), pg_advisory_xact_lock(4, id) FROM repositories WHERE key = $1"
+# Before the other one, for which uploads wait: whoever counts its artifacts may take long.
+LOCK_USAGE = "SELECT pg_advisory_xact_lock(4, id) FROM repositories WHERE key = $1"
+LOCK = "SELECT id, pg_advisory_xact_lock(1, id) FROM repositories WHERE key = $1"
 # Every folder lies between these two: no segment is long enough to be above the second.
 EMPTY = Statement(
     "repository_empty", "SELECT take_out($1, '', repeat(chr(1114111), 100), $2, $3) AS gone FROM require_writable()"
@@ -276,11 +278,16 @@ async def change(database: Database, key: str, changes: Mapping[str, Any], *, by
     """
 
     async def work(connection: asyncpg.Connection) -> Repository | None:
+        if "quota_bytes" in changes:
+            await connection.execute(LOCK_USAGE, key)
         if await connection.fetchval(LOCK, key) is None:
             return None
         row: Any = await connection.fetchrow(FIND.sql, key)
         before = repository_from(row)
         after = replace(before, **changes)
+        if after.is_virtual:
+            # Before its row, which whoever deletes a member of it changes.
+            await connection.execute(LOCK_MEMBERS)
         await connection.execute(UPDATE, after.id, *values_of(after))
         if (before.quota_bytes is None) != (after.quota_bytes is None):
             await connection.execute(UNCOUNTED, after.id)
@@ -301,11 +308,14 @@ async def delete(database: Database, key: str, *, by: Origin, check: Callable[[]
 
     async def work(connection: asyncpg.Connection) -> bool | None:
         """Return whether there was such a repository, None while something is left in it."""
+        await connection.execute(LOCK_USAGE, key)
         repository = await connection.fetchval(LOCK, key)
         if repository is None:
             return False
         if await connection.fetchval(EMPTY.sql, repository, DELETE_PAGE, by.principal) == DELETE_PAGE:
             return None
+        # Nor does anybody make it a member at this moment.
+        await connection.execute(LOCK_MEMBERS)
         if await connection.fetchval(DELETE.sql, repository) is None:
             return False
         await connection.execute(RECORD_DELETE, key, *by)

@@ -77,21 +77,26 @@ LAST_MODIFIED = Statement(
 )
 
 
-async def children(database: Database, repository_id: int, path: str) -> AsyncGenerator[Sequence[Entry], None]:
+async def children(
+    database: Database, repository_id: int, path: str, *, rows_max: int | None = None
+) -> AsyncGenerator[Sequence[Entry], None]:
     """Yield pages of what lies directly in a folder, by name; the first may be empty."""
-    by_name = pages(partial(database.fetch, CHILDREN, repository_id, path), "", itemgetter("name"))
+    fetch = partial(database.fetch, CHILDREN, repository_id, path)
+    by_name = pages(fetch, "", itemgetter("name"), rows_max=rows_max)
     async with aclosing(by_name):
         async for rows in by_name:
             yield [entry_from(row) for row in rows]
 
 
-async def tree(database: Database, repository_id: int, path: str) -> AsyncGenerator[Sequence[Entry], None]:
+async def tree(
+    database: Database, repository_id: int, path: str, *, rows_max: int | None = None
+) -> AsyncGenerator[Sequence[Entry], None]:
     """Yield pages of an artifact or a folder and all that lies in it, by path; the first may be empty."""
 
     async def fetch(after: tuple[str, str], limit: int) -> list[asyncpg.Record]:
         return await database.fetch(TREE, repository_id, *split_path(path), *after, limit)
 
-    by_path = pages(fetch, ("", ""), itemgetter("folder", "name"))
+    by_path = pages(fetch, ("", ""), itemgetter("folder", "name"), rows_max=rows_max)
     async with aclosing(by_path):
         async for rows in by_path:
             yield [entry_from(row) for row in rows]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from repo_node.db.pool import Database, Statement
 
 FOLD = Statement("usage_fold", "SELECT f.folded, f.uncounted FROM require_writable(), fold_usage($1) f")
-COUNT = "SELECT count_usage($1) FROM require_writable()"
+COUNT = "SELECT count_usage($1) AS counted FROM require_writable()"
 
 
 class Folded(NamedTuple):
@@ -23,10 +23,10 @@ async def fold(database: Database, *, changes_max: int) -> Folded:
     return Folded(row["folded"], row["uncounted"])
 
 
-async def count(database: Database, repository: int) -> None:
-    """Count the artifacts of a repository, unless that is done, for as long as it takes.
+async def count(database: Database, repository: int) -> bool:
+    """Count the artifacts of a repository, for as long as it takes; False when that is done, or somebody is at it.
 
     Raises ``CatalogueUnavailable``.
     """
     async with database.apart() as connection:
-        await connection.execute(COUNT, repository)
+        return bool(await connection.fetchval(COUNT, repository))

@@ -99,15 +99,18 @@ SAVE = Statement(
     RETURNING u.id, xmax = 0 AS made
     """,
 )
+# Where rows refer to others by name, these are kept as they are: one that is being deleted is waited for, and left out.
 HAS_ADMIN = "SELECT EXISTS (SELECT 1 FROM users WHERE is_admin AND is_enabled)"
 AUTO_JOIN = """
-    INSERT INTO group_members (user_id, group_id) SELECT $1, id FROM groups WHERE auto_join ON CONFLICT DO NOTHING
+    INSERT INTO group_members (user_id, group_id)
+    SELECT $1, id FROM groups WHERE auto_join FOR KEY SHARE ON CONFLICT DO NOTHING
 """
 LEAVE = """
     DELETE FROM group_members WHERE user_id = $1 AND group_id NOT IN (SELECT id FROM groups WHERE name = ANY ($2))
 """
 JOIN = """
-    INSERT INTO group_members (user_id, group_id) SELECT $1, id FROM groups WHERE name = ANY ($2) ON CONFLICT DO NOTHING
+    INSERT INTO group_members (user_id, group_id)
+    SELECT $1, id FROM groups WHERE name = ANY ($2) FOR KEY SHARE ON CONFLICT DO NOTHING
 """
 UNKNOWN_GROUP = """
     SELECT min(n) FROM unnest($1::text[]) AS n WHERE NOT EXISTS (SELECT 1 FROM groups WHERE name = n)
@@ -116,6 +119,8 @@ RECORD = """
     INSERT INTO events (kind, principal, request_id, address, detail)
     VALUES ($1, $2, $3, $4, $5::jsonb)
 """
+# Whoever makes a token at this moment is waited for; who comes later finds nobody.
+LOCK_ONE = "SELECT FROM users WHERE name = $1 FOR UPDATE"
 DELETE_TOKENS = "DELETE FROM tokens WHERE user_id = (SELECT id FROM users WHERE name = $1)"
 DELETE = Statement("user_delete", "DELETE FROM users WHERE name = $1 RETURNING id")
 SET_PASSWORD = Statement(
@@ -193,6 +198,7 @@ async def delete(database: Database, name: str, *, by: Origin) -> bool:
 
     async def work(connection: asyncpg.Connection) -> bool:
         await connection.execute(LOCK)
+        await connection.execute(LOCK_ONE, name)
         await connection.execute(DELETE_TOKENS, name)
         if await connection.fetchval(DELETE.sql, name) is None:
             return False

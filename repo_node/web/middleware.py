@@ -15,6 +15,7 @@ from repo_node.db.errors import CatalogueUnavailable
 from repo_node.errors import Answer, Forbidden, NotFound, Unauthenticated, absent, answer_for
 from repo_node.logs import REQUESTS
 from repo_node.logs import request_id as current_request_id
+from repo_node.paths import ArtifactPath
 from repo_node.read_only import require_heard, require_writable
 from repo_node.views import View
 from repo_node.web.addresses import client_address
@@ -151,15 +152,19 @@ def require_through(request: web.Request, permission: Permission, view: View, pl
     """Require a permission where what is asked of a virtual repository may lie. Raises ``Forbidden``.
 
     An upload goes to one place; of several that can be read, one is enough: the handler looks into no other. Whatever
-    else is asked of a virtual repository is refused by its handler.
+    else is asked of a virtual repository is refused by its handler, to whoever may know that it is one.
     """
     at, scope = artifact_at(request, place.skip), principal_of(request).readable()
     if permission is Permission.READ:
         reads = any(scope.allows(one.repository, one.path) for one in view.places(at))
         if not (reads or (place.below and view.reaches(at, scope))):
             raise refusal(request, permission, at)
-    else:
-        require(request, permission, view.deploy_place(at) if permission is Permission.WRITE else None)
+        return
+    target = view.deploy_place(at) if permission is Permission.WRITE else None
+    if not principal_of(request).may(permission, target):
+        raise refusal(request, permission, target if target and scope.reaches(target.repository) else at)
+    if target is None and not view.reaches(ArtifactPath(at.repository, "", ""), scope):
+        raise refusal(request, permission, at)
 
 
 def as_told(request: web.Request, error: Forbidden) -> Exception:

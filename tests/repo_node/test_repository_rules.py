@@ -220,6 +220,23 @@ def test_a_repository_that_is_blacked_out_shows_and_takes_nothing(admin: Client,
     assert admin.get(f"/artifactory/{key}/a").status == 200
 
 
+def test_patterns_that_change_while_a_body_comes_hold_for_it(admin: Client, make: Make) -> None:
+    key = make()
+
+    def body() -> Iterator[bytes]:
+        yield b"first"
+        change(admin, key, excludesPattern="a/*")
+        yield b"second"
+
+    answer = admin.request("PUT", f"/artifactory/{key}/a/b", body())
+    assert errors_of(answer) == (
+        403,
+        f"Refused: the patterns of the repository {key} keep a/b out. Nothing was stored.",
+    )
+    change(admin, key, excludesPattern="")
+    assert admin.get(f"/artifactory/{key}/a/b").status == 404
+
+
 # ---------------------------------------------------------------- quota
 
 

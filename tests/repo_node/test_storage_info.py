@@ -118,8 +118,8 @@ def test_a_large_listing_that_breaks_off_is_no_whole_answer(
 ) -> None:
     path, children = folder_of(one, 2 * FIRST_PAGE), rows.children
 
-    async def first_page(*given: Any) -> AsyncGenerator[list[Child], None]:
-        async for page in children(*given):
+    async def first_page(*given: Any, **more: Any) -> AsyncGenerator[list[Child], None]:
+        async for page in children(*given, **more):
             yield page
             raise CatalogueUnavailable("away")
 

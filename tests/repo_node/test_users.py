@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Any
 from uuid import uuid4
@@ -9,7 +10,7 @@ from uuid import uuid4
 import pytest
 
 from tests.repo_node.http import Answer, Client
-from tests.repo_node.nodes import PASSWORD, RunningCluster, basic, wait_until
+from tests.repo_node.nodes import PASSWORD, RunningCluster, basic, errors_of, wait_until
 from tests.repo_node.people import client_of, grant, new_user
 
 SECURITY = "/artifactory/api/security"
@@ -39,6 +40,26 @@ def change_password(client: Client, name: str, old: str, new: str) -> Answer:
 
 def status(cluster: RunningCluster, name: str, password: str, node: int = 0) -> int:
     return cluster.nodes[node].client(basic(name, password)).get(f"{USERS}/{name}").status
+
+
+@pytest.mark.parametrize("said", ["\0", "\ud800"], ids=["NUL", "half-a-pair"])
+@pytest.mark.parametrize(
+    ("method", "path", "document"),
+    [
+        ("PUT", f"{USERS}/odd", {"name": "{said}", "email": "a", "password": OLD}),
+        ("PUT", f"{GROUPS}/odd", {"name": "{said}"}),
+        ("PUT", f"{SECURITY}/permissions/odd", {"name": "{said}", "repositories": ["ANY"]}),
+        ("PUT", f"{SECURITY}/permissions/odd", {"repositories": ["ANY"], "principals": {"users": {"{said}": ["r"]}}}),
+        ("POST", f"{SECURITY}/unlockUsers", ["{said}"]),
+        ("POST", f"{SECURITY}/token/revoke", {"token_id": "{said}"}),
+    ],
+)
+def test_what_postgres_cannot_keep_is_refused_wherever_it_is_said(
+    one: RunningCluster, said: str, method: str, path: str, document: Any
+) -> None:
+    body = json.dumps(document).replace("{said}", json.dumps(said)[1:-1]).encode()
+    status, message = errors_of(one.admin.request(method, path, body))
+    assert status in (400, 404) and message
 
 
 def test_a_user_is_made_read_changed_and_deleted(one: RunningCluster, name: str) -> None:

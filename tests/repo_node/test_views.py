@@ -12,9 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from repo_node import merging
+from repo_node.db.paging import PAGE
 from repo_node.db.repositories import Repository
 from repo_node.merging import merged
 from repo_node.paths import ArtifactPath
+from repo_node.trees import SHARE_MIN, share_of
 from repo_node.views import make_view
 
 AT = ArtifactPath("v", "a", "b")
@@ -77,3 +79,10 @@ async def test_merged_pages_have_everything_once_in_order_and_the_first_source_w
             wanted.setdefault(number, name)
     assert [item for one in found for item in one] == sorted(wanted.items())
     assert all(len(one) == page for one in found[:-1]) and len(found[-1]) < page
+
+
+@pytest.mark.parametrize("sources", [0, 1, 7, 50, 10_000])
+def test_pages_of_many_sources_share_the_memory_of_one(sources: int) -> None:
+    rows = share_of(sources)
+    assert SHARE_MIN <= rows <= PAGE
+    assert rows == SHARE_MIN or rows * sources <= PAGE

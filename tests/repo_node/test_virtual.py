@@ -284,6 +284,33 @@ def test_reading_through_it_needs_read_where_the_artifact_lies(one: RunningClust
     assert stranger.get(f"{API}/storage/{key}").status == 403
 
 
+@pytest.mark.parametrize("hides", [False, True])
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [
+        ("GET", "/artifactory/{key}/x"),
+        ("PUT", "/artifactory/{key}/x"),
+        ("DELETE", "/artifactory/{key}/x"),
+        ("PUT", f"{API}/storage/{{key}}/x?properties=a=b"),
+        ("GET", f"{API}/storage/{{key}}"),
+    ],
+)
+def test_s7_who_may_read_no_member_does_not_learn_that_there_is_a_virtual_repository(
+    one: RunningCluster, admin: Client, make: Make, hides: bool, method: str, target: str
+) -> None:
+    member = make()
+    virtual, user = make(member, defaultDeploymentRepo=member), new_user(one)
+    grant(one, user, ["read", "annotate", "write", "delete"])
+    who = client_of(one, user)
+
+    def ask(key: str) -> tuple[int, bytes]:
+        answer = who.request(method, target.format(key=key))
+        return answer.status, answer.body.replace(key.encode(), b"*")
+
+    with one.settings(hide_unauthorised_resources=hides):
+        assert ask(virtual) == ask(f"r-{secrets.token_hex(4)}")
+
+
 def test_a_right_at_the_virtual_repository_itself_gives_nothing(one: RunningCluster, admin: Client, make: Make) -> None:
     member = make()
     key = make(member, defaultDeploymentRepo=member)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from repo_node.api.documents import PlainText, json_response
 from repo_node.api.security.requests import forget, name_in, read_as
@@ -24,6 +24,7 @@ from repo_node.web.state import NODE
 
 BASE = "/artifactory/api/security"
 AUTHORIZATION = f"{BASE}/users/authorization"
+NAMES = TypeAdapter(list[PlainText], config=ConfigDict(strict=True))
 
 
 class PasswordDocument(BaseModel):
@@ -99,9 +100,10 @@ async def unlock_named(request: web.Request) -> web.StreamResponse:
         names = json.loads(await read_document(request))
     except (ValueError, RecursionError):
         raise RequestError("The body is not valid JSON.") from None
-    if not isinstance(names, list) or not all(isinstance(name, str) and "\0" not in name for name in names):
-        raise RequestError("The body must be a list of the users' names.")
-    return await unlock(request, names)
+    try:
+        return await unlock(request, NAMES.validate_python(names))
+    except ValidationError:
+        raise RequestError("The body must be a list of the users' names.") from None
 
 
 async def unlock_all(request: web.Request) -> web.StreamResponse:

@@ -37,7 +37,7 @@ WORDS = {action: action for action in LETTERS.values()}
 MEANINGLESS = frozenset({"mxm", "x", "managedXrayMeta", "distribute"})
 """Actions of Artifactory's on what does not exist here."""
 
-Granted = dict[str, list[str]]
+Granted = dict[PlainText, list[str]]
 
 
 class PrincipalsDocument(BaseModel):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from typing import Annotated, Any, TypeVar
+from unicodedata import normalize
 
 from aiohttp import web
 from pydantic import AfterValidator, BaseModel, ValidationError
@@ -42,6 +43,8 @@ def check_target_name(name: str) -> str:
 
 
 def check_pattern(text: str) -> str:
+    """Return a pattern as paths are written, in NFC: what it excludes would be let in by other words for it."""
+    text = normalize("NFC", text)
     if len(text) > 1024 or any(character < " " or "\ud800" <= character <= "\udfff" for character in text):
         raise ValueError("a pattern has at most 1024 characters, all of them printable")
     return text

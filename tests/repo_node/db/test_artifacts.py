@@ -337,3 +337,10 @@ async def race(scene: Scene, connection: asyncpg.Connection, first: Any, second:
         return await asyncio.wait_for(task, 10)
     finally:
         other.terminate()
+
+
+async def test_no_page_of_a_folder_is_larger_than_its_reader_wants(scene: Scene) -> None:
+    for number in range(7):
+        await scene.upload(f"f/{number}")
+    found = artifacts.children(scene.database, scene.repository, "f", rows_max=3)
+    assert [[child.name for child in page] async for page in found] == [["0", "1", "2"], ["3", "4", "5"], ["6"]]

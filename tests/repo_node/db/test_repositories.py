@@ -3,16 +3,32 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from typing import Any
 
 import asyncpg
 import pytest
 
-from repo_node.db import repositories
+from repo_node.db import artifacts, repositories, trees, usage
 from repo_node.db.blobs import CommitOutcome
+from repo_node.db.commit_groups import CommitGroups, UploadToCommit
+from repo_node.db.errors import CatalogueUnavailable, KeptOut
+from repo_node.db.properties import Place
 from repo_node.db.repositories import Configuration, RepositoryExists
+from repo_node.db.transfers import Transfer, page
 from repo_node.origin import Origin
-from tests.repo_node.db.scene import REPOSITORY, OneConnection, Scene, commit, copies, digests_of, paths, table
+from tests.repo_node.db.scene import (
+    DAY_SECONDS,
+    REPOSITORY,
+    OneConnection,
+    Scene,
+    commit,
+    copies,
+    digests_of,
+    paths,
+    table,
+    until_blocked,
+)
 
 EVENTS = "SELECT kind, repository, principal, request_id FROM events WHERE kind LIKE 'repository%' ORDER BY id"
 
@@ -132,3 +148,81 @@ async def test_uploads_and_deletes_of_a_repository_at_once_break_nothing(
     assert outcomes
     orphans = "SELECT count(*) FROM artifacts WHERE repo_id NOT IN (SELECT id FROM repositories)"
     assert await connection.fetchval(orphans) == 0
+
+
+# ---------------------------------------------------------------- what holds for the rows, whoever comes
+
+
+async def change(scene: Scene, **fields: Any) -> None:
+    assert await repositories.change(scene.database, REPOSITORY, fields, by=Origin("bob", "r")) is not None
+
+
+@pytest.mark.parametrize("together", [False, True])
+async def test_what_patterns_hide_is_not_committed(
+    scene: Scene, connection: asyncpg.Connection, together: bool
+) -> None:
+    await scene.upload("keep/there")
+    await change(scene, includes_pattern="keep/**")
+    groups = CommitGroups(scene.database, lambda: 0.2)
+    uploads = [
+        UploadToCommit(
+            scene.deployment(path, path.encode()), copies(1, 3), "{}", age_max_seconds=DAY_SECONDS, short=False
+        )
+        for path in ("keep/a", "keep/b", "keep/c", "hidden")
+    ]
+    with groups.expect() if together else contextlib.nullcontext():
+        tasks = [asyncio.create_task(groups.commit(upload)) for upload in uploads]
+        await asyncio.sleep(0.05 if together else 0)
+    results = await asyncio.gather(*tasks, return_exceptions=True)
+    assert [getattr(result, "outcome", None) for result in results[:3]] == [CommitOutcome.ADOPTED] * 3
+    assert isinstance(results[3], KeptOut)
+    assert await paths(connection) == ["keep", "keep/a", "keep/b", "keep/c", "keep/there"]
+    assert await connection.fetchval("SELECT count(*) FROM events WHERE path = 'hidden'") == 0
+
+
+async def test_a_virtual_repository_takes_nothing_also_from_who_knows_of_none(
+    scene: Scene, connection: asyncpg.Connection
+) -> None:
+    await create(scene, "all", rclass="virtual", members=(REPOSITORY,))
+    await scene.upload("f/a")
+    virtual = await repositories.find(scene.database, "all")
+    assert virtual is not None
+    transfer = Transfer(False, scene.repository, "f/a", virtual.id, "b", Origin("bob", "r"))
+    with pytest.raises(CatalogueUnavailable):
+        await page(scene.database, transfer, Place(), fail_fast=False, dry=False, items_max=10, path_bytes_max=1000)
+    assert await paths(connection) == ["f", "f/a"]
+
+
+async def test_uploads_go_on_while_a_change_waits_for_who_counts(scene: Scene, connection: asyncpg.Connection) -> None:
+    await change(scene, quota_bytes=1_000)
+    transaction = connection.transaction()
+    await transaction.start()
+    await connection.execute(usage.COUNT, scene.repository)
+    await change(scene, description="changed")
+    waiting = asyncio.create_task(change(scene, quota_bytes=2_000))
+    await until_blocked(connection)
+    assert not await usage.count(scene.database, scene.repository)
+    async with asyncio.timeout(3):
+        await scene.upload("f/a")
+    assert not waiting.done()
+    await transaction.commit()
+    await waiting
+    assert not await usage.count(scene.database, scene.repository)
+
+
+@pytest.mark.parametrize("plan", ["force_custom_plan", "force_generic_plan"])
+async def test_a_page_of_a_large_folder_does_not_sort_the_folder(
+    scene: Scene, connection: asyncpg.Connection, plan: str
+) -> None:
+    await scene.upload("f/a")
+    await connection.execute(
+        "INSERT INTO artifacts (repo_id, folder, name, blob_id, created_by, modified_by)"
+        " SELECT a.repo_id, a.folder, 'x' || n, a.blob_id, '', '' FROM artifacts a, generate_series(1, 20000) AS n"
+        " WHERE a.name = 'a'"
+    )
+    await connection.execute("ANALYZE artifacts")
+    await connection.execute(f"SET enable_seqscan = off; SET plan_cache_mode = {plan}")
+    for statement in (trees.CHILDREN, artifacts.CHILDREN):
+        found = await connection.fetch(f"EXPLAIN {statement.sql}", scene.repository, "f", "", 1000)
+        text = "\n".join(row[0] for row in found)
+        assert "artifacts_pkey" in text and "Sort" not in text, text
