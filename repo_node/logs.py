@@ -10,12 +10,13 @@ import json
 import logging
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from contextvars import ContextVar
 from functools import lru_cache, partial
 from typing import Any, TextIO
 
 from repo_node.config import LogSection
+from repo_node.log_outlet import LogOutlet
 
 REQUESTS = "holdfast.requests"
 """The logger whose lines are gathered: there is one for each request. All else is rare, and written at once."""
@@ -65,8 +66,9 @@ class GatheringHandler(logging.Handler):
 
     def __init__(self, stream: TextIO) -> None:
         super().__init__()
-        self._stream = stream
+        self._outlet = LogOutlet(stream)
         self._lines: list[str] = []
+        self._retries = False
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -80,20 +82,49 @@ class GatheringHandler(logging.Handler):
             self.handleError(record)
 
     def flush(self) -> None:
-        """Write what was gathered. Called at the end of the process too."""
+        """Write what was gathered, as far as standard error takes it now."""
         with self.lock or nullcontext():
             lines, self._lines = self._lines, []
-            if lines:
-                self._stream.write("\n".join((*lines, "")))
-                self._stream.flush()
+            for line in lines:
+                self._outlet.put(f"{line}\n")
+            self._outlet.write()
+            if self._outlet.lost and self._outlet.is_empty:
+                self._tell_lost()
+            if not self._outlet.is_empty and not self._retries and (loop := running_loop()) is not None:
+                self._retries = True
+                loop.call_later(GATHER_SECONDS, self._retry)
+
+    def close(self) -> None:
+        """Write all that is left, as slowly as it goes. Called at the end of the process."""
+        with self.lock or nullcontext(), suppress(OSError, ValueError):
+            for line in self._lines:
+                self._outlet.put(f"{line}\n")
+            self._lines = []
+            self._outlet.write(waits=True)
+        super().close()
 
     def _flush_later(self) -> None:
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
+        if (loop := running_loop()) is None:
             self.flush()
         else:
             loop.call_later(GATHER_SECONDS, self.flush)
+
+    def _retry(self) -> None:
+        self._retries = False
+        self.flush()
+
+    def _tell_lost(self) -> None:
+        told = logging.LogRecord("holdfast", logging.ERROR, "", 0, "log lines were lost: nobody took them", (), None)
+        told.facts, self._outlet.lost = {"lines": self._outlet.lost}, 0
+        self._outlet.put(f"{self.format(told)}\n")
+        self._outlet.write()
+
+
+def running_loop() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None
 
 
 def mark(process: int, record: logging.LogRecord) -> bool:
