@@ -45,7 +45,12 @@ REFUSALS = {
 }
 """SQLSTATEs by which the functions of schema.sql refuse a write, wherever it comes from, and what they raise here."""
 
+class NotSent(Exception):
+    """The connection had come to its end while nobody used it: Postgres has heard nothing of this."""
+
+
 RETRIED = (
+    NotSent,
     asyncpg.SerializationError,
     asyncpg.DeadlockDetectedError,
     asyncpg.LockNotAvailableError,
@@ -54,6 +59,9 @@ RETRIED = (
     asyncpg.OutdatedSchemaCacheError,
 )
 ATTEMPTS_MAX = 8
+
+NOT_IDLE = "cannot switch to state"
+"""How asyncpg's refusal begins to send anything on a connection of which it has heard a last word, but not the end."""
 
 REFUSED = (asyncpg.ReadOnlySQLTransactionError, asyncpg.CannotConnectNowError, asyncpg.InsufficientResourcesError)
 """Of the failures of a server, those in which Postgres itself says that nothing was done."""
@@ -190,6 +198,11 @@ class Database:
                     result = await call(connection)
                 outcome = "ok"
                 return result
+            except asyncpg.InternalClientError as error:
+                drop(connection)
+                if str(error).startswith(NOT_IDLE):
+                    raise NotSent from error
+                raise unknown(f"{statement.name}: {describe(error)}") from error
             except REFUSED as error:
                 drop(connection)
                 raise CatalogueUnavailable(f"{statement.name}: {describe(error)}") from error

@@ -37,8 +37,11 @@ class Gateway:
 
     def restore(self) -> None:
         """Let everything through again."""
+        self._loop.call_soon_threadsafe(self._restore)
+
+    def _restore(self) -> None:
         self._accepts = True
-        self._loop.call_soon_threadsafe(self._flows.set)
+        self._flows.set()
 
     def _cut(self) -> None:
         self._accepts = False

@@ -211,7 +211,7 @@ async def run(step: Callable[[], Awaitable[object]], deadline: float, pause_seco
 
 async def check_everything(connection: asyncpg.Connection, store: Store, ledger: Ledger) -> None:
     await check_replicas(connection, store)
-    await check_events(connection, ledger)
+    await check_events(connection, store, ledger)
     await check_tree(connection)
 
 
@@ -232,7 +232,7 @@ async def check_replicas(connection: asyncpg.Connection, store: Store) -> None:
     assert await connection.fetchval(leaked) == 0, "a blob that nothing refers to is no candidate"
 
 
-async def check_events(connection: asyncpg.Connection, ledger: Ledger) -> None:
+async def check_events(connection: asyncpg.Connection, store: Store, ledger: Ledger) -> None:
     kinds = dict(await table(connection, "SELECT kind, count(*) FROM events GROUP BY kind"))
     deploys = ledger.deploys[CommitOutcome.ADOPTED] + ledger.deploys[CommitOutcome.DEDUPLICATED]
     assert kinds.pop("deploy") == deploys
@@ -243,6 +243,7 @@ async def check_events(connection: asyncpg.Connection, ledger: Ledger) -> None:
     assert sum(items) == sum(ledger.deleted_items)
     assert kinds.pop("primary") == 1
     assert kinds.pop("gc") > 0
+    assert kinds.pop("replica_remove") == store.done["trimmed"]
     assert kinds.pop("restore") == ledger.restores[Restored.RESTORED]
     # One that was there already is made without an event.
     assert kinds.pop("folder", 0) <= ledger.deploys["folder"]
