@@ -45,6 +45,7 @@ REFUSALS = {
 }
 """SQLSTATEs by which the functions of schema.sql refuse a write, wherever it comes from, and what they raise here."""
 
+
 class NotSent(Exception):
     """The connection had come to its end while nobody used it: Postgres has heard nothing of this."""
 

@@ -29,10 +29,16 @@ START_SECONDS = 30.0
 
 
 def free_ports(count: int) -> list[int]:
-    """Return ports that are free, below those the kernel gives to outgoing connections."""
+    """Return ports that are free, below those the kernel gives to outgoing connections.
+
+    Processes that run tests side by side have ports of their own: those of a node that is down for a while are free.
+    """
+    worker, workers = os.environ.get("PYTEST_XDIST_WORKER", "gw0"), os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1")
+    share = (32_000 - 10_000) // int(workers)
+    first = 10_000 + share * int(worker.removeprefix("gw"))
     found: list[int] = []
     while len(found) < count:
-        port = random.randrange(10_000, 32_000)
+        port = random.randrange(first, first + share)
         if port not in found and is_free(port):
             found.append(port)
     return found
