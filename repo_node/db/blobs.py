@@ -57,24 +57,21 @@ class CommitResult:
     existing: tuple[Replica, ...]
 
 
-COMMIT = Statement(
-    "upload_commit",
-    """
-    SELECT outcome, created_at, existing_shards, existing_generations
-      FROM require_writable(),
-           commit_upload($1, $2, $3, $4, $5, $6, $7::jsonb, $8, $9, $10, $11, $12, $13, $14, $15, $16,
-                         $17::smallint[], $18::uuid[], $19, $20::uuid[], $21)
-    """,
-)
-COMMIT_WITHOUT_OVERWRITING = Statement(
-    "upload_commit_new",
-    """
-    SELECT outcome, created_at, existing_shards, existing_generations
-      FROM require_writable(), limit_to('overwrite', $4) AS l (repo),
-           commit_upload($1, $2, $3, l.repo, $5, $6, $7::jsonb, $8, $9, $10, $11, $12, $13, $14, $15, $16,
-                         $17::smallint[], $18::uuid[], $19, $20::uuid[], $21)
-    """,
-)
+def commit_statement(name: str, repository: str, limit: str = "") -> Statement:
+    """Return the commit of an upload. ``repository`` is its id, which may come from a ``limit`` on what is done."""
+    return Statement(
+        name,
+        f"""
+        SELECT outcome, created_at, existing_shards, existing_generations
+          FROM require_writable(), {limit}
+               commit_upload($1, $2, $3, {repository}, $5, $6, $7::jsonb, $8, $9, $10, $11, $12, $13, $14, $15, $16,
+                             $17::smallint[], $18::uuid[], $19, $20::uuid[], $21)
+        """,
+    )
+
+
+COMMIT = commit_statement("upload_commit", "$4")
+COMMIT_WITHOUT_OVERWRITING = commit_statement("upload_commit_new", "l.repo", "limit_to('overwrite', $4) AS l (repo),")
 BLOCKS = Statement(
     "block_digests",
     "SELECT substring(block_digests FROM $2 FOR $3) AS digests FROM blobs WHERE id = $1",

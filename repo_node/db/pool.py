@@ -199,16 +199,13 @@ class Database:
                     result = await call(connection)
                 outcome = "ok"
                 return result
-            except asyncpg.InternalClientError as error:
-                drop(connection)
-                if str(error).startswith(NOT_IDLE):
-                    raise NotSent from error
-                raise unknown(f"{statement.name}: {describe(error)}") from error
             except REFUSED as error:
                 drop(connection)
                 raise CatalogueUnavailable(f"{statement.name}: {describe(error)}") from error
             except BROKEN as error:
                 drop(connection)
+                if isinstance(error, asyncpg.InternalClientError) and str(error).startswith(NOT_IDLE):
+                    raise NotSent from error
                 raise unknown(f"{statement.name}: {describe(error)}") from error
             except (asyncpg.UndefinedTableError, asyncpg.UndefinedFunctionError) as error:
                 raise NoSchema(f"{statement.name}: {describe(error)}") from error
