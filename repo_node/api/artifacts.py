@@ -13,7 +13,7 @@ from repo_node.api.documents import file_document, folder_document, json_respons
 from repo_node.artifacts import Deployed, DeployRequest
 from repo_node.auth.permissions import Permission
 from repo_node.checksum_deploy import SendTheBody
-from repo_node.checksums import DeclaredDigests, checksums_of
+from repo_node.checksums import CHECKSUM_HEADERS, DeclaredDigests, checksums_of
 from repo_node.db.artifacts import Blob, Item, place_of
 from repo_node.db.errors import CatalogueUnavailable
 from repo_node.db.properties import Changes
@@ -22,11 +22,11 @@ from repo_node.paths import ArtifactPath, Target
 from repo_node.web.addresses import origin_of
 from repo_node.web.body import leave_unread, read_body, receive_upload, refuse_large
 from repo_node.web.context import SERVICES, TARGET, artifact_at, base_url, principal_of, require
+from repo_node.web.dispatch import ARTIFACTS
 from repo_node.web.queries import header_flag
 from repo_node.web.routes import Place, Routes, WhileReadOnly
 from repo_node.web.streaming import media_type, send_artifact
 
-CHECKSUM_HEADERS = {"X-Checksum-Sha256": "sha256", "X-Checksum-Sha1": "sha1", "X-Checksum-Md5": "md5"}
 DIGEST_BYTES = {"sha256": 32, "sha1": 20, "md5": 16}
 MISMATCH = "X-Holdfast-Checksum-Mismatch"
 """Names the digests that the client declared otherwise than they are, where that refuses nothing."""
@@ -37,10 +37,10 @@ NAME_BY_DIGITS = {64: "sha256", 40: "sha1", 32: "md5"}
 def add_routes(routes: Routes) -> None:
     """Must come last: its pattern matches whatever no other route did."""
     by_postgres = WhileReadOnly.REFUSED_BY_POSTGRES
-    item, at = "/artifactory/{item:.+}", Place(1)
-    routes.add("GET", item, retrieve, Permission.READ, at=at)
-    routes.add("PUT", item, deploy, Permission.WRITE, at=at, while_read_only=by_postgres)
-    routes.add("DELETE", item, delete, Permission.DELETE, at=at, while_read_only=by_postgres)
+    at = Place(1)
+    routes.add("GET", ARTIFACTS, retrieve, Permission.READ, at=at)
+    routes.add("PUT", ARTIFACTS, deploy, Permission.WRITE, at=at, while_read_only=by_postgres)
+    routes.add("DELETE", ARTIFACTS, delete, Permission.DELETE, at=at, while_read_only=by_postgres)
 
 
 async def retrieve(request: web.Request) -> web.StreamResponse:
@@ -176,7 +176,7 @@ async def delete(request: web.Request) -> web.StreamResponse:
 def declared_digests(request: web.Request) -> DeclaredDigests:
     """Return the checksums a client declared. ``X-Checksum`` is told by its length. Raises ``RequestError``."""
     declared: dict[str, bytes] = {}
-    for header, name in CHECKSUM_HEADERS.items():
+    for name, header in CHECKSUM_HEADERS.items():
         if (text := request.headers.get(header)) is not None:
             declared[name] = parse_digest(header, name, text)
     if (text := request.headers.get("X-Checksum")) is not None:
