@@ -1,8 +1,7 @@
-"""Routes that declare the permission they need; one without cannot be added."""
+"""Routes that declare the permission they need, and what clients are told of them; one without cannot be added."""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -10,8 +9,8 @@ from aiohttp import web
 
 from repo_node.auth.permissions import Permission
 from repo_node.auth.rights import ACTIONS
+from repo_node.web.descriptions import Handler, check_description
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Permissions = dict[tuple[str, str], Permission]
 
 PERMISSIONS = web.AppKey("permissions", Permissions)
@@ -69,10 +68,12 @@ class Routes:
     ) -> None:
         """Serve ``method`` on ``path``; GET serves HEAD too. Reading goes on while the cluster is read-only.
 
-        Raises ``ValueError`` for a permission that is given by places without ``at``, and the other way round.
+        Raises ``ValueError`` for a permission that is given by places without ``at``, and the other way round, and
+        for a handler that is not ``described``.
         """
         if (permission in ACTIONS) is (at is None):
             raise ValueError(f"{method} {path} must say at which path it needs the permission {permission}")
+        check_description(path, handler)
         for verb in ("GET", "HEAD") if method == "GET" else (method,):
             route = self._app.router.add_route(verb, path, handler)
             assert route.resource is not None

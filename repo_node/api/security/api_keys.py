@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import NotRequired
+
 from aiohttp import web
+from typing_extensions import TypedDict
 
 from repo_node.api.documents import json_response
 from repo_node.api.security.requests import forget
@@ -14,11 +17,20 @@ from repo_node.db import api_keys
 from repo_node.errors import NotFound, RequestError
 from repo_node.web.addresses import origin_of
 from repo_node.web.context import principal_of
+from repo_node.web.descriptions import described
 from repo_node.web.routes import Routes, WhileReadOnly
 from repo_node.web.state import NODE
 
 PATH = "/artifactory/api/security/apiKey"
 KIND = api_keys.Kind("API key", OF_USER)
+
+
+class KeyDocument(TypedDict):
+    apiKey: NotRequired[str]
+
+
+class KeyRevoked(TypedDict):
+    info: str
 
 
 def add_routes(routes: Routes) -> None:
@@ -29,12 +41,14 @@ def add_routes(routes: Routes) -> None:
     routes.add("DELETE", PATH, revoke, Permission.ACCOUNT, while_read_only=WhileReadOnly.SERVED)
 
 
+@described({200: KeyDocument})
 async def read(request: web.Request) -> web.StreamResponse:
     """Say that there is a key, by its last characters: nobody but its owner has it. An empty object: there is none."""
     ending = await api_keys.find_ending(request.app[NODE].database, principal_of(request).name, KIND)
     return json_response({} if ending is None else {"apiKey": f"...{ending}"})
 
 
+@described({201: KeyDocument}, errors={409})
 async def create(request: web.Request) -> web.StreamResponse:
     """Make a key and answer with it, once."""
     secret = await make(request, replaces=False)
@@ -43,6 +57,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     return json_response({"apiKey": secret}, status=201, headers={"Cache-Control": "no-store"})
 
 
+@described({200: KeyDocument})
 async def regenerate(request: web.Request) -> web.StreamResponse:
     """Make another key, and end the one before."""
     return json_response({"apiKey": await make(request, replaces=True)}, headers={"Cache-Control": "no-store"})
@@ -61,7 +76,9 @@ async def make(request: web.Request, *, replaces: bool) -> str | None:
     return secret if made else None
 
 
+@described({200: KeyRevoked}, errors={404})
 async def revoke(request: web.Request) -> web.StreamResponse:
+    """Revoke the caller's key at once."""
     own = principal_of(request).name
     try:
         revoked = await api_keys.revoke(request.app[NODE].database, own, KIND, by=origin_of(request))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, NotRequired
 from urllib.parse import parse_qsl
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypedDict
 
 from repo_node.api.documents import PlainText, json_response
 from repo_node.api.security.requests import forget, is_admin, name_in, validated
@@ -21,6 +22,7 @@ from repo_node.errors import Forbidden, NotFound, RequestError
 from repo_node.web.addresses import origin_of
 from repo_node.web.body import read_document, read_json
 from repo_node.web.context import SERVICES, principal_of
+from repo_node.web.descriptions import JSON, TEXT, Body, Content, Digits, described
 from repo_node.web.routes import Routes, WhileReadOnly
 from repo_node.web.state import NODE
 
@@ -44,6 +46,41 @@ class TokenDocument(BaseModel):
     expires_in: int | None = Field(None, ge=0, le=316_224_000)
     description: PlainText = Field("", max_length=500)
     include_reference_token: bool = False
+
+
+class RevokedDocument(TypedDict):
+    """The token itself, or its id."""
+
+    token: NotRequired[str]
+    token_id: NotRequired[str]
+
+
+ASKED = Body((Content(JSON, TokenDocument), Content(FORM, TokenDocument)), required=False)
+REVOKED = Body((Content(JSON, RevokedDocument), Content(FORM, RevokedDocument)))
+
+
+class MadeToken(TypedDict):
+    token_id: str
+    access_token: str
+    scope: str
+    token_type: str
+    expires_in: NotRequired[int]
+    reference_token: NotRequired[str]
+
+
+class TokenInfo(TypedDict):
+    token_id: str
+    subject: str
+    issuer: str
+    scope: str
+    description: str
+    issued_at: int
+    expiry: NotRequired[int]
+    refreshable: bool
+
+
+class TokenList(TypedDict):
+    tokens: list[TokenInfo]
 
 
 def add_routes(routes: Routes) -> None:
@@ -74,7 +111,9 @@ async def read_fields(request: web.Request) -> dict[str, Any]:
 # ------------------------------------------------------------------ making tokens
 
 
+@described({200: MadeToken}, body=ASKED)
 async def create(request: web.Request) -> web.StreamResponse:
+    """Make a token of the caller's or, for administrators, of another user; its secret is in this one answer."""
     document = validated(await read_fields(request), TokenDocument, "token")
     seconds = document.expires_in
     if seconds is None:
@@ -82,7 +121,9 @@ async def create(request: web.Request) -> web.StreamResponse:
     return await make(request, document, words_of(document.scope), seconds)
 
 
+@described({200: MadeToken}, body=ASKED)
 async def create_v1(request: web.Request) -> web.StreamResponse:
+    """Make a token that lives for an hour, unless ``expires_in`` says otherwise."""
     document = validated(await read_fields(request), TokenDocument, "token")
     seconds = V1_SECONDS if document.expires_in is None else document.expires_in
     return await make(request, document, words_of(document.scope), seconds)
@@ -126,7 +167,7 @@ async def make(request: web.Request, document: TokenDocument, words: list[str], 
     if document.grant_type != "client_credentials":
         raise RequestError("Tokens are not refreshed here: make a new one (grant_type=client_credentials).")
     made = await record(request, document.username, words, seconds or None, document.description)
-    answer: dict[str, Any] = {
+    answer: MadeToken = {
         "token_id": str(made.id),
         "access_token": made.secret,
         "scope": " ".join(words),
@@ -188,8 +229,8 @@ async def check_scopes(request: web.Request, owner: str, words: list[str]) -> No
 # ------------------------------------------------------------------ listing, revoking
 
 
-def document_of(token: Token) -> dict[str, Any]:
-    document: dict[str, Any] = {
+def document_of(token: Token) -> TokenInfo:
+    document: TokenInfo = {
         "token_id": str(token.id),
         "subject": f"users/{token.user}",
         "issuer": "holdfast",
@@ -203,6 +244,7 @@ def document_of(token: Token) -> dict[str, Any]:
     return document
 
 
+@described({200: TokenList})
 async def list_all(request: web.Request) -> web.StreamResponse:
     """Answer with one's own tokens or, for administrators, with all."""
     owner = None if is_admin(request) else principal_of(request).name
@@ -210,7 +252,9 @@ async def list_all(request: web.Request) -> web.StreamResponse:
     return json_response({"tokens": [document_of(token) for token in found]})
 
 
+@described({200: TokenInfo}, path={"id": Digits})
 async def read(request: web.Request) -> web.StreamResponse:
+    """Answer with a token, without its secret."""
     text = name_in(request, -1)
     token = await principals.find_token_by_id(request.app[NODE].database, token_number(text))
     if token is None or not (is_admin(request) or token.user == principal_of(request).name):
@@ -224,10 +268,13 @@ def token_number(text: str) -> int:
     return int(text)
 
 
+@described({200: TEXT}, path={"id": Digits})
 async def revoke_by_id(request: web.Request) -> web.StreamResponse:
+    """Revoke one's own token or, for administrators, any."""
     return await revoke(request, token_number(name_in(request, -1)))
 
 
+@described({200: TEXT}, body=REVOKED, errors={404})
 async def revoke_by_secret(request: web.Request) -> web.StreamResponse:
     """Revoke the token in the body's ``token``, or the one of ``token_id``."""
     fields = await read_fields(request)
