@@ -42,7 +42,7 @@ Truth = Literal["true", "false"]
 DECLARED: Mapping[str, Any] = {
     **{
         header: Annotated[str, Field(pattern=f"^[0-9A-Fa-f]{{{2 * DIGEST_BYTES[name]}}}$")]
-        for header, name in CHECKSUM_HEADERS.items()
+        for name, header in CHECKSUM_HEADERS.items()
     },
     "X-Checksum": Annotated[str, Field(description="A sha256, sha1 or md5, which its length tells.")],
     "X-Checksum-Deploy": Annotated[Truth, Field(description="Store content that is known, without a body.")],

@@ -22,23 +22,35 @@ ARTIFACTS = f"/{ROOT}/{{item:.+}}"
 """The pattern of every route of artifacts; no other one may have a variable segment in place of the repository."""
 
 
+class ArtifactRoutes:
+    """The routes of artifacts of an application. Raises ``ValueError`` when another one's variable hides them."""
+
+    def __init__(self, app: web.Application) -> None:
+        self._matches = {route.method: match_of(app, route) for route in app.router.routes() if is_of_artifacts(route)}
+        self._others = other_names(app)
+
+    def match(self, request: web.Request) -> UrlMappingMatchInfo | None:
+        """Return the route of a request for an artifact; None for any other, and for one that is refused."""
+        if TARGET not in request:
+            return None
+        segments = request[TARGET].segments
+        if len(segments) < 2 or segments[0] != ROOT or segments[1] in self._others:
+            return None
+        return self._matches.get(request.method)
+
+
 def dispatcher(app: web.Application) -> Answering:
     """Return what answers the requests of an application whose only middleware is ``answer``."""
-    usual = cast(Answering, app._handle)
-    matches = {route.method: match_of(app, route) for route in app.router.routes() if is_of_artifacts(route)}
-    others = other_names(app)
+    usual, artifacts = cast(Answering, app._handle), ArtifactRoutes(app)
 
     async def dispatch(request: web.Request) -> web.StreamResponse:
-        match = matches.get(request.method)
-        if match is None or TARGET not in request:
-            return await usual(request)
-        segments = request[TARGET].segments
-        if len(segments) < 2 or segments[0] != ROOT or segments[1] in others:
+        match = artifacts.match(request)
+        if match is None:
             return await usual(request)
         request._match_info = match
         return await answer(request, match.handler)
 
-    return dispatch if matches else usual
+    return dispatch
 
 
 def is_of_artifacts(route: web.AbstractRoute) -> bool:

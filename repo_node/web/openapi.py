@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any, Literal, Required, get_args, get_origin
 
@@ -14,8 +14,8 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
 
 from repo_node.auth.permissions import Permission
 from repo_node.errors import ErrorDocument
-from repo_node.web.descriptions import JSON, REST, Content, Description, Handler, description_of
-from repo_node.web.routes import HARMLESS, PERMISSIONS, PLACES, WHILE_READ_ONLY, Place, WhileReadOnly
+from repo_node.web.descriptions import JSON, REST, Content, Description, description_of
+from repo_node.web.routes import DECLARED, HARMLESS, Declared, WhileReadOnly
 
 COMPONENT = "#/components/schemas/{model}"
 REPOSITORY: Mapping[str, Any] = {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"}
@@ -74,20 +74,20 @@ def openapi_of(app: web.Application, version: str) -> dict[str, Any]:
     refusal = schemas.of(ErrorDocument, "serialization")
     paths: dict[str, dict[str, Any]] = {}
     tags: dict[str, str] = {}
-    for method, template, handler in routes_of(app):
+    for route, declared in app[DECLARED].items():
+        method, handler = route.method, route.handler
         said = description_of(handler)
         tag = handler.__module__.rpartition(".")[2]
         tags[tag] = (sys.modules[handler.__module__].__doc__ or "").partition("\n")[0]
-        for path in paths_of(template, said):
-            key = (method, template)
+        for path in paths_of(declared.template, said):
             operation = {
                 "operationId": re.sub(r"[^A-Za-z0-9]+", "_", f"{method.lower()}{path}").strip("_"),
                 "tags": [tag],
-                **operation_of(schemas, method, path, said, is_public=app[PERMISSIONS][key] is Permission.PUBLIC),
-                **needs_of(app[PERMISSIONS][key], app[PLACES].get(key)),
+                **operation_of(schemas, method, path, said, is_public=declared.permission is Permission.PUBLIC),
+                **needs_of(declared),
             }
             if method not in HARMLESS:
-                is_served = app[WHILE_READ_ONLY][key] is WhileReadOnly.SERVED
+                is_served = declared.while_read_only is WhileReadOnly.SERVED
                 operation["x-holdfast-while-read-only"] = "served" if is_served else "refused"
             paths.setdefault(path, {})[method.lower()] = operation
     definitions = schemas.fill()
@@ -106,12 +106,6 @@ def openapi_of(app: web.Application, version: str) -> dict[str, Any]:
     }
 
 
-def routes_of(app: web.Application) -> Iterator[tuple[str, str, Handler]]:
-    for route in app.router.routes():
-        assert route.resource is not None
-        yield route.method, route.resource.canonical, route.handler
-
-
 def paths_of(template: str, said: Description) -> tuple[str, ...]:
     """Return a route's template as OpenAPI has them; two where a repository may be meant as a whole."""
     if not REST.search(template):
@@ -120,13 +114,13 @@ def paths_of(template: str, said: Description) -> tuple[str, ...]:
     return (*whole, REST.sub("{repo}/{path}", template))
 
 
-def needs_of(permission: Permission, place: Place | None) -> dict[str, Any]:
+def needs_of(declared: Declared) -> dict[str, Any]:
     """Return what a route says of who may use it."""
     needs: dict[str, Any] = {
-        "security": [] if permission is Permission.PUBLIC else [{name: []} for name in SECURITY_SCHEMES],
-        "x-holdfast-permission": permission.value,
+        "security": [] if declared.permission is Permission.PUBLIC else [{name: []} for name in SECURITY_SCHEMES],
+        "x-holdfast-permission": declared.permission.value,
     }
-    if place is not None:
+    if (place := declared.place) is not None:
         needs["x-holdfast-permission-at"] = "anywhere" if not place.skip else "below" if place.below else "path"
     return needs
 

@@ -11,10 +11,6 @@ from repo_node.auth.permissions import Permission
 from repo_node.auth.rights import ACTIONS
 from repo_node.web.descriptions import Handler, check_description
 
-Permissions = dict[tuple[str, str], Permission]
-
-PERMISSIONS = web.AppKey("permissions", Permissions)
-
 
 class WhileReadOnly(Enum):
     """What becomes of a request while the cluster is read-only."""
@@ -41,10 +37,23 @@ class Place:
 ANYWHERE = Place(0)
 """The permission is needed in some repository: the handler gives to each what they may have."""
 
-PLACES = web.AppKey("places", dict[tuple[str, str], Place])
-WHILE_READ_ONLY = web.AppKey("while_read_only", dict[tuple[str, str], WhileReadOnly])
 HARMLESS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """What a route says of itself; ``template`` is its path with names in place of what varies, never a path."""
+
+    template: str
+    permission: Permission
+    place: Place | None
+    while_read_only: WhileReadOnly
+
+
+DECLARED = web.AppKey("declared", dict[web.AbstractRoute, Declared])
 NO_ROUTE = "none"
+UNROUTED = Declared(NO_ROUTE, Permission.ADMIN, None, WhileReadOnly.REFUSED)
+"""Of what no route is for: it needs the most."""
 
 
 class Routes:
@@ -52,9 +61,7 @@ class Routes:
 
     def __init__(self, app: web.Application) -> None:
         self._app = app
-        app[PERMISSIONS] = {}
-        app[WHILE_READ_ONLY] = {}
-        app[PLACES] = {}
+        app[DECLARED] = {}
 
     def add(
         self,
@@ -77,29 +84,10 @@ class Routes:
         for verb in ("GET", "HEAD") if method == "GET" else (method,):
             route = self._app.router.add_route(verb, path, handler)
             assert route.resource is not None
-            self._app[PERMISSIONS][verb, route.resource.canonical] = permission
-            self._app[WHILE_READ_ONLY][verb, route.resource.canonical] = while_read_only
-            if at is not None:
-                self._app[PLACES][verb, route.resource.canonical] = at
+            served = WhileReadOnly.SERVED if verb in HARMLESS else while_read_only
+            self._app[DECLARED][route] = Declared(route.resource.canonical, permission, at, served)
 
 
-def template_of(request: web.Request) -> str:
-    """Return the route's template, which is a closed set, never the path."""
-    resource = request.match_info.route.resource
-    return NO_ROUTE if resource is None else resource.canonical
-
-
-def permission_of(request: web.Request) -> Permission:
-    """Return what the request's route needs; what has no route needs the most."""
-    return request.app[PERMISSIONS].get((request.method, template_of(request)), Permission.ADMIN)
-
-
-def place_of(request: web.Request) -> Place | None:
-    """Return where the request's route needs its permission; None where no path is meant."""
-    return request.app[PLACES].get((request.method, template_of(request)))
-
-
-def while_read_only(request: web.Request) -> WhileReadOnly:
-    if request.method in HARMLESS:
-        return WhileReadOnly.SERVED
-    return request.app[WHILE_READ_ONLY].get((request.method, template_of(request)), WhileReadOnly.REFUSED)
+def declared_by(request: web.Request) -> Declared:
+    """Return what the request's route says of itself."""
+    return request.app[DECLARED].get(request.match_info.route, UNROUTED)
