@@ -12,6 +12,9 @@ from repo_node.auth.permissions import Permission
 from repo_node.auth.rights import ACTIONS
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Proof = Callable[[web.Request], Awaitable[bool]]
+"""Says of a request that credentials do not let in whether its body proves who sends it."""
+
 Permissions = dict[tuple[str, str], Permission]
 
 PERMISSIONS = web.AppKey("permissions", Permissions)
@@ -43,6 +46,7 @@ ANYWHERE = Place(0)
 """The permission is needed in some repository: the handler gives to each what they may have."""
 
 PLACES = web.AppKey("places", dict[tuple[str, str], Place])
+PROOFS = web.AppKey("proofs", dict[tuple[str, str], Proof])
 WHILE_READ_ONLY = web.AppKey("while_read_only", dict[tuple[str, str], WhileReadOnly])
 HARMLESS = frozenset({"GET", "HEAD", "OPTIONS"})
 NO_ROUTE = "none"
@@ -56,6 +60,7 @@ class Routes:
         app[PERMISSIONS] = {}
         app[WHILE_READ_ONLY] = {}
         app[PLACES] = {}
+        app[PROOFS] = {}
 
     def add(
         self,
@@ -66,8 +71,11 @@ class Routes:
         *,
         at: Place | None = None,
         while_read_only: WhileReadOnly = WhileReadOnly.REFUSED,
+        proved_by: Proof | None = None,
     ) -> None:
         """Serve ``method`` on ``path``; GET serves HEAD too. Reading goes on while the cluster is read-only.
+
+        ``proved_by`` lets in whom credentials do not; its handler does for them what the proof is for, and no more.
 
         Raises ``ValueError`` for a permission that is given by places without ``at``, and the other way round.
         """
@@ -80,6 +88,8 @@ class Routes:
             self._app[WHILE_READ_ONLY][verb, route.resource.canonical] = while_read_only
             if at is not None:
                 self._app[PLACES][verb, route.resource.canonical] = at
+            if proved_by is not None:
+                self._app[PROOFS][verb, route.resource.canonical] = proved_by
 
 
 def template_of(request: web.Request) -> str:
@@ -96,6 +106,11 @@ def permission_of(request: web.Request) -> Permission:
 def place_of(request: web.Request) -> Place | None:
     """Return where the request's route needs its permission; None where no path is meant."""
     return request.app[PLACES].get((request.method, template_of(request)))
+
+
+async def is_proved_by_body(request: web.Request) -> bool:
+    proof = request.app[PROOFS].get((request.method, template_of(request)))
+    return proof is not None and await proof(request)
 
 
 def while_read_only(request: web.Request) -> WhileReadOnly:

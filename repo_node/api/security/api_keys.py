@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 from aiohttp import web
 
 from repo_node.api.documents import json_response
-from repo_node.api.security.requests import forget
+from repo_node.api.security.requests import forget_tokens
 from repo_node.api.security.tokens import check_scopes
 from repo_node.auth import tokens
 from repo_node.auth.permissions import Permission
 from repo_node.auth.scopes import OF_USER
 from repo_node.db import api_keys
-from repo_node.errors import NotFound, RequestError
+from repo_node.errors import Forbidden, NotFound, RequestError
 from repo_node.web.addresses import origin_of
 from repo_node.web.context import principal_of
 from repo_node.web.routes import Routes, WhileReadOnly
@@ -50,14 +52,17 @@ async def regenerate(request: web.Request) -> web.StreamResponse:
 
 async def make(request: web.Request, *, replaces: bool) -> str | None:
     """Make a key of the caller's and return its secret; None where there is one that it does not replace."""
-    own = principal_of(request).name
+    principal = principal_of(request)
+    if principal.ends_at < math.inf:
+        raise Forbidden("An API key does not end, and a token makes nothing that outlives it.")
+    own = principal.name
     await check_scopes(request, own, [KIND.scope])
     secret = tokens.new_secret()
-    key = api_keys.NewKey(tokens.digest(secret), secret[-4:])
+    key = api_keys.NewKey(tokens.digest(secret), secret[-4:], principal.token)
     try:
         made = await api_keys.make(request.app[NODE].database, own, KIND, key, replaces=replaces, by=origin_of(request))
     finally:
-        forget(request)
+        forget_tokens(request)
     return secret if made else None
 
 
@@ -66,7 +71,7 @@ async def revoke(request: web.Request) -> web.StreamResponse:
     try:
         revoked = await api_keys.revoke(request.app[NODE].database, own, KIND, by=origin_of(request))
     finally:
-        forget(request)
+        forget_tokens(request)
     if not revoked:
         raise NotFound("There is no API key: Not Found.")
     return json_response({"info": "The API key is revoked."})
