@@ -257,6 +257,7 @@ class Authenticator:
 
     async def close(self) -> None:
         await stop(tuple(self._checks.values()))
+        await self._logins.close()
         self._verifier.close()
 
 
