@@ -54,6 +54,23 @@ RECORD = """
     VALUES ($1, $2, $3, $4,
             jsonb_build_object('token', $5::bigint, 'user', $6::text, 'revoked', to_jsonb($7::bigint[])))
 """
+REVOKE_ALL = Statement(
+    "api_keys_revoke",
+    """
+    WITH gone AS MATERIALIZED (
+        SELECT k.ids, revoke_tokens(k.ids) FROM (
+            SELECT ARRAY(SELECT t.id FROM tokens t
+                          WHERE t.description = $1 AND t.scopes = ARRAY[$2::text] AND t.revoked_at IS NULL
+                            AND (t.expires_at IS NULL OR t.expires_at > clock_timestamp()) ORDER BY t.id) AS ids
+        ) AS k
+    ), event AS (
+        INSERT INTO events (kind, principal, request_id, address, detail)
+        SELECT 'token_revoke', $3, $4, $5, jsonb_build_object('revoked', to_jsonb(ids)) FROM gone
+         WHERE cardinality(ids) > 0
+    )
+    SELECT cardinality(ids) AS count FROM gone
+    """,
+)
 
 
 async def find_ending(database: Database, user: str, kind: Kind) -> str | None:
@@ -97,6 +114,12 @@ async def revoke(database: Database, user: str, kind: Kind, *, by: Origin) -> bo
         return True
 
     return await database.transact(FIND, work)
+
+
+async def revoke_all(database: Database, kind: Kind, *, by: Origin) -> int:
+    """End the keys of all users at once on every node; return how many there were."""
+    row: Any = await database.write(REVOKE_ALL, kind.description, kind.scope, *by)
+    return int(row["count"])
 
 
 async def valid(connection: asyncpg.Connection, user: str, kind: Kind) -> list[int]:

@@ -210,6 +210,23 @@ def test_an_api_key_is_made_once_replaced_and_revoked(one: RunningCluster) -> No
     assert nobody.get(ACCESS, X_JFrog_Art_Api=second).status == 401
 
 
+def test_an_administrator_revokes_the_api_key_of_another_user_or_of_all(one: RunningCluster) -> None:
+    names = [new_user(one) for _ in range(3)]
+    who = [client_of(one, name) for name in names]
+    keys = [one.request("POST", KEY).json()["apiKey"] for one in who]
+
+    def statuses() -> list[int]:
+        return [one.first.client().get(ACCESS, X_JFrog_Art_Api=key).status for key in keys]
+
+    assert who[0].delete(f"{KEY}/{names[1]}").status == 403 and who[0].delete(f"{KEY}?deleteAll=1").status == 403
+    assert statuses() == [200, 200, 200]
+    assert one.admin.delete(f"{KEY}/{names[0]}").status == 200 and one.admin.delete(f"{KEY}/{names[0]}").status == 404
+    assert statuses() == [401, 200, 200]
+    assert one.admin.delete(f"{KEY}?deleteAll=1").status == 200
+    assert statuses() == [401, 401, 401]
+    assert [client.get(ACCESS).status for client in who] == [200] * 3, "other tokens go on"
+
+
 @pytest.mark.parametrize(("verb", "statuses"), [("POST", [201, 409, 409, 409]), ("PUT", [200] * 4)])
 def test_one_api_key_is_valid_after_several_were_asked_for_at_once(
     one: RunningCluster, verb: str, statuses: list[int]

@@ -7,7 +7,7 @@ import math
 from aiohttp import web
 
 from repo_node.api.documents import json_response
-from repo_node.api.security.requests import forget_tokens
+from repo_node.api.security.requests import forget_tokens, name_in
 from repo_node.api.security.tokens import check_scopes
 from repo_node.auth import tokens
 from repo_node.auth.permissions import Permission
@@ -15,7 +15,8 @@ from repo_node.auth.scopes import OF_USER
 from repo_node.db import api_keys
 from repo_node.errors import Forbidden, NotFound, RequestError
 from repo_node.web.addresses import origin_of
-from repo_node.web.context import principal_of
+from repo_node.web.context import principal_of, require
+from repo_node.web.queries import flag
 from repo_node.web.routes import Routes, WhileReadOnly
 from repo_node.web.state import NODE
 
@@ -29,6 +30,7 @@ def add_routes(routes: Routes) -> None:
     routes.add("PUT", PATH, regenerate, Permission.ACCOUNT)
     # One that leaked must not wait.
     routes.add("DELETE", PATH, revoke, Permission.ACCOUNT, while_read_only=WhileReadOnly.SERVED)
+    routes.add("DELETE", f"{PATH}/{{name}}", revoke_named, Permission.ADMIN, while_read_only=WhileReadOnly.SERVED)
 
 
 async def read(request: web.Request) -> web.StreamResponse:
@@ -67,9 +69,24 @@ async def make(request: web.Request, *, replaces: bool) -> str | None:
 
 
 async def revoke(request: web.Request) -> web.StreamResponse:
-    own = principal_of(request).name
+    """End the caller's own key or, for administrators with ``deleteAll``, everybody's."""
+    if not flag(request, "deleteAll", False):
+        return await revoke_of(request, principal_of(request).name)
+    require(request, Permission.ADMIN)
     try:
-        revoked = await api_keys.revoke(request.app[NODE].database, own, KIND, by=origin_of(request))
+        count = await api_keys.revoke_all(request.app[NODE].database, KIND, by=origin_of(request))
+    finally:
+        forget_tokens(request)
+    return json_response({"info": f"{count} API keys are revoked."})
+
+
+async def revoke_named(request: web.Request) -> web.StreamResponse:
+    return await revoke_of(request, name_in(request))
+
+
+async def revoke_of(request: web.Request, user: str) -> web.StreamResponse:
+    try:
+        revoked = await api_keys.revoke(request.app[NODE].database, user, KIND, by=origin_of(request))
     finally:
         forget_tokens(request)
     if not revoked:
