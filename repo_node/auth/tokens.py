@@ -20,7 +20,7 @@ ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
 RANDOM_CHARACTERS = 43
 CHECK_CHARACTERS = 6
 
-WRAPPED_CHARACTERS_MAX = 16 << 10
+WRAPPED_CHARACTERS_MAX = 8 << 10
 WRAPPED_HEAD = {"alg": "holdfast", "typ": "JWT"}
 
 

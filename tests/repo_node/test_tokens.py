@@ -158,6 +158,13 @@ def test_a_token_is_read_by_clients_as_a_json_web_token_and_taken_bare_too(one: 
         assert one.first.client(f"Bearer {text}").get(ACCESS).status == 401, text
 
 
+def test_a_token_with_a_long_scope_fits_into_a_header(one: RunningCluster) -> None:
+    groups = ",".join(f"ü{number}-{'x' * 50}" for number in range(80))
+    made = one.admin.post_json(ACCESS, {"scope": f"applied-permissions/groups:{groups}"})
+    assert len(made.json()["access_token"]) < 1000
+    assert bearer(one, made).get(ACCESS).status == 403, "known, and of groups alone"
+
+
 def decoded(part: str) -> bytes:
     """Decode a part as the strictest client does, by the standard alphabet."""
     return base64.b64decode(part + "=" * (-len(part) % 4), validate=True)
@@ -251,3 +258,12 @@ def test_a_form_that_cannot_be_read_makes_no_token(one: RunningCluster, body: by
     assert answer.status in (200, 400)
     if answer.status == 400:
         assert who.get(ACCESS).json() == before
+
+
+def test_the_rows_of_ended_tokens_go_by_a_job(one: RunningCluster) -> None:
+    user = new_user(one)
+    client_of(one, user), client_of(one, user)
+    of_user = "FROM tokens WHERE user_id = (SELECT id FROM users WHERE name = $1)"
+    one.sql(f"UPDATE tokens SET revoked_at = now() - '31 days'::interval WHERE id = (SELECT min(id) {of_user})", user)
+    assert one.admin.request("POST", "/artifactory/api/holdfast/jobs/tokens/run").status < 300
+    wait_until(lambda: len(one.sql(f"SELECT id {of_user}", user)) == 1)

@@ -26,6 +26,9 @@ REFRESH = "refresh_token"
 MEMBER_OF = "member-of-groups:"
 SCOPES_MAX = 50
 
+SCOPE_TOLD_MAX = 500
+"""Characters of a scope that an access token tells: it has to fit into a header."""
+
 FIELDS = web.RequestKey("fields", dict[str, Any])
 """The fields of a body that has been read."""
 
@@ -97,7 +100,9 @@ def answer(
 ) -> web.StreamResponse:
     """Answer with a token's secret, once. ``seconds``: how long it is valid; None: it does not end."""
     scope, now = " ".join(scopes), int(time.time())
-    claims = {"iss": ISSUER, "sub": f"{ISSUER}/users/{user}", "scp": scope, "jti": str(token), "iat": now}
+    claims: dict[str, Any] = {"iss": ISSUER, "sub": f"{ISSUER}/users/{user}", "jti": str(token), "iat": now}
+    if len(scope) <= SCOPE_TOLD_MAX:
+        claims["scp"] = scope
     ends = {} if seconds is None else {"expires_in": seconds}
     if seconds is not None:
         claims["exp"] = now + seconds
