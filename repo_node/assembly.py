@@ -156,6 +156,7 @@ async def assemble(
         purpose=purpose,
         on_cluster=topology.update,
         on_principals=authenticator.forget,
+        on_tokens=authenticator.forget_tokens,
         on_repositories=repositories.forget,
     )
     epochs = ShardEpochs(owner.node, lambda: shards.shards, lambda: membership.rows, topology.peer_at)

@@ -105,6 +105,15 @@ class Settings(BaseModel):
     token_seconds_default: int = Field(
         31_536_000, ge=1, le=316_224_000, description="lifetime of a token for which none is asked, by access/api/v1"
     )
+    refresh_token_days: float = Field(
+        30, ge=0, le=3650, description="how long after the end of a token its refresh token still makes another one"
+    )
+    tokens_kept_days: float = Field(
+        30, ge=1, le=3650, description="how long the rows of ended tokens and of used refresh tokens are kept"
+    )
+    tokens_idle_seconds: float = Field(
+        3600, ge=0.1, le=604_800, description="between two looks for ended tokens and old wrong logins"
+    )
     anonymous_access: bool = Field(
         False, description="whether who brings no credentials has the rights of the user anonymous"
     )

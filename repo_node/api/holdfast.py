@@ -12,7 +12,9 @@ from typing_extensions import TypedDict
 
 from repo_node.api.documents import PlainText, Time, first_fault, json_response, timestamp
 from repo_node.api.members import NodeDocument, node_document
-from repo_node.api.security.tokens import SCOPES_MAX, record
+from repo_node.api.security.requests import forget_tokens
+from repo_node.api.security.token_documents import SCOPES_MAX
+from repo_node.api.security.tokens import record, require_shorter_life
 from repo_node.auth.permissions import Permission
 from repo_node.db import principals, totals
 from repo_node.db import settings as rows
@@ -21,7 +23,7 @@ from repo_node.read_only import SWITCH, require_heard
 from repo_node.settings import SettingError, Settings, lenient, risk_of
 from repo_node.web.addresses import origin_of
 from repo_node.web.body import read_json
-from repo_node.web.context import SERVICES, TARGET
+from repo_node.web.context import SERVICES, TARGET, principal_of
 from repo_node.web.descriptions import Digits, described
 from repo_node.web.routes import Routes, WhileReadOnly
 from repo_node.web.state import NODE
@@ -276,9 +278,10 @@ async def create_token(request: web.Request) -> web.StreamResponse:
         document = NewTokenDocument.model_validate(await read_json(request))
     except ValidationError as error:
         raise RequestError(f"The token's description cannot be read: {first_fault(error)}") from None
-    scopes, lifetime = sorted(set(document.scopes)), document.expires_in_seconds
-    made = await record(request, document.user, scopes, lifetime, document.description)
-    answer = {"id": made.id, "token": made.secret, "scopes": scopes, "expires_in_seconds": lifetime}
+    scopes, seconds = sorted(set(document.scopes)), document.expires_in_seconds
+    require_shorter_life(request, seconds)
+    made = await record(request, document.user or principal_of(request).name, scopes, seconds, document.description)
+    answer = {"id": made.id, "token": made.secret, "scopes": scopes, "expires_in_seconds": made.expires_in_seconds}
     return json_response(answer, status=201, headers={"Cache-Control": "no-store"})
 
 
@@ -292,7 +295,7 @@ async def revoke_token(request: web.Request) -> web.StreamResponse:
         revoked = await principals.revoke_token(request.app[NODE].database, int(text), by=origin_of(request))
     finally:
         # Revoked or not known to be: either way it has to be proved anew.
-        request.app[SERVICES].authenticator.forget()
+        forget_tokens(request)
     if not revoked:
         raise NotFound(f"There is no valid token {text}.")
     return web.Response(status=204)

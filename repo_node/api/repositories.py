@@ -17,6 +17,7 @@ from repo_node.api.repository_documents import (
     list_entry,
     read_document,
 )
+from repo_node.api.security.requests import forget
 from repo_node.auth.permissions import Permission
 from repo_node.db.repositories import LOCAL, Configuration, Repository
 from repo_node.errors import RequestError
@@ -119,5 +120,9 @@ async def change(request: web.Request) -> web.StreamResponse:
 async def delete(request: web.Request) -> web.StreamResponse:
     """Delete a repository and all that lies in it."""
     key = key_of(request)
-    await request.app[SERVICES].repositories.delete(key, by=origin_of(request))
+    try:
+        await request.app[SERVICES].repositories.delete(key, by=origin_of(request))
+    finally:
+        # Permission targets have lost it.
+        forget(request)
     return web.Response(text=f"Repository {key} and all its content have been removed successfully.\n")

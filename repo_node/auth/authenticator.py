@@ -178,9 +178,15 @@ class Authenticator:
                 self._remembered.popitem(last=False)
 
     def forget(self) -> None:
-        """Forget everything proved so far: users, groups, permissions or tokens have changed."""
+        """Forget everything proved so far: users, groups or permissions have changed."""
         self._forgotten += 1
         self._remembered.clear()
+
+    def forget_tokens(self) -> None:
+        """Forget who was proved by tokens: some have changed. Passwords, which cost much to check, have not."""
+        self._forgotten += 1
+        for handle in [handle for handle, proof in self._remembered.items() if proof.principal.token is not None]:
+            del self._remembered[handle]
 
     def _handle(self, credentials: Credentials) -> bytes:
         # No user name has a NUL, so that a bearer's secret is never taken for a user's password.
@@ -191,8 +197,8 @@ class Authenticator:
     async def _check(self, credentials: Credentials) -> Proof:
         if credentials is NO_CREDENTIALS:
             return await self._check_nobody()
-        if tokens.looks_like_token(credentials.secret):
-            return await self._check_token(credentials.secret)
+        if (secret := tokens.secret_in(credentials.secret)) is not None:
+            return await self._check_token(secret)
         if credentials.user is None:
             raise Unauthenticated(WRONG)
         return await self._check_password(credentials)
@@ -209,8 +215,9 @@ class Authenticator:
             raise Unauthenticated(WRONG) from None
         is_admin = token.is_admin and scope.groups is None
         rights = {} if is_admin else await self._rights_in(scope, token)
-        principal = Principal(token.user, is_admin, scope.permissions, rights, is_whole=scope.groups is None)
-        return Proof(principal, asked_at, asked_at + min(left_seconds, TOKEN_SECONDS), asked_at + left_seconds)
+        ends_at, is_whole = asked_at + left_seconds, scope.groups is None
+        principal = Principal(token.user, is_admin, scope.permissions, rights, is_whole, token.id, ends_at)
+        return Proof(principal, asked_at, min(ends_at, asked_at + TOKEN_SECONDS), ends_at)
 
     async def _check_password(self, credentials: Credentials) -> Proof:
         asked_at = time.monotonic()
@@ -250,6 +257,7 @@ class Authenticator:
 
     async def close(self) -> None:
         await stop(tuple(self._checks.values()))
+        await self._logins.close()
         self._verifier.close()
 
 

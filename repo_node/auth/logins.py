@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from ipaddress import IPv6Address, IPv6Network, ip_address
 
-from repo_node.auth.passwords import PasswordVerifier
-from repo_node.db import login_failures, principals
+from repo_node.auth.passwords import PasswordVerifier, is_outdated
+from repo_node.db import login_failures, principals, users
+from repo_node.db.errors import CatalogueError
 from repo_node.db.pool import Database
 from repo_node.db.principals import NO_PASSWORD, User
 from repo_node.errors import Overloaded, Unauthenticated
 from repo_node.settings import LiveSettings
+from sharding.background import Background
+
+log = logging.getLogger("holdfast.logins")
 
 WAITING_MAX = 64
 """Password checks under way or in line; more are refused, so that a flood of logins stays bounded."""
@@ -29,6 +34,11 @@ class Logins:
         self._settings = settings
         self._verifier = verifier
         self._waiting = 0
+        # One at a time: who is not taken now is when they log in again.
+        self._renewals = Background(1)
+
+    async def close(self) -> None:
+        await self._renewals.close(0)
 
     async def check(self, name: str, password: str, address: str) -> User:
         """Return the user of that name and password. Raises ``Unauthenticated``, ``Overloaded``."""
@@ -55,7 +65,18 @@ class Logins:
         # Others may have failed while this one waited.
         if counts and (await self._require_unlocked(name, address)).has_failed:
             await login_failures.note_success(self._database, name)
+        if is_outdated(user.password_hash) and not now.read_only_reason:
+            self._renewals.start(self._renew(user, password))
         return user
+
+    async def _renew(self, user: User, password: str) -> None:
+        """Hash a password that has proved right anew, as it would be hashed now; nobody waits for it."""
+        renewed = await self._verifier.hash(password)
+        try:
+            await users.renew_hash(self._database, user.name, old_hash=user.password_hash, new_hash=renewed)
+        except CatalogueError as error:
+            # The next login does it.
+            log.warning("a password was not hashed anew", extra={"facts": {"cause": str(error)}})
 
     async def _require_unlocked(self, name: str, address: str) -> login_failures.Standing:
         """Return how a login stands. Raises ``Unauthenticated`` where none is accepted."""

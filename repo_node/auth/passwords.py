@@ -32,6 +32,14 @@ def check_password(hashed: str, password: str) -> bool:
         return False
 
 
+def is_outdated(hashed: str) -> bool:
+    """Say whether ``hashed`` was made with other parameters than a new one would be."""
+    try:
+        return HASHER.check_needs_rehash(hashed)
+    except InvalidHashError:
+        return False
+
+
 class PasswordVerifier:
     """Checks passwords in threads of its own: at most ``VERIFIERS_MAX`` at once, the rest wait in line."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from repo_node.auth.path_patterns import expression_of
@@ -26,7 +27,8 @@ class Principal:
     """Someone who proved who they are. ``scopes`` narrow a token; None for a password.
 
     ``rights`` are what permission targets give; an administrator needs none. ``is_whole`` is false for a token that
-    carries the rights of groups alone.
+    carries the rights of groups alone. ``token`` is the one that proved it, which ends at ``ends_at`` by this process'
+    clock: what is made by it ends no later.
     """
 
     name: str
@@ -34,6 +36,8 @@ class Principal:
     scopes: frozenset[str] | None = None
     rights: Rights = field(default_factory=dict, hash=False, repr=False)
     is_whole: bool = True
+    token: int | None = None
+    ends_at: float = math.inf
 
     def is_unlimited(self, permission: Permission) -> bool:
         """Say whether this principal has ``permission`` at every path."""

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from typing import Any
-from urllib.parse import quote
 
 import click
 
-from repo_node.cli.calls import run_call
+from repo_node.cli.answers import AS_JSON, show_json
 from repo_node.cli.connection import ConnectionOptions, connection_options
+from repo_node.cli.named import Named
 from repo_node.cli.wording import printable
 
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print the server's answer as JSON.")
-GROUPS = "/api/security/groups"
-
-
-def url_of(name: str) -> str:
-    return f"{GROUPS}/{quote(name, safe='')}"
+GROUPS = Named("/api/security/groups")
 
 
 @click.group()
@@ -45,7 +38,7 @@ def create_group(connection: ConnectionOptions, name: str, description: str, aut
       holdfast group create builders --description "build agents"
     """
     body = {"description": description, "autoJoin": auto_join}
-    run_call(connection, lambda client: client.call("PUT", url_of(name), body=body, has_answer=False))
+    GROUPS.send(connection, "PUT", name, body)
     click.echo(f"There is a group {printable(name)} now.")
 
 
@@ -59,8 +52,7 @@ def list_groups(connection: ConnectionOptions, as_json: bool) -> None:
     Example:
       holdfast group list
     """
-    names = [one["name"] for one in run_call(connection, lambda client: client.call("GET", GROUPS))]
-    click.echo(json.dumps(names, indent=2) if as_json else "\n".join(map(printable, names)) or "There are no groups.")
+    GROUPS.show_names(connection, as_json=as_json, none="There are no groups.")
 
 
 @group.command("show")
@@ -74,10 +66,9 @@ def show_group(connection: ConnectionOptions, name: str, as_json: bool) -> None:
     Example:
       holdfast group show builders
     """
-    path = f"{url_of(name)}?includeUsers=true"
-    answer = run_call(connection, lambda client: client.call("GET", path), "name", "userNames")
+    answer = GROUPS.read(connection, name, "name", "userNames", query="?includeUsers=true")
     if as_json:
-        click.echo(json.dumps(answer, indent=2))
+        show_json(answer)
         return
     joined = "; new users become members" if answer.get("autoJoin") else ""
     click.echo(printable(f"{answer['name']}: {answer.get('description') or 'no description'}{joined}"))
@@ -113,13 +104,9 @@ def remove_members(connection: ConnectionOptions, name: str, users: tuple[str, .
 
 
 def change_members(connection: ConnectionOptions, name: str, change: Callable[[set[str]], set[str]]) -> None:
-    async def work(client: Any) -> list[str]:
-        answer = await client.call("GET", f"{url_of(name)}?includeUsers=true")
-        members = sorted(change(set(answer["userNames"])))
-        await client.call("POST", url_of(name), body={"userNames": members}, has_answer=False)
-        return members
-
-    members = run_call(connection, work)
+    answer = GROUPS.read(connection, name, "userNames", query="?includeUsers=true")
+    members = sorted(change(set(answer["userNames"])))
+    GROUPS.send(connection, "POST", name, {"userNames": members})
     click.echo(printable(f"Members of {name}: " + (", ".join(members) or "none")))
 
 
@@ -133,5 +120,5 @@ def delete_group(connection: ConnectionOptions, name: str) -> None:
     Example:
       holdfast group delete builders
     """
-    run_call(connection, lambda client: client.call("DELETE", url_of(name), has_answer=False))
+    GROUPS.send(connection, "DELETE", name)
     click.echo(f"Group {printable(name)} is deleted.")

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
-from urllib.parse import quote
 
 import click
 from rich.text import Text
 
-from repo_node.cli.calls import run_call
+from repo_node.cli.answers import AS_JSON, show_json
 from repo_node.cli.connection import ConnectionOptions, connection_options
+from repo_node.cli.named import Named
 from repo_node.cli.tables import new_console, new_table
 from repo_node.cli.wording import printable
 
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print the server's answer as JSON.")
-TARGETS = "/api/v2/security/permissions"
+TARGETS = Named("/api/v2/security/permissions")
 ACTIONS = ("read", "annotate", "write", "delete", "manage")
-
-
-def url_of(name: str) -> str:
-    return f"{TARGETS}/{quote(name, safe='')}"
 
 
 def read_grants(ctx: click.Context, param: click.Parameter, values: tuple[str, ...]) -> dict[str, list[str]]:
@@ -86,7 +80,7 @@ def set_permission(
             "actions": {"users": users, "groups": groups},
         }
     }
-    run_call(connection, lambda client: client.call("PUT", url_of(name), body=body, has_answer=False))
+    TARGETS.send(connection, "PUT", name, body)
     click.echo(f"The permission target {printable(name)} holds now, on every node.")
 
 
@@ -100,9 +94,8 @@ def list_permissions(connection: ConnectionOptions, as_json: bool) -> None:
     Example:
       holdfast permission list
     """
-    names = [one["name"] for one in run_call(connection, lambda client: client.call("GET", TARGETS))]
-    text = "\n".join(map(printable, names)) or "There are no permission targets: only administrators may do anything."
-    click.echo(json.dumps(names, indent=2) if as_json else text)
+    none = "There are no permission targets: only administrators may do anything."
+    TARGETS.show_names(connection, as_json=as_json, none=none)
 
 
 @permission.command("show")
@@ -116,9 +109,9 @@ def show_permission(connection: ConnectionOptions, name: str, as_json: bool) -> 
     Example:
       holdfast permission show builds
     """
-    answer = run_call(connection, lambda client: client.call("GET", url_of(name)), "name", "repo")
+    answer = TARGETS.read(connection, name, "name", "repo")
     if as_json:
-        click.echo(json.dumps(answer, indent=2))
+        show_json(answer)
         return
     repo: dict[str, Any] = answer["repo"]
     for title, key in (
@@ -146,5 +139,5 @@ def delete_permission(connection: ConnectionOptions, name: str) -> None:
     Example:
       holdfast permission delete builds
     """
-    run_call(connection, lambda client: client.call("DELETE", url_of(name), has_answer=False))
+    TARGETS.send(connection, "DELETE", name)
     click.echo(f"The permission target {printable(name)} is deleted.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 from urllib.parse import quote
@@ -11,13 +10,13 @@ import click
 from rich.table import Table
 from rich.text import Text
 
+from repo_node.cli.answers import AS_JSON, show_json
 from repo_node.cli.calls import run_call, say
 from repo_node.cli.connection import ConnectionOptions, connection_options
 from repo_node.cli.tables import new_table, show
 from repo_node.cli.wording import parse_bytes, printable, say_bytes
 
 PATH = "/api/repositories"
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print the server's answer as JSON.")
 POLICIES = ("client-checksums", "server-generated-checksums")
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -120,7 +119,7 @@ def list_repositories(connection: ConnectionOptions, rclass: str | None, as_json
     path = PATH if rclass is None else f"{PATH}?type={rclass}"
     rows = run_call(connection, lambda client: client.call("GET", path))
     if as_json:
-        click.echo(json.dumps(rows, indent=2))
+        show_json(rows)
     elif rows:
         show(table_of(rows))
     else:
@@ -150,7 +149,7 @@ def show_repository(connection: ConnectionOptions, key: str, as_json: bool) -> N
     """
     answer = run_call(connection, lambda client: client.call("GET", path_of(key)), "key", "rclass")
     if as_json:
-        click.echo(json.dumps(answer, indent=2))
+        show_json(answer)
         return
     table = new_table(printable(str(answer["key"])))
     table.add_column("Field", no_wrap=True)

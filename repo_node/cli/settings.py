@@ -11,12 +11,11 @@ import click
 from rich.table import Table
 from rich.text import Text
 
+from repo_node.cli.answers import AS_JSON, show_json
 from repo_node.cli.calls import run_call
 from repo_node.cli.connection import ConnectionOptions, connection_options
 from repo_node.cli.tables import new_console, new_table
 from repo_node.cli.wording import printable
-
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print the server's answer as JSON.")
 
 
 @click.group()
@@ -50,7 +49,7 @@ def list_settings(connection: ConnectionOptions, changed: bool, as_json: bool) -
     answer = run_call(connection, lambda client: client.call("GET", "/api/holdfast/settings"), "settings")
     shown = [row for row in answer["settings"] if row["is_set"] or not changed]
     if as_json:
-        click.echo(json.dumps(answer | {"settings": shown}, indent=2))
+        show_json(answer | {"settings": shown})
     elif shown:
         new_console().print(table_of(shown))
     else:
@@ -91,7 +90,7 @@ def set_setting(connection: ConnectionOptions, key: str, value: str, as_json: bo
     parsed = parse_value(key, value)
     answer = run_call(connection, lambda client: client.call("PUT", url_path_of(key), body={"value": parsed}), "value")
     if as_json:
-        click.echo(json.dumps(answer, indent=2))
+        show_json(answer)
     else:
         click.echo(f"{key} is {json.dumps(answer['value'])} now, on every node within a second.")
     if warning := answer.get("warning"):
@@ -111,7 +110,7 @@ def reset_setting(connection: ConnectionOptions, key: str, as_json: bool) -> Non
     """
     answer = run_call(connection, lambda client: client.call("DELETE", url_path_of(key)), "value")
     if as_json:
-        click.echo(json.dumps(answer, indent=2))
+        show_json(answer)
     else:
         click.echo(
             f"{printable(key)} is {json.dumps(answer['value'])} now, as by default, on every node within a second."

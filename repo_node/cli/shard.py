@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from repo_node.cli.answers import AS_JSON, show_json
 from repo_node.cli.calls import CALL_RETRY, check_answer, failure_of, run_call, say_wait
 from repo_node.cli.connection import ConnectionOptions, connection_options, find_endpoint
 from repo_node.cli.node import FILE, load_config
@@ -27,7 +28,6 @@ SHARDS_PATH = "/api/holdfast/shards"
 POLL_SECONDS = 1.0
 LINE_SECONDS = 10.0
 
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print the server's answer as JSON.")
 SHARD = click.argument("shard", metavar="ID", type=click.IntRange(1, 32_767))
 WAIT = click.option("--wait", is_flag=True, help="Wait until it is done, and show how far it is.")
 YES = click.option("--yes", "-y", is_flag=True, help="Do not ask.")
@@ -59,7 +59,7 @@ def list_shards(connection: ConnectionOptions, as_json: bool) -> None:
     """
     answer = run_call(connection, lambda client: client.call("GET", SHARDS_PATH), "shards")
     if as_json:
-        click.echo(json.dumps(answer, indent=2))
+        show_json(answer)
     else:
         new_console().print(table_of(answer["shards"]))
 

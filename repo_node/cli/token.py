@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import click
 from rich.table import Table
 from rich.text import Text
 
+from repo_node.cli.answers import AS_JSON, show_json
 from repo_node.cli.calls import run_call
 from repo_node.cli.connection import ConnectionOptions, connection_options
 from repo_node.cli.tables import new_console, new_table
@@ -18,7 +18,6 @@ from repo_node.launch.private import write_private
 
 SCOPES = ("read", "annotate", "write", "delete", "manage", "metrics", "admin")
 ALL_RIGHTS, OF_GROUPS = "applied-permissions/user", "applied-permissions/groups:"
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print the server's answer as JSON.")
 
 
 def read_duration(ctx: click.Context, param: click.Parameter, value: str | None) -> int | None:
@@ -97,7 +96,7 @@ def create_token(
         keep_token(path, secret, answer["id"])
         answer = {key: value for key, value in answer.items() if key != "token"} | {"token_file": str(path)}
     if as_json:
-        click.echo(json.dumps(answer, indent=2))
+        show_json(answer)
     elif path is None:
         click.echo(secret)
     click.echo(describe(answer, path), err=True)
@@ -132,7 +131,7 @@ def list_tokens(connection: ConnectionOptions, as_json: bool) -> None:
     """
     answer = run_call(connection, lambda client: client.call("GET", "/api/holdfast/tokens"), "tokens")
     if as_json:
-        click.echo(json.dumps(answer, indent=2))
+        show_json(answer)
     elif answer["tokens"]:
         new_console().print(table_of(answer["tokens"]))
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 from typing import Any
 from urllib.parse import quote
@@ -10,18 +9,15 @@ from urllib.parse import quote
 import click
 from rich.text import Text
 
+from repo_node.cli.answers import AS_JSON, show_json
 from repo_node.cli.calls import run_call
 from repo_node.cli.connection import ConnectionOptions, connection_options, read_secret
+from repo_node.cli.named import Named
 from repo_node.cli.tables import new_console, new_table
 from repo_node.cli.wording import printable
 
-AS_JSON = click.option("--json", "as_json", is_flag=True, help="Print the server's answer as JSON.")
-USERS = "/api/security/users"
+USERS = Named("/api/security/users")
 PASSWORD_BYTES = 18
-
-
-def url_of(name: str) -> str:
-    return f"{USERS}/{quote(name, safe='')}"
 
 
 @click.group()
@@ -79,10 +75,10 @@ def create_user(
         body["password"] = password
 
     async def work(client: Any) -> None:
-        names = [one["name"] for one in await client.call("GET", USERS)]
+        names = [one["name"] for one in await client.call("GET", USERS.path)]
         if name in names:
             raise click.ClickException(f"there is a user {printable(name)} already; see: holdfast user change --help")
-        await client.call("PUT", url_of(name), body=body, has_answer=False)
+        await client.call("PUT", USERS.url_of(name), body=body, has_answer=False)
 
     run_call(connection, work)
     if password is not None and not new_password_file:
@@ -105,13 +101,13 @@ def list_users(connection: ConnectionOptions, as_json: bool) -> None:
 
     async def work(client: Any) -> dict[str, Any]:
         return {
-            "users": [one["name"] for one in await client.call("GET", USERS)],
+            "users": [one["name"] for one in await client.call("GET", USERS.path)],
             "locked": await client.call("GET", "/api/security/lockedUsers"),
         }
 
     answer = run_call(connection, work, "users", "locked")
     if as_json:
-        click.echo(json.dumps(answer, indent=2))
+        show_json(answer)
         return
     for name in answer["users"]:
         click.echo(printable(str(name)) + ("  (locked out)" if name in answer["locked"] else ""))
@@ -128,9 +124,9 @@ def show_user(connection: ConnectionOptions, name: str, as_json: bool) -> None:
     Example:
       holdfast user show alice
     """
-    answer = run_call(connection, lambda client: client.call("GET", url_of(name)), "name", "groups")
+    answer = USERS.read(connection, name, "name", "groups")
     if as_json:
-        click.echo(json.dumps(answer, indent=2))
+        show_json(answer)
         return
     table = new_table(f"User {printable(str(answer['name']))}")
     table.add_column("What", no_wrap=True)
@@ -171,7 +167,7 @@ def change_user(
     body = {key: value for key, value in said.items() if value is not None}
     if not body:
         raise click.UsageError("say what is to be changed")
-    run_call(connection, lambda client: client.call("POST", url_of(name), body=body, has_answer=False))
+    USERS.send(connection, "POST", name, body)
     click.echo(f"User {printable(name)} is changed.")
 
 
@@ -185,7 +181,7 @@ def delete_user(connection: ConnectionOptions, name: str) -> None:
     Example:
       holdfast user delete alice
     """
-    run_call(connection, lambda client: client.call("DELETE", url_of(name), has_answer=False))
+    USERS.send(connection, "DELETE", name)
     click.echo(f"User {printable(name)} is deleted.")
 
 
@@ -221,7 +217,7 @@ def change_password(connection: ConnectionOptions) -> None:
         name, old = login
         new = click.prompt(f"New password of {printable(name)}", hide_input=True, confirmation_prompt=True, err=True)
         body = {"userName": name, "oldPassword": old, "newPassword1": new, "newPassword2": new}
-        path = f"{USERS}/authorization/changePassword"
+        path = f"{USERS.path}/authorization/changePassword"
         await client.call("POST", path, body=body, idempotent=False, has_answer=False)
 
     run_call(connection, work)

@@ -93,6 +93,7 @@ class Membership:
         purpose: str = "",
         on_cluster: Callable[[ClusterRows], Awaitable[None]],
         on_principals: Callable[[], None],
+        on_tokens: Callable[[], None],
         on_repositories: Callable[[], None],
     ) -> None:
         self._config = config
@@ -105,6 +106,7 @@ class Membership:
         self._purpose = purpose
         self._on_cluster = on_cluster
         self._on_principals = on_principals
+        self._on_tokens = on_tokens
         self._on_repositories = on_repositories
         self._wake = asyncio.Event()
         own.on_change = self._wake.set
@@ -219,7 +221,10 @@ class Membership:
 
     def _hear(self, connection: Any, pid: int, channel: str, payload: str) -> None:
         match payload.split(" ", 2):
-            case ["users" | "tokens" | "groups" | "group_members" | "permission_targets" | "permission_grants"]:
+            case ["tokens"]:
+                self._on_tokens()
+                return
+            case ["users" | "groups" | "group_members" | "permission_targets" | "permission_grants"]:
                 self._on_principals()
                 return
             case ["repositories"]:

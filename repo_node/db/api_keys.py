@@ -22,10 +22,11 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class NewKey:
-    """A key without its secret."""
+    """A key without its secret; ``parent`` is the token that makes it."""
 
     secret_sha256: bytes
     ending: str
+    parent: int | None = None
 
 
 VALID = """
@@ -36,12 +37,16 @@ VALID = """
 FIND = Statement("api_key_find", VALID)
 # One who changes a user's key after the other; tokens of theirs can be made and used meanwhile.
 LOCK = "SELECT id FROM users WHERE name = $1 AND is_enabled FOR NO KEY UPDATE"
-REVOKE = "UPDATE tokens SET revoked_at = clock_timestamp() WHERE id = ANY ($1::bigint[]) AND revoked_at IS NULL"
+REVOKE = "SELECT revoke_tokens($1)"
+# Held as by whoever makes another token.
+LOCK_PARENT = """
+    SELECT id FROM tokens WHERE id = $1 AND revoked_at IS NULL AND expires_at IS NULL FOR SHARE
+"""
 MAKE = Statement(
     "api_key_make",
     """
-    INSERT INTO tokens (user_id, secret_sha256, ending, description, scopes) VALUES ($1, $2, $3, $4, ARRAY[$5::text])
-    RETURNING id
+    INSERT INTO tokens (user_id, secret_sha256, ending, description, scopes, parent_id)
+    VALUES ($1, $2, $3, $4, ARRAY[$5::text], $6) RETURNING id
     """,
 )
 RECORD = """
@@ -49,6 +54,23 @@ RECORD = """
     VALUES ($1, $2, $3, $4,
             jsonb_build_object('token', $5::bigint, 'user', $6::text, 'revoked', to_jsonb($7::bigint[])))
 """
+REVOKE_ALL = Statement(
+    "api_keys_revoke",
+    """
+    WITH gone AS MATERIALIZED (
+        SELECT k.ids, revoke_tokens(k.ids) FROM (
+            SELECT ARRAY(SELECT t.id FROM tokens t
+                          WHERE t.description = $1 AND t.scopes = ARRAY[$2::text] AND t.revoked_at IS NULL
+                            AND (t.expires_at IS NULL OR t.expires_at > clock_timestamp()) ORDER BY t.id) AS ids
+        ) AS k
+    ), event AS (
+        INSERT INTO events (kind, principal, request_id, address, detail)
+        SELECT 'token_revoke', $3, $4, $5, jsonb_build_object('revoked', to_jsonb(ids)) FROM gone
+         WHERE cardinality(ids) > 0
+    )
+    SELECT cardinality(ids) AS count FROM gone
+    """,
+)
 
 
 async def find_ending(database: Database, user: str, kind: Kind) -> str | None:
@@ -65,12 +87,14 @@ async def make(database: Database, user: str, kind: Kind, key: NewKey, *, replac
         if owner is None:
             # Gone since the request was let in; the next one will not be.
             raise CatalogueUnavailable(f"there is no enabled user {user} now")
+        if key.parent is not None and await connection.fetchval(LOCK_PARENT, key.parent) is None:
+            raise CatalogueUnavailable("the token in use has ended")
         before = await valid(connection, user, kind)
         if before and not replaces:
             return False
         await connection.execute(REVOKE, before)
         made: Any = await connection.fetchval(
-            MAKE.sql, owner, key.secret_sha256, key.ending, kind.description, kind.scope
+            MAKE.sql, owner, key.secret_sha256, key.ending, kind.description, kind.scope, key.parent
         )
         await connection.execute(RECORD, "token_replace" if before else "token_create", *by, made, user, before)
         return True
@@ -90,6 +114,12 @@ async def revoke(database: Database, user: str, kind: Kind, *, by: Origin) -> bo
         return True
 
     return await database.transact(FIND, work)
+
+
+async def revoke_all(database: Database, kind: Kind, *, by: Origin) -> int:
+    """End the keys of all users at once on every node; return how many there were."""
+    row: Any = await database.write(REVOKE_ALL, kind.description, kind.scope, *by)
+    return int(row["count"])
 
 
 async def valid(connection: asyncpg.Connection, user: str, kind: Kind) -> list[int]:

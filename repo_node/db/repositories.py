@@ -165,8 +165,13 @@ LOCK = "SELECT id, pg_advisory_xact_lock(1, id) FROM repositories WHERE key = $1
 EMPTY = Statement(
     "repository_empty", "SELECT take_out($1, '', repeat(chr(1114111), 100), $2, $3) AS gone FROM require_writable()"
 )
+# Whoever saves one at this moment is waited for: what has another repository of this key is not given by it.
+LOCK_TARGETS = "LOCK TABLE permission_targets IN SHARE ROW EXCLUSIVE MODE"
+TARGETS = "SELECT array_agg(name ORDER BY name) FROM permission_targets WHERE repositories @> ARRAY[$1::text]"
+LEAVE_TARGETS = "UPDATE permission_targets SET repositories = array_remove(repositories, $1) WHERE name = ANY ($2)"
 RECORD_DELETE = """
-    INSERT INTO events (kind, repository, principal, request_id, address) VALUES ('repository_delete', $1, $2, $3, $4)
+    INSERT INTO events (kind, repository, principal, request_id, address, detail)
+    VALUES ('repository_delete', $1, $2, $3, $4, jsonb_build_object('permission_targets', $5::text[]))
 """
 
 
@@ -300,7 +305,7 @@ async def change(database: Database, key: str, changes: Mapping[str, Any], *, by
 
 
 async def delete(database: Database, key: str, *, by: Origin, check: Callable[[], object] = lambda: None) -> bool:
-    """Delete a repository with everything in it; False when there is none of that key.
+    """Delete a repository with everything in it, and from permission targets; False when there is none of that key.
 
     A large one is emptied in steps before. What its trash does not keep becomes a candidate for removal;
     the bytes stay until gc has made sure of each. ``check`` is asked before each step, and ends the rest by raising.
@@ -318,10 +323,20 @@ async def delete(database: Database, key: str, *, by: Origin, check: Callable[[]
         await connection.execute(LOCK_MEMBERS)
         if await connection.fetchval(DELETE.sql, repository) is None:
             return False
-        await connection.execute(RECORD_DELETE, key, *by)
+        await connection.execute(RECORD_DELETE, key, *by, await leave_targets(connection, key))
         return True
 
     check()
     while (deleted := await database.transact(DELETE, work)) is None:
         check()
     return deleted
+
+
+async def leave_targets(connection: asyncpg.Connection, key: str) -> list[str]:
+    """Take a repository out of the permission targets that name it; return which these were."""
+    await connection.execute(LOCK_TARGETS)
+    names: list[str] = await connection.fetchval(TARGETS, key) or []
+    # None, and the nodes are told of nothing.
+    if names:
+        await connection.execute(LEAVE_TARGETS, key, names)
+    return names

@@ -121,7 +121,17 @@ RECORD = """
 """
 # Whoever makes a token at this moment is waited for; who comes later finds nobody.
 LOCK_ONE = "SELECT FROM users WHERE name = $1 FOR UPDATE"
-DELETE_TOKENS = "DELETE FROM tokens WHERE user_id = (SELECT id FROM users WHERE name = $1)"
+REVOKE_TOKENS = """
+    SELECT revoke_tokens(ARRAY(SELECT t.id FROM tokens t JOIN users u ON u.id = t.user_id WHERE u.name = $1))
+"""
+DELETE_TOKENS = """
+    WITH RECURSIVE gone AS (
+        SELECT t.id FROM tokens t JOIN users u ON u.id = t.user_id WHERE u.name = $1
+        UNION
+        SELECT c.id FROM gone g JOIN tokens c ON c.parent_id = g.id
+    )
+    DELETE FROM tokens WHERE id IN (SELECT id FROM gone)
+"""
 DELETE = Statement("user_delete", "DELETE FROM users WHERE name = $1 RETURNING id")
 SET_PASSWORD = Statement(
     "user_set_password",
@@ -134,6 +144,17 @@ SET_PASSWORD = Statement(
         SELECT 'password_change', $4, $5, $6, jsonb_build_object('name', name) FROM changed
     )
     SELECT name FROM changed
+    """,
+)
+# Not another password: the one of this moment, if it still is.
+RENEW_HASH = Statement(
+    "user_renew_hash",
+    """
+    WITH renewed AS (
+        UPDATE users SET password_hash = $3 WHERE name = $1 AND password_hash = $2 RETURNING name
+    )
+    INSERT INTO events (kind, principal, request_id, detail)
+    SELECT 'password_rehash', 'holdfast', '', jsonb_build_object('name', name) FROM renewed RETURNING id
     """,
 )
 
@@ -194,11 +215,16 @@ async def set_groups(connection: asyncpg.Connection, user: int, groups: Sequence
 
 
 async def delete(database: Database, name: str, *, by: Origin) -> bool:
-    """Delete a user with their tokens and rights; False when there is none. Raises ``LastAdministrator``."""
+    """Delete a user with their rights, their tokens and what these made; False when there is none.
+
+    Raises ``LastAdministrator``.
+    """
 
     async def work(connection: asyncpg.Connection) -> bool:
         await connection.execute(LOCK)
         await connection.execute(LOCK_ONE, name)
+        # Those that theirs made for others go too; revoked first, none of them makes another one meanwhile.
+        await connection.execute(REVOKE_TOKENS, name)
         await connection.execute(DELETE_TOKENS, name)
         if await connection.fetchval(DELETE.sql, name) is None:
             return False
@@ -213,3 +239,8 @@ async def delete(database: Database, name: str, *, by: Origin) -> bool:
 async def set_password(database: Database, name: str, *, old_hash: str, new_hash: str, by: Origin) -> bool:
     """Give a user another password of their own choice; False when it is not ``old_hash`` any more."""
     return await database.write(SET_PASSWORD, name, old_hash, new_hash, *by) is not None
+
+
+async def renew_hash(database: Database, name: str, *, old_hash: str, new_hash: str) -> bool:
+    """Store another hash of the same password; False when ``old_hash`` is not the one that is stored any more."""
+    return await database.write(RENEW_HASH, name, old_hash, new_hash) is not None

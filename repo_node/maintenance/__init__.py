@@ -12,6 +12,7 @@ from repo_node.backups.schedule import ScheduledBackup
 from repo_node.cluster.leadership import Leadership, OnPrimary
 from repo_node.cluster.membership import Membership
 from repo_node.cluster.verdict import Census, ShardWalk, VerdictJob
+from repo_node.credential_retention import CredentialRetention
 from repo_node.db.errors import CatalogueError
 from repo_node.db.garbage import GarbageRows
 from repo_node.db.jobs import NodeJobs
@@ -212,6 +213,8 @@ def add_gc(parts: Parts) -> None:
     scheduled(expiry, lambda: settings.now.trash_cron, lambda: settings.now.trash_idle_seconds)
     on_primary(Usage(parts.database, settings), lambda: settings.now.usage_idle_seconds)
     on_primary(AuditRetention(parts.database, lambda: leadership.lease), lambda: settings.now.audit_idle_seconds)
+    retention = CredentialRetention(parts.database, lambda: leadership.lease, settings)
+    on_primary(retention, lambda: settings.now.tokens_idle_seconds)
     requests = Requests(lambda: node_schedules(settings.now), timetable)
     parts.runner.add(OnPrimary(requests, leadership), lambda: Pace(None, settings.now.schedule_idle_seconds))
 

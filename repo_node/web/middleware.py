@@ -33,7 +33,7 @@ from repo_node.web.context import (
     require,
     require_below,
 )
-from repo_node.web.routes import Place, WhileReadOnly, declared_by
+from repo_node.web.routes import Place, WhileReadOnly, declared_by, is_proved_by_body
 from repo_node.web.state import NODE
 from sharding.identifiers import uuid7
 
@@ -81,9 +81,9 @@ async def handle(request: web.Request, handler: Handler) -> web.StreamResponse:
             raise request[REFUSED]
         if declared_by(request).permission is Permission.PUBLIC:
             return await handler(request)
-        await authorise(request)
+        await let_in(request)
         refuse_while_read_only(request)
-        with request.app[SERVICES].admission.admitted(request[PRINCIPAL].name):
+        with request.app[SERVICES].admission.admitted(principal_of(request).name):
             return await handler(request)
     except web.HTTPException as error:
         return refuse(request, Answer(error.status, error.reason), error.headers)
@@ -104,6 +104,15 @@ def refuse_while_read_only(request: web.Request) -> None:
             require_heard(request.app[SERVICES].settings)
         case WhileReadOnly.REFUSED_BY_POSTGRES:
             require_writable(request.app[SERVICES].settings)
+
+
+async def let_in(request: web.Request) -> None:
+    """Authorise a request, or find that its body proves who sends it. Raises as ``authorise``."""
+    try:
+        await authorise(request)
+    except (Unauthenticated, Forbidden):
+        if not await is_proved_by_body(request):
+            raise
 
 
 async def authorise(request: web.Request) -> None:

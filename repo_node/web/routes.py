@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from enum import Enum, auto
 
@@ -10,6 +11,9 @@ from aiohttp import web
 from repo_node.auth.permissions import Permission
 from repo_node.auth.rights import ACTIONS
 from repo_node.web.descriptions import Handler, check_description
+
+Proof = Callable[[web.Request], Awaitable[bool]]
+"""Says of a request that credentials do not let in whether its body proves who sends it."""
 
 
 class WhileReadOnly(Enum):
@@ -48,6 +52,7 @@ class Declared:
     permission: Permission
     place: Place | None
     while_read_only: WhileReadOnly
+    proved_by: Proof | None = None
 
 
 DECLARED = web.AppKey("declared", dict[web.AbstractRoute, Declared])
@@ -72,8 +77,11 @@ class Routes:
         *,
         at: Place | None = None,
         while_read_only: WhileReadOnly = WhileReadOnly.REFUSED,
+        proved_by: Proof | None = None,
     ) -> None:
         """Serve ``method`` on ``path``; GET serves HEAD too. Reading goes on while the cluster is read-only.
+
+        ``proved_by`` lets in whom credentials do not; its handler does for them what the proof is for, and no more.
 
         Raises ``ValueError`` for a permission that is given by places without ``at``, and the other way round, and
         for a handler that is not ``described``.
@@ -85,9 +93,14 @@ class Routes:
             route = self._app.router.add_route(verb, path, handler)
             assert route.resource is not None
             served = WhileReadOnly.SERVED if verb in HARMLESS else while_read_only
-            self._app[DECLARED][route] = Declared(route.resource.canonical, permission, at, served)
+            self._app[DECLARED][route] = Declared(route.resource.canonical, permission, at, served, proved_by)
 
 
 def declared_by(request: web.Request) -> Declared:
     """Return what the request's route says of itself."""
     return request.app[DECLARED].get(request.match_info.route, UNROUTED)
+
+
+async def is_proved_by_body(request: web.Request) -> bool:
+    proof = declared_by(request).proved_by
+    return proof is not None and await proof(request)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from artifactory import ArtifactoryBuildManager, ArtifactoryException, ArtifactoryPath, walk  # type: ignore[import-untyped]
+from dohq_artifactory import admin  # type: ignore[import-untyped]
 
 from tests.clients.conftest import REPOSITORY, Front
 from tests.clients.recorder import Recorder
@@ -18,7 +19,7 @@ from tests.cluster.processes import wait_until
 from tests.repo_node.archive_files import packed
 
 CLIENT = "dohq-artifactory"
-ABOUT = "Methods of `ArtifactoryPath`, and of `ArtifactoryBuildManager`."
+ABOUT = "Methods of `ArtifactoryPath`, and of the classes that are named."
 
 
 @pytest.fixture
@@ -184,6 +185,62 @@ def test_searches_and_lists(seen: Recorder, top: ArtifactoryPath, front: Front) 
         root.promote_docker_image("a", "b", "image", "tag")
     with seen.attempt("ArtifactoryBuildManager: builds, runs, info, promote", "builds"):
         assert ArtifactoryBuildManager(front.base, auth=front.auth).builds is not None
+
+
+def test_people(seen: Recorder, front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    # Half a second after each change.
+    monkeypatch.setattr(admin, "rest_delay", lambda: None)
+    root, name = ArtifactoryPath(front.base, auth=front.auth), f"dohq-{secrets.token_hex(4)}"
+    password = "Canary-password-5dd1"
+    user = admin.User(root, name, f"{name}@example.org", password)
+    with seen.call("User: create, read, update"):
+        user.create()
+        user.email = f"{name}@example.com"
+        user.update()
+        assert root.find_user(name).email == f"{name}@example.com"
+    group = admin.Group(root, name)
+    with seen.call("Group: create, read, update"):
+        group.users = [name]
+        group.create()
+        group.description = "changed"
+        group.update()
+        assert root.find_group(name).description == "changed"
+    with seen.call("User: add_to_group, remove_from_group"):
+        assert user.read() and [one.name for one in user.groups] == [name]
+        user.remove_from_group(name)
+        user.update()
+        assert user.groups == []
+    with seen.call("PermissionTarget: create, read, update, delete"):
+        target = admin.PermissionTarget(root, name, [REPOSITORY], {name: admin.PermissionTarget.ROLE_DEPLOY})
+        target.create()
+        target.add_group(group, admin.PermissionTarget.ROLE_READ)
+        target.update()
+        found = root.find_permission_target(name)
+        assert {one.name: sorted(letters) for one, letters in found.users.items()} == {name: ["n", "r", "w"]}
+        found.delete()
+        assert root.find_permission_target(name) is None
+    with seen.call("User.api_key: create, regenerate, revoke"):
+        user.password = password
+        first = user.api_key.create()
+        assert user.api_key.regenerate() != first
+        user.api_key.revoke()
+    with seen.call("User.api_key: get", differs="a key is shown once; this tells its last characters"):
+        made = user.api_key.create()
+        assert user.api_key.get() == f"...{made[-4:]}"
+    with seen.call("Token: create, read, delete"):
+        token = admin.Token(root, username=name, scope="api:* member-of-groups:*", expires_in=60, refreshable=True)
+        token.create()
+        token.read()
+        assert token.tokens[token.token_id]["subject"] == f"users/{name}"
+        own = admin.User(ArtifactoryPath(front.base, token=token.jwt_token), name)
+        assert own.read()
+        token.delete()
+        with pytest.raises(ArtifactoryException):
+            own.read()
+    with seen.call("User, Group: delete"):
+        user.delete()
+        group.delete()
+        assert root.find_user(name) is None and root.find_group(name) is None
 
 
 def test_the_table_is_what_was_seen(settle: Callable[[], None]) -> None:

@@ -9,7 +9,8 @@ import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
-from urllib.parse import quote, quote_plus
+from urllib.parse import quote, quote_plus, urlencode
+from uuid import uuid4
 
 import pytest
 
@@ -29,18 +30,24 @@ FIELDS = '"name","repo","path","actual_md5","actual_sha1","sha256","size","type"
 class Jf:
     """One user's ``jf``: a connection for each request, which it closes."""
 
-    def __init__(self, front: Front, seen: Recorder) -> None:
+    def __init__(self, front: Front, seen: Recorder, authorization: str | None = None) -> None:
         host, _, port = front.url.removeprefix("http://").partition(":")
-        secret = base64.b64encode(f"admin:{front.password}".encode()).decode()
-        self._client = Client(host, int(port), f"Basic {secret}")
+        self._client = Client(host, int(port), authorization)
         self._seen = seen
 
     def send(self, method: str, path: str, body: bytes | None = None, **headers: str) -> Answer:
         named = {name.replace("_", "-"): value for name, value in headers.items()}
         sent = {"User-Agent": "jfrog-cli-go/2.78.0", "Connection": "close", **named}
-        answer = self._client.request(method, f"/artifactory/{path}", body, sent)
-        self._seen.note(method, f"/artifactory/{path}", answer.status)
+        target = path if path.startswith("/") else f"/artifactory/{path}"
+        answer = self._client.request(method, target, body, sent)
+        self._seen.note(method, target, answer.status)
         return answer
+
+    def send_json(self, method: str, path: str, document: Any) -> Answer:
+        return self.send(method, path, json.dumps(document).encode(), Content_Type="application/json")
+
+    def send_form(self, path: str, **fields: str) -> Answer:
+        return self.send("POST", path, urlencode(fields).encode(), Content_Type="application/x-www-form-urlencoded")
 
     def upload(self, path: str, data: bytes, properties: str = "", **headers: str) -> Answer:
         """Try a deploy by checksum where a file is large enough, then send it. Every body must be JSON."""
@@ -75,7 +82,8 @@ class Jf:
 
 @pytest.fixture
 def jf(front: Front, seen: Recorder) -> Jf:
-    return Jf(front, seen)
+    secret = base64.b64encode(f"admin:{front.password}".encode()).decode()
+    return Jf(front, seen, f"Basic {secret}")
 
 
 def inside(folder: str) -> str:
@@ -210,6 +218,122 @@ def test_copy_and_move(seen: Recorder, jf: Jf, folder: str, verb: str) -> None:
         for _ in range(2):
             assert jf.send("POST", f"api/{verb}/{folder}/tree?to=/{folder}/there").status == 200
         assert [found["path"] for found in jf.aql(f"{inside(folder)}/there*")] == [f"{inside(folder)}/there"]
+
+
+def test_users_and_groups(seen: Recorder, jf: Jf) -> None:
+    name, group = f"jf-{uuid4().hex[:8]}", f"jf-{uuid4().hex[:8]}"
+    user, path = f"api/security/users/{name}", f"api/security/groups/{group}"
+    with seen.call("users-create"):
+        assert jf.send("GET", user).status == 404
+        details = {"name": name, "email": f"{name}@example.org", "password": "Canary-password-5dd1", "admin": False}
+        assert jf.send_json("PUT", user, {**details, "profileUpdatable": True, "groups": []}).status in (200, 201)
+    with seen.call("group-create"):
+        assert jf.send("GET", f"{path}?includeUsers=false").status == 404
+        details = {
+            "name": group,
+            "description": "",
+            "autoJoin": False,
+            "adminPrivileges": False,
+            "realm": "",
+            "userNames": [],
+        }
+        assert jf.send_json("PUT", path, details).status in (200, 201)
+    with seen.call("group-add-users"):
+        assert jf.send_json("POST", path, {"name": group, "userNames": [name, "admin"]}).status in (200, 201)
+        assert set(jf.send("GET", f"{path}?includeUsers=true").json()["userNames"]) == {name, "admin"}
+    with seen.call("users: update"):
+        found = jf.send("GET", user).json()
+        assert (found["name"], found["groups"]) == (name, [group])
+        assert jf.send_json("POST", user, {**found, "email": f"{name}@example.com", "groups": []}).status in (200, 201)
+        assert jf.send("GET", user).json()["groups"] == []
+        assert name in {one["name"] for one in jf.send("GET", "api/security/users").json()}
+    with seen.call("users-delete, group-delete"):
+        assert jf.send("DELETE", user).status == 200
+        assert jf.send("DELETE", path).status == 200
+        assert jf.send("GET", user).status == 404
+
+
+def test_permission_targets(seen: Recorder, jf: Jf) -> None:
+    path = f"api/v2/security/permissions/jf-{uuid4().hex[:8]}"
+    repo = {
+        "include-patterns": ["**"],
+        "exclude-patterns": [],
+        "repositories": [REPOSITORY],
+        "actions": {"users": {"admin": ["read", "managedXrayMeta"]}, "groups": {}},
+    }
+    document = {"name": path.rpartition("/")[2], "repo": repo}
+    with seen.call("permission-target-create"):
+        assert jf.send("GET", path).status == 404
+        assert jf.send_json("POST", path, document).status in (200, 201)
+        assert jf.send_json("POST", path, document).status == 409
+    with seen.call("permission-target-update"):
+        repo["actions"] = {"users": {"admin": ["read", "write"]}, "groups": {}}
+        assert jf.send_json("PUT", path, document).status in (200, 201)
+        assert jf.send("GET", path).json()["repo"]["actions"]["users"] == {"admin": ["read", "write"]}
+    with seen.call("permission-target-delete"):
+        assert jf.send("DELETE", path).status == 200
+        assert jf.send("GET", path).status == 404
+
+
+def test_api_keys(seen: Recorder, jf: Jf, front: Front) -> None:
+    name, password = f"jf-{uuid4().hex[:8]}", "Canary-password-5dd1"
+    details = {"name": name, "email": f"{name}@example.org", "password": password}
+    assert jf.send_json("PUT", f"api/security/users/{name}", details).status == 201
+    user = Jf(front, seen, f"Basic {base64.b64encode(f'{name}:{password}'.encode()).decode()}")
+    with seen.call("API key: create, regenerate, get"):
+        assert user.send("POST", "api/security/apiKey").status == 201
+        assert user.send("PUT", "api/security/apiKey").json()["apiKey"]
+        assert user.send("GET", "api/security/apiKey").json()["apiKey"]
+    assert jf.send("DELETE", f"api/security/users/{name}").status == 200
+
+
+def payload_of(token: str) -> dict[str, Any]:
+    """Read an access token as ``jf`` does: three parts, of which it decodes the second by the standard alphabet."""
+    _, payload, _ = token.split(".")
+    found: dict[str, Any] = json.loads(base64.b64decode(payload + "=" * (-len(payload) % 4), validate=True))
+    return found
+
+
+def test_tokens(seen: Recorder, jf: Jf, front: Front) -> None:
+    with seen.call("access-token-create"):
+        made = jf.send_json(
+            "POST",
+            "/access/api/v1/tokens",
+            {"scope": "applied-permissions/user", "expires_in": 300, "refreshable": True, "description": "jf"},
+        )
+        assert made.status == 200 and made.json()["token_type"] == "Bearer"
+    with seen.call("rt access-token-create"):
+        made = jf.send_form(
+            "api/security/token",
+            grant_type="client_credentials",
+            username="admin",
+            scope="api:* member-of-groups:*",
+            expires_in="300",
+            refreshable="true",
+        )
+        assert made.status == 200 and made.json()["access_token"]
+    with seen.call("the token's user and its time left, before a command"):
+        pair = made.json()
+        payload = payload_of(pair["access_token"])
+        assert payload["sub"].rpartition("/")[2] == "admin" and payload["exp"] - payload["iat"] == 300
+        assert Jf(front, seen, f"Bearer {pair['access_token']}").send("GET", "api/system/version").status == 200
+    with seen.call("a token that ends soon is refreshed, without credentials"):
+        both = {key: pair[key] for key in ("access_token", "refresh_token")}
+        renewed = Jf(front, seen).send_form("api/security/token", grant_type="refresh_token", **both)
+        assert renewed.status == 200 and payload_of(renewed.json()["access_token"])["exp"] >= payload["exp"]
+        pair = renewed.json()
+    with seen.call("the same of the platform"):
+        both = {key: pair[key] for key in ("access_token", "refresh_token")}
+        bearer = Jf(front, seen, f"Bearer {pair['access_token']}")
+        renewed = bearer.send_json("POST", "/access/api/v1/tokens", {"grant_type": "refresh_token", **both})
+        assert renewed.status == 200
+        pair = renewed.json()
+        assert Jf(front, seen, f"Bearer {pair['access_token']}").send("GET", "api/repositories").status == 200
+    with seen.call("tokens: list, revoke"):
+        listed = {one["token_id"]: one for one in jf.send("GET", "api/security/token").json()["tokens"]}
+        assert listed[pair["token_id"]]["refreshable"] is True
+        assert jf.send_form("api/security/token/revoke", token_id=pair["token_id"]).status == 200
+        assert Jf(front, seen, f"Bearer {pair['access_token']}").send("GET", "api/repositories").status == 401
 
 
 def test_the_table_is_what_was_seen(settle: Callable[[], None]) -> None:

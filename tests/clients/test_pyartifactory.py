@@ -15,8 +15,11 @@ from pyartifactory.models import (  # type: ignore[import-untyped]
     LocalRepository,
     NewUser,
     Permission,
+    PermissionV2,
     VirtualRepository,
 )
+from pyartifactory.models.permission import PrincipalsPermissionV2, RepoV2  # type: ignore[import-untyped]
+from pydantic import ValidationError
 
 from tests.clients.conftest import REPOSITORY, Front
 from tests.clients.recorder import Recorder
@@ -124,7 +127,7 @@ def test_repositories(seen: Recorder, client: Artifactory) -> None:
         repositories.delete(f"{key}-v")
 
 
-def test_people(seen: Recorder, client: Artifactory) -> None:
+def test_people(seen: Recorder, client: Artifactory, front: Front) -> None:
     name = f"py-{uuid4().hex[:8]}"
     with seen.attempt("users.create, get, list, update, delete", "users over REST"):
         client.users.create(NewUser(name=name, password="Canary-password-5dd1", email=f"{name}@example.org"))
@@ -150,13 +153,28 @@ def test_people(seen: Recorder, client: Artifactory) -> None:
         assert name in {one.name for one in client.permissions.list()}
         client.permissions.update(client.permissions.get(name))
         client.permissions.delete(name)
-    with seen.attempt("security.create_access_token, revoke_access_token", "tokens over `access/api/v1/tokens`"):
-        token = client.security.create_access_token(user_name="admin", expires_in=60)
+    with seen.call("permissions.*, of the second form"):
+        second = Artifactory(url=front.base, auth=front.auth, api_version=2).permissions
+        repo = RepoV2(repositories=[REPOSITORY], actions=PrincipalsPermissionV2(users={"admin": ["read", "write"]}))
+        assert second.create(PermissionV2(name=f"{name}-2", repo=repo)).repo.actions.users["admin"] == ["read", "write"]
+        assert f"{name}-2" in {one.name for one in second.list()}
+        second.update(second.get(f"{name}-2"))
+        second.delete(f"{name}-2")
+    with seen.call("security.create_access_token, revoke_access_token"):
+        token = client.security.create_access_token(user_name="admin", expires_in=60, refreshable=True)
+        bearer = Artifactory(url=front.base, access_token=token.access_token)
+        assert bearer.repositories.list()
         assert client.security.revoke_access_token(token.access_token)
-    with seen.attempt("security.create_api_key, get_api_key, regenerate_api_key, revoke_api_key", "API keys"):
-        client.security.create_api_key()
+    with seen.call("security.create_api_key, get_api_key, regenerate_api_key, revoke_api_key"):
+        made = client.security.create_api_key()
+        assert client.security.regenerate_api_key().apiKey != made.apiKey
         assert client.security.get_api_key()
         client.security.revoke_api_key()
+    with seen.call("security.revoke_user_api_key"):
+        client.security.create_api_key()
+        client.security.revoke_user_api_key("admin")
+        with pytest.raises(ValidationError, match="apiKey"):
+            client.security.get_api_key()
     with seen.attempt("security.get_encrypted_password", "encrypted passwords"):
         assert client.security.get_encrypted_password()
 

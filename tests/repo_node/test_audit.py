@@ -109,6 +109,8 @@ ACTS = (
     Act("POST", KEY, KEY, "token_create"),
     Act("PUT", KEY, KEY, "token_replace"),
     Act("DELETE", KEY, KEY, "token_revoke"),
+    Act("POST", KEY, KEY, "token_create"),
+    Act("DELETE", f"{KEY}/{{name}}", f"{KEY}/admin", "token_revoke"),
     Act("PUT", GROUP, f"{SECURITY}/groups/workers", "group_create", {"description": "who works"}),
     Act("PUT", USER, f"{SECURITY}/users/worker", "user_create", {"email": "w@x", "password": PASSWORD}),
     Act("POST", USER, f"{SECURITY}/users/worker", "user_change", {"groups": ["workers"]}),

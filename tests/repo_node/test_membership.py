@@ -241,6 +241,7 @@ async def test_what_was_proved_before_announcements_arrive_is_forgotten(
         Metrics(),
         on_cluster=update,
         on_principals=lambda: steps.append("forgets who"),
+        on_tokens=lambda: steps.append("forgets tokens"),
         on_repositories=lambda: steps.append("forgets where"),
     )
     monkeypatch.setattr(member, "beat", beat)

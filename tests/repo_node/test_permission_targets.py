@@ -106,3 +106,26 @@ def test_who_manages_a_target_gives_and_takes_what_they_have_by_it(one: RunningC
         manager: ["manage", "read"],
         other: ["delete", "read"],
     }
+
+
+def test_a_repository_that_is_made_again_is_not_given_by_what_gave_the_one_before(
+    three: RunningCluster, target: str
+) -> None:
+    key, user = f"again-{uuid4().hex[:8]}", new_user(three)
+    repository, path = f"/artifactory/api/repositories/{key}", f"/artifactory/{key}/a"
+    clients = [client_of(three, user, node=node) for node in range(3)]
+    named = v2({user: ["read", "write"]})
+    named["repo"]["repositories"] = [key, "generic-local"]
+    assert three.admin.put_json(f"{V2}/{target}", named).status == 201
+    try:
+        assert three.admin.put_json(repository, {"rclass": "local"}).status == 200
+        for number, client in enumerate(clients):
+            wait_until(lambda client=client, number=number: client.put(f"{path}-{number}", b"x").status == 201)  # type: ignore[misc]
+        assert three.admin.delete(repository).status == 200
+        assert three.admin.get(f"{V2}/{target}").json()["repo"]["repositories"] == ["generic-local"]
+        assert three.admin.put_json(repository, {"rclass": "local"}).status == 200
+        assert clients[0].put(path, b"y").status == 403
+        for client in clients:
+            wait_until(lambda client=client: client.put(path, b"y").status == 403)  # type: ignore[misc]
+    finally:
+        three.admin.delete(repository)

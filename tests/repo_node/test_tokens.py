@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import re
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlencode
@@ -9,13 +13,15 @@ from uuid import uuid4
 
 import pytest
 
+from repo_node.auth.scopes import OF_USER
 from tests.repo_node.http import Answer, Client
-from tests.repo_node.nodes import RunningCluster, wait_until
+from tests.repo_node.nodes import RunningCluster, basic, wait_until
 from tests.repo_node.people import client_of, grant, new_user
 
 ACCESS = "/artifactory/access/api/v1/tokens"
 PLATFORM = "/access/api/v1/tokens"
 V1 = "/artifactory/api/security/token"
+KEY = "/artifactory/api/security/apiKey"
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
 
 
@@ -104,6 +110,66 @@ def test_s5_no_token_does_more_than_who_made_it(one: RunningCluster) -> None:
     assert by_admin.get("/artifactory/api/security/users").status == 200
 
 
+def test_s5_nothing_that_a_token_makes_outlives_it(one: RunningCluster) -> None:
+    who = client_of(one, new_user(one))
+    short = bearer(one, who.post_json(ACCESS, {"expires_in": 60}))
+    for path, asked in ((ACCESS, 61), (ACCESS, 0), (PLATFORM, 3600), (V1, 3600), (V1, 0)):
+        refused = post_form(short, path, expires_in=str(asked))
+        assert refused.status == 403 and b"outlives" in refused.body, (path, asked)
+    for path in (ACCESS, PLATFORM, V1):
+        assert post_form(short, path, expires_in="30").json()["expires_in"] == 30
+        assert 30 < post_form(short, path).json()["expires_in"] <= 60, "what is not asked for ends with it"
+    for verb in ("POST", "PUT"):
+        assert short.request(verb, KEY).status == 403
+    assert who.get(KEY).json() == {}
+    admin = bearer(one, one.admin.post_json(ACCESS, {"expires_in": 60}))
+    own = "/artifactory/api/holdfast/tokens"
+    assert admin.post_json(own, {"scopes": ["read"], "expires_in_seconds": 61}).status == 403
+    assert 30 < admin.post_json(own, {"scopes": ["read"]}).json()["expires_in_seconds"] <= 60
+
+
+def test_s32_a_revoked_token_takes_what_it_made_along_on_every_node(three: RunningCluster) -> None:
+    user = new_user(three)
+    who = client_of(three, user)
+    parent = who.post_json(ACCESS, {"expires_in": 0})
+    child = bearer(three, parent).post_json(ACCESS, {"expires_in": 0})
+    key = bearer(three, child).request("POST", KEY).json()["apiKey"]
+    clients = [bearer(three, child, 1), three.nodes[2].client(f"Bearer {key}")]
+    assert [client.get(ACCESS).status for client in clients] == [200, 200]
+    assert who.delete(f"{ACCESS}/{parent.json()['token_id']}").status == 200
+    wait_until(lambda: [client.get(ACCESS).status for client in clients] == [401, 401], 2.0)
+    assert who.get(ACCESS).status == 200
+
+
+def test_a_token_is_read_by_clients_as_a_json_web_token_and_taken_bare_too(one: RunningCluster) -> None:
+    user = new_user(one)
+    who = client_of(one, user)
+    made = who.post_json(ACCESS, {"expires_in": 60, "include_reference_token": True}).json()
+    head, claims, secret = made["access_token"].split(".")
+    assert json.loads(decoded(head)) == {"alg": "holdfast", "typ": "JWT"}
+    told = json.loads(decoded(claims))
+    assert (told["jti"], told["sub"], told["scp"]) == (made["token_id"], f"holdfast/users/{user}", OF_USER)
+    assert told["exp"] - told["iat"] == 60 and 0 <= time.time() - told["iat"] < 30
+    assert secret == made["reference_token"] and re.fullmatch(r"hf_tok_[0-9A-Za-z]{49}", secret)
+    for text in (secret, made["access_token"], f"x.y.{secret}"):
+        for authorization in (f"Bearer {text}", basic("whoever", text)):
+            assert one.first.client(authorization).get(ACCESS).status == 200, authorization
+    for text in (f"{head}.{claims}.", f"{head}.{secret}", f"{secret}.{claims}.{head}", f"{head}.{claims}.{secret}."):
+        assert one.first.client(f"Bearer {text}").get(ACCESS).status == 401, text
+
+
+def test_a_token_with_a_long_scope_fits_into_a_header(one: RunningCluster) -> None:
+    groups = ",".join(f"ü{number}-{'x' * 50}" for number in range(80))
+    made = one.admin.post_json(ACCESS, {"scope": f"applied-permissions/groups:{groups}"})
+    assert len(made.json()["access_token"]) < 1000
+    assert bearer(one, made).get(ACCESS).status == 403, "known, and of groups alone"
+
+
+def decoded(part: str) -> bytes:
+    """Decode a part as the strictest client does, by the standard alphabet."""
+    return base64.b64decode(part + "=" * (-len(part) % 4), validate=True)
+
+
 def test_s32_a_revoked_or_expired_token_fails_on_every_node(three: RunningCluster) -> None:
     user = new_user(three)
     grant(three, user, ["read"])
@@ -136,7 +202,7 @@ def test_a_disabled_or_deleted_users_tokens_fail(one: RunningCluster) -> None:
 
 
 def test_an_api_key_is_made_once_replaced_and_revoked(one: RunningCluster) -> None:
-    path, who = "/artifactory/api/security/apiKey", client_of(one, new_user(one))
+    path, who = KEY, client_of(one, new_user(one))
     assert who.get(path).json() == {}
     made = who.request("POST", path)
     assert made.status == 201 and who.request("POST", path).status == 409
@@ -151,13 +217,30 @@ def test_an_api_key_is_made_once_replaced_and_revoked(one: RunningCluster) -> No
     assert nobody.get(ACCESS, X_JFrog_Art_Api=second).status == 401
 
 
+def test_an_administrator_revokes_the_api_key_of_another_user_or_of_all(one: RunningCluster) -> None:
+    names = [new_user(one) for _ in range(3)]
+    who = [client_of(one, name) for name in names]
+    keys = [one.request("POST", KEY).json()["apiKey"] for one in who]
+
+    def statuses() -> list[int]:
+        return [one.first.client().get(ACCESS, X_JFrog_Art_Api=key).status for key in keys]
+
+    assert who[0].delete(f"{KEY}/{names[1]}").status == 403 and who[0].delete(f"{KEY}?deleteAll=1").status == 403
+    assert statuses() == [200, 200, 200]
+    assert one.admin.delete(f"{KEY}/{names[0]}").status == 200 and one.admin.delete(f"{KEY}/{names[0]}").status == 404
+    assert statuses() == [401, 200, 200]
+    assert one.admin.delete(f"{KEY}?deleteAll=1").status == 200
+    assert statuses() == [401, 401, 401]
+    assert [client.get(ACCESS).status for client in who] == [200] * 3, "other tokens go on"
+
+
 @pytest.mark.parametrize(("verb", "statuses"), [("POST", [201, 409, 409, 409]), ("PUT", [200] * 4)])
 def test_one_api_key_is_valid_after_several_were_asked_for_at_once(
     one: RunningCluster, verb: str, statuses: list[int]
 ) -> None:
     who = client_of(one, new_user(one))
     with ThreadPoolExecutor(4) as pool:
-        made = list(pool.map(lambda _: who.request(verb, "/artifactory/api/security/apiKey"), range(4)))
+        made = list(pool.map(lambda _: who.request(verb, KEY), range(4)))
     assert sorted(answer.status for answer in made) == statuses
     keys = [answer.json()["apiKey"] for answer in made if answer.status < 300]
     nobody = one.first.client()
@@ -175,3 +258,12 @@ def test_a_form_that_cannot_be_read_makes_no_token(one: RunningCluster, body: by
     assert answer.status in (200, 400)
     if answer.status == 400:
         assert who.get(ACCESS).json() == before
+
+
+def test_the_rows_of_ended_tokens_go_by_a_job(one: RunningCluster) -> None:
+    user = new_user(one)
+    client_of(one, user), client_of(one, user)
+    of_user = "FROM tokens WHERE user_id = (SELECT id FROM users WHERE name = $1)"
+    one.sql(f"UPDATE tokens SET revoked_at = now() - '31 days'::interval WHERE id = (SELECT min(id) {of_user})", user)
+    assert one.admin.request("POST", "/artifactory/api/holdfast/jobs/tokens/run").status < 300
+    wait_until(lambda: len(one.sql(f"SELECT id {of_user}", user)) == 1)

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from typing import NotRequired
 
 from aiohttp import web
 from typing_extensions import TypedDict
 
 from repo_node.api.documents import json_response
-from repo_node.api.security.requests import forget
+from repo_node.api.security.requests import forget_tokens, name_in
 from repo_node.api.security.tokens import check_scopes
 from repo_node.auth import tokens
 from repo_node.auth.permissions import Permission
 from repo_node.auth.scopes import OF_USER
 from repo_node.db import api_keys
-from repo_node.errors import NotFound, RequestError
+from repo_node.errors import Forbidden, NotFound, RequestError
 from repo_node.web.addresses import origin_of
-from repo_node.web.context import principal_of
+from repo_node.web.context import principal_of, require
 from repo_node.web.descriptions import described
+from repo_node.web.queries import flag
 from repo_node.web.routes import Routes, WhileReadOnly
 from repo_node.web.state import NODE
 
@@ -39,6 +41,7 @@ def add_routes(routes: Routes) -> None:
     routes.add("PUT", PATH, regenerate, Permission.ACCOUNT)
     # One that leaked must not wait.
     routes.add("DELETE", PATH, revoke, Permission.ACCOUNT, while_read_only=WhileReadOnly.SERVED)
+    routes.add("DELETE", f"{PATH}/{{name}}", revoke_named, Permission.ADMIN, while_read_only=WhileReadOnly.SERVED)
 
 
 @described({200: KeyDocument})
@@ -65,25 +68,44 @@ async def regenerate(request: web.Request) -> web.StreamResponse:
 
 async def make(request: web.Request, *, replaces: bool) -> str | None:
     """Make a key of the caller's and return its secret; None where there is one that it does not replace."""
-    own = principal_of(request).name
+    principal = principal_of(request)
+    if principal.ends_at < math.inf:
+        raise Forbidden("An API key does not end, and a token makes nothing that outlives it.")
+    own = principal.name
     await check_scopes(request, own, [KIND.scope])
     secret = tokens.new_secret()
-    key = api_keys.NewKey(tokens.digest(secret), secret[-4:])
+    key = api_keys.NewKey(tokens.digest(secret), secret[-4:], principal.token)
     try:
         made = await api_keys.make(request.app[NODE].database, own, KIND, key, replaces=replaces, by=origin_of(request))
     finally:
-        forget(request)
+        forget_tokens(request)
     return secret if made else None
 
 
 @described({200: KeyRevoked}, errors={404})
 async def revoke(request: web.Request) -> web.StreamResponse:
-    """Revoke the caller's key at once."""
-    own = principal_of(request).name
+    """End the caller's own key or, for administrators with ``deleteAll``, everybody's."""
+    if not flag(request, "deleteAll", False):
+        return await revoke_of(request, principal_of(request).name)
+    require(request, Permission.ADMIN)
     try:
-        revoked = await api_keys.revoke(request.app[NODE].database, own, KIND, by=origin_of(request))
+        count = await api_keys.revoke_all(request.app[NODE].database, KIND, by=origin_of(request))
     finally:
-        forget(request)
+        forget_tokens(request)
+    return json_response({"info": f"{count} API keys are revoked."})
+
+
+@described({200: KeyRevoked}, errors={404})
+async def revoke_named(request: web.Request) -> web.StreamResponse:
+    """Revoke a user's key."""
+    return await revoke_of(request, name_in(request))
+
+
+async def revoke_of(request: web.Request, user: str) -> web.StreamResponse:
+    try:
+        revoked = await api_keys.revoke(request.app[NODE].database, user, KIND, by=origin_of(request))
+    finally:
+        forget_tokens(request)
     if not revoked:
         raise NotFound("There is no API key: Not Found.")
     return json_response({"info": "The API key is revoked."})

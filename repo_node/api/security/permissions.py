@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Annotated
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from repo_node.api.documents import PlainText, json_response
 from repo_node.api.security.requests import (
@@ -40,12 +41,14 @@ MEANINGLESS = frozenset({"mxm", "x", "managedXrayMeta", "distribute"})
 """Actions of Artifactory's on what does not exist here."""
 
 Granted = dict[PlainText, list[str]]
+Said = Annotated[Granted, BeforeValidator(lambda said: {} if said is None else said)]
+"""Some clients say nobody by null."""
 
 
 class PrincipalsDocument(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
-    users: Granted = Field(default_factory=dict)
-    groups: Granted = Field(default_factory=dict)
+    users: Said = Field(default_factory=dict)
+    groups: Said = Field(default_factory=dict)
 
 
 class TargetDocument(BaseModel):

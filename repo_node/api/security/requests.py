@@ -89,3 +89,8 @@ def listed(request: web.Request, kind: str, names: list[str]) -> list[Named]:
 def forget(request: web.Request) -> None:
     """Prove everybody anew: changed or not known to be, who they are may be another one."""
     request.app[SERVICES].authenticator.forget()
+
+
+def forget_tokens(request: web.Request) -> None:
+    """Prove whoever comes with a token anew: it has changed, or is not known to have."""
+    request.app[SERVICES].authenticator.forget_tokens()

@@ -38,6 +38,7 @@ EMPTIED = (
     "shard_space",
     "shards",
     "nodes",
+    "used_refresh_tokens",
     "tokens",
     "login_failures",
     "permission_grants",
@@ -66,7 +67,9 @@ RESTART_SQL = """
 PERMIT_SQL = "UPDATE repositories SET allow_delete = true WHERE NOT allow_delete"
 # Without a trash: most of these tests look at what leaves for good.
 SEED_SQL = "INSERT INTO repositories (key, created_by, trash) VALUES ('generic-local', 'init-db', false)"
-ADMIN_SQL = "UPDATE users SET is_admin = true, is_enabled = true WHERE name = 'admin'"
+ADMIN_SQL = """
+    UPDATE users SET is_admin = true, is_enabled = true, must_change_password = false WHERE name = 'admin'
+"""
 
 
 @pytest.fixture(scope="session")
@@ -116,3 +119,11 @@ async def connection(clean_dsn: str) -> AsyncIterator[asyncpg.Connection]:
         yield value
     finally:
         value.terminate()
+
+
+@pytest.fixture
+async def watcher(clean_dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    """Another connection, for ``until_blocked``."""
+    value = await asyncpg.connect(clean_dsn, timeout=10)
+    yield value
+    value.terminate()

@@ -16,11 +16,12 @@ import asyncpg
 import xxhash
 
 from repo_node.config import DatabaseSection
-from repo_node.db import blobs
+from repo_node.db import blobs, lease
 from repo_node.db.blobs import CommitOutcome, CommitResult, Deployment
+from repo_node.db.lease import Lease
 from repo_node.db.pool import Database, Statement, open_database
 from repo_node.origin import Origin
-from sharding.model import BLOCK_BYTES, BlobDigests, Generation, Replica, ShardId
+from sharding.model import BLOCK_BYTES, BlobDigests, Generation, NodeId, Replica, ShardId
 
 REPOSITORY = "generic-local"
 DAY_SECONDS = 86_400.0
@@ -180,6 +181,13 @@ async def paths(connection: asyncpg.Connection, condition: str = "true") -> list
     """Return the paths of the artifacts and folders, in the order of their bytes."""
     rows = await connection.fetch(f"SELECT concat_ws('/', nullif(folder, ''), name) FROM artifacts WHERE {condition}")
     return sorted(row[0] for row in rows)
+
+
+async def become_primary(connection: asyncpg.Connection) -> Lease:
+    token = uuid4()
+    epoch = await lease.acquire(connection, NodeId("n1"), token, known=0, seconds=60)
+    assert epoch is not None
+    return Lease(epoch, token)
 
 
 async def until_blocked(watcher: asyncpg.Connection, count: int = 1) -> None:

@@ -55,7 +55,7 @@ async def test_changes_of_what_is_kept_in_memory_are_announced(
     assert await announcements.take() == ["repositories"]
     await repositories.delete(database, "new", by=Origin("x", "r"))
     assert await announcements.take() == ["repositories"]
-    token = await principals.create_token(
+    token, _ = await principals.create_token(
         database, "admin", secret_sha256=bytes(32), ending="", description="", scopes=["read"], expires_in=None,
         by=Origin("x", "r"),
     )  # fmt: skip

@@ -11,11 +11,10 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from repo_node.db import events, lease
+from repo_node.db import events
 from repo_node.db.events import Wanted
 from repo_node.db.lease import Lease, NotPrimary
-from sharding.model import NodeId
-from tests.repo_node.db.scene import Scene, table
+from tests.repo_node.db.scene import Scene, become_primary, table
 
 WRITE = "INSERT INTO events (kind, principal, request_id) VALUES ($1, 'p', 'r') RETURNING id"
 
@@ -192,13 +191,6 @@ async def test_s40_an_event_cannot_be(scene: Scene, connection: asyncpg.Connecti
         await connection.execute(statement)
     assert caught.value.sqlstate == "HF011"
     assert await table(connection, "SELECT * FROM events") == before
-
-
-async def become_primary(connection: asyncpg.Connection) -> Lease:
-    token = uuid4()
-    epoch = await lease.acquire(connection, NodeId("n1"), token, known=0, seconds=60)
-    assert epoch is not None
-    return Lease(epoch, token)
 
 
 async def age(connection: asyncpg.Connection, days: float, count: int) -> None:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import cast
 
+import asyncpg
 import pytest
+from argon2 import PasswordHasher
 
-from repo_node.auth.logins import LOCKED, WRONG, Logins, counted
-from repo_node.auth.passwords import PasswordVerifier
-from repo_node.db import login_failures
-from repo_node.errors import Unauthenticated
+from repo_node.auth import passwords
+from repo_node.auth.logins import LOCKED, WAITING_MAX, WRONG, Logins, counted
+from repo_node.auth.passwords import VERIFIERS_MAX, PasswordVerifier
+from repo_node.db import login_failures, users
+from repo_node.errors import Overloaded, Unauthenticated
+from repo_node.origin import Origin
 from repo_node.settings import LiveSettings, Settings
-from tests.repo_node.db.scene import Scene
+from tests.repo_node.db.scene import Scene, table
 
 ADDRESS = "192.0.2.1"
 
@@ -65,3 +72,114 @@ async def test_s8_wrong_logins_from_one_ipv6_network_are_counted_together(scene:
 )
 def test_s8_an_address_is_counted_by_what_its_owner_was_given(address: str, wanted: str) -> None:
     assert counted(address) == wanted
+
+
+# ---------------------------------------------------------------- what passwords cost
+
+OLD_HASH = PasswordHasher(time_cost=1, memory_cost=64, parallelism=1).hash("right")
+SET_HASH = "UPDATE users SET password_hash = $1 WHERE name = 'admin'"
+
+
+@pytest.fixture
+async def verifier() -> AsyncIterator[PasswordVerifier]:
+    value = PasswordVerifier()
+    yield value
+    value.close()
+
+
+async def hash_of(connection: asyncpg.Connection) -> str:
+    return str(await connection.fetchval("SELECT password_hash FROM users WHERE name = 'admin'"))
+
+
+async def ended(logins: Logins) -> None:
+    """Wait for the hashing that no login waits for."""
+    async with asyncio.timeout(10):
+        await logins._renewals.close(10)
+
+
+async def test_s30_a_hash_with_old_parameters_is_renewed_once_at_a_right_login(
+    scene: Scene, connection: asyncpg.Connection, verifier: PasswordVerifier
+) -> None:
+    await connection.execute(SET_HASH, OLD_HASH)
+    logins = Logins(scene.database, LiveSettings(), verifier)
+    with pytest.raises(Unauthenticated):
+        await logins.check("admin", "wrong", ADDRESS)
+    assert await hash_of(connection) == OLD_HASH
+    await asyncio.gather(*(logins.check("admin", "right", ADDRESS) for _ in range(5)))
+    await ended(logins)
+    renewed = await hash_of(connection)
+    assert renewed != OLD_HASH and passwords.check_password(renewed, "right") and not passwords.is_outdated(renewed)
+    logins = Logins(scene.database, LiveSettings(), verifier)
+    await logins.check("admin", "right", ADDRESS)
+    await ended(logins)
+    assert await hash_of(connection) == renewed
+    told = "SELECT principal, detail->>'name' FROM events WHERE kind = 'password_rehash'"
+    assert await table(connection, told) == [("holdfast", "admin")]
+
+
+async def test_s30_no_login_waits_for_a_hash_to_be_renewed(
+    scene: Scene, connection: asyncpg.Connection, verifier: PasswordVerifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await connection.execute(SET_HASH, OLD_HASH)
+    gate = asyncio.Event()
+
+    async def slow(password: str) -> str:
+        await gate.wait()
+        return passwords.hash_password(password)
+
+    monkeypatch.setattr(verifier, "hash", slow)
+    logins = Logins(scene.database, LiveSettings(), verifier)
+    await logins.check("admin", "right", ADDRESS)
+    # Meanwhile it is changed: the hash of the old password comes too late.
+    changed = passwords.hash_password("another")
+    assert await users.set_password(
+        scene.database, "admin", old_hash=OLD_HASH, new_hash=changed, by=Origin("admin", "r")
+    )
+    gate.set()
+    await ended(logins)
+    assert await hash_of(connection) == changed
+
+
+async def test_s30_nothing_is_renewed_while_the_cluster_is_read_only(
+    scene: Scene, connection: asyncpg.Connection, verifier: PasswordVerifier
+) -> None:
+    await connection.execute(SET_HASH, OLD_HASH)
+    logins = Logins(scene.database, LiveSettings(Settings(read_only_reason="a test")), verifier)
+    await logins.check("admin", "right", ADDRESS)
+    await ended(logins)
+    assert await hash_of(connection) == OLD_HASH
+
+
+async def test_s30_500_logins_at_once_keep_few_threads_busy_and_the_event_loop_free(
+    scene: Scene, verifier: PasswordVerifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    running, most, threads, lock = 0, 0, set[str](), threading.Lock()
+
+    def check(hashed: str, password: str) -> bool:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+            threads.add(threading.current_thread().name)
+        time.sleep(0.01)
+        with lock:
+            running -= 1
+        return True
+
+    async def tick() -> int:
+        ticks = 0
+        while not work.done():
+            await asyncio.sleep(0)
+            ticks += 1
+        return ticks
+
+    monkeypatch.setattr(passwords, "check_password", check)
+    logins = Logins(scene.database, LiveSettings(Settings(login_failures_max=0)), verifier)
+    attempts = (logins.check("admin", "right", ADDRESS) for _ in range(500))
+    work = asyncio.ensure_future(asyncio.gather(*attempts, return_exceptions=True))
+    ticks = await tick()
+    found = await work
+    assert sum(isinstance(one, Overloaded) for one in found) == 500 - WAITING_MAX
+    assert most <= VERIFIERS_MAX and all(name.startswith("argon2") for name in threads)
+    # Of the third of a second that the threads slept, none was slept by the loop.
+    assert ticks > 500

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import asyncpg
@@ -17,13 +17,6 @@ from tests.repo_node.db.scene import Scene, table, until_blocked
 BY = Origin("x", "r")
 NOBODY = users.AccountChanges()
 TARGET = permission_targets.Target("t", [], [], [], {}, {"g": ["read"]})
-
-
-@pytest.fixture
-async def watcher(scene: Scene) -> AsyncIterator[asyncpg.Connection]:
-    connection = await asyncpg.connect(scene.dsn)
-    yield connection
-    connection.terminate()
 
 
 Act = Callable[[Scene], Awaitable[Any]]

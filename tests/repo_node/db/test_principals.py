@@ -29,7 +29,7 @@ async def create(scene: Scene, text: str, user: str = "admin", **more: Any) -> i
         "expires_in": None,
         "by": Origin("x", "r"),
     }
-    return await principals.create_token(scene.database, user, **values | more)
+    return (await principals.create_token(scene.database, user, **values | more)).id
 
 
 async def test_user_is_found_by_the_exact_name_while_enabled(scene: Scene, connection: asyncpg.Connection) -> None:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 from typing import Any
 
 import asyncpg
 import pytest
 
-from repo_node.db import artifacts, repositories, trees, usage
+from repo_node.db import artifacts, permission_targets, repositories, trees, usage
 from repo_node.db.blobs import CommitOutcome
 from repo_node.db.commit_groups import CommitGroups, UploadToCommit
 from repo_node.db.errors import CatalogueUnavailable, KeptOut
@@ -226,3 +227,23 @@ async def test_a_page_of_a_large_folder_does_not_sort_the_folder(
         found = await connection.fetch(f"EXPLAIN {statement.sql}", scene.repository, "f", "", 1000)
         text = "\n".join(row[0] for row in found)
         assert "artifacts_pkey" in text and "Sort" not in text, text
+
+
+async def test_a_deleted_repository_leaves_the_permission_targets_that_name_it(
+    scene: Scene, connection: asyncpg.Connection, watcher: asyncpg.Connection
+) -> None:
+    await create(scene, "gone")
+    made = "INSERT INTO permission_targets (name, repositories) VALUES ($1, $2)"
+    await connection.execute(made, "some", ["other", "gone", "ANY REMOTE"])
+    await connection.execute(made, "no", ["other"])
+    async with connection.transaction():
+        # One that is being saved at this moment is waited for.
+        await connection.execute(permission_targets.LOCK)
+        await connection.execute(made, "late", ["gone"])
+        deleting = asyncio.create_task(delete(scene, "gone"))
+        await until_blocked(watcher)
+    assert await deleting
+    found = await table(connection, "SELECT name, repositories FROM permission_targets ORDER BY name")
+    assert found == [("late", []), ("no", ["other"]), ("some", ["other", "ANY REMOTE"])]
+    [(detail,)] = await table(connection, "SELECT detail FROM events WHERE kind = 'repository_delete'")
+    assert json.loads(detail) == {"permission_targets": ["late", "some"]}
