@@ -18,6 +18,7 @@ def add_routes(routes: Routes) -> None:
     routes.add("GET", "/artifactory/api/v1/system/liveness", liveness, Permission.PUBLIC)
     routes.add("GET", "/artifactory/api/v1/system/readiness", readiness, Permission.PUBLIC)
     routes.add("GET", "/metrics", metrics, Permission.METRICS)
+    routes.add("GET", "/artifactory/api/v1/metrics", metrics, Permission.METRICS)
 
 
 async def ping(request: web.Request) -> web.StreamResponse:
