@@ -35,7 +35,7 @@ class StorageSummary:
 
 @dataclass(frozen=True, slots=True)
 class Space:
-    """The room on the shards that answer; a file system that several of them share is counted once."""
+    """The room on the shards that answer; a file system that several shards of one node share is counted once."""
 
     total_bytes: int
     free_bytes: int

@@ -96,6 +96,7 @@ def test_what_the_prometheus_exporter_asks_for_is_answered_or_said_not_to_be_the
     assert validation.status == 404 and validation.json()["errors"]
     metrics = one.with_token("metrics").get(f"{API}/v1/metrics")
     assert metrics.status == 200 and b"holdfast_build_info" in metrics.body
+    assert b"process_" not in metrics.body, "it would collide with the exporter's own"
     query = b'items.find({"created":{"$last":"1minutes"}}).include("name","repo")'
     assert one.admin.request("POST", f"{API}/search/aql", query).status == 200
 
