@@ -47,6 +47,7 @@ from repo_node.metrics import Metrics
 from repo_node.node import Node, NoOthers
 from repo_node.settings import LiveSettings, SettingError
 from repo_node.shutdown import EndLimit, StopRequests, drain, on_signals
+from repo_node.support.reports import NodeReports
 from repo_node.tls.certificates import CertificateError
 from repo_node.tls.watch import certificates_in_use
 from repo_node.web.lag import watch_lag
@@ -154,7 +155,8 @@ async def running_node(
         membership, uploads = parts.membership, staged_uploads_of(config)
         siblings = await stack.enter_async_context(reaching_siblings(config, owner, MAIN)) if theirs else None
         elsewhere = siblings.read_staged if siblings else None
-        internal = await serve_peers(stack, parts, uploads, listeners.internal, elsewhere)
+        reports = NodeReports(config, MAIN, siblings)
+        internal = await serve_peers(stack, parts, uploads, listeners.internal, elsewhere, reports)
         await membership.begin()
         stack.push_async_callback(membership.leave)
         beating = await stack.enter_async_context(task(membership.run()))
@@ -180,13 +182,13 @@ async def running_node(
         )
         await stack.enter_async_context(jobs)
         await stack.enter_async_context(task(peers.run()))
-        to_clients = public_app_of(stack, parts, artifacts, node)
+        to_clients = public_app_of(stack, parts, artifacts, node, reports)
         public = await stack.enter_async_context(
             serving_public(to_clients, share, node, listeners, certificates.public)
         )
         if siblings is not None:
             stand_in = partial(standing_in, internal, public)
-            await start_workers(stack, config, parts, own, node, uploads, siblings, theirs, stand_in)
+            await start_workers(stack, config, parts, own, node, uploads, siblings, theirs, stand_in, reports)
         await stack.enter_async_context(serving_metrics(metrics_app(node), config, node))
         yield node, beating
 
@@ -201,10 +203,11 @@ async def start_workers(
     siblings: Siblings,
     listeners: Sequence[Listeners],
     stand_in: StandIn,
+    reports: NodeReports,
 ) -> None:
     """Have the node's other processes from now on."""
     totals = NodeMetrics(parts.metrics.registry, siblings, config.node.workers)
-    await stack.enter_async_context(serving_siblings(parts, MAIN, uploads, node.exposition))
+    await stack.enter_async_context(serving_siblings(parts, MAIN, uploads, reports, node.exposition))
     crew = Crew(config, parts.owner, listeners, own, node.outlook, parts.settings, parts.metrics, totals, stand_in)
     own.borrowers, node.others, node.render = crew, crew, totals.render
     node.on_leave.append(crew.leave)

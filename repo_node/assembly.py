@@ -28,13 +28,18 @@ from repo_node.api import properties as properties_api
 from repo_node.api import repositories as repositories_api
 from repo_node.api import searches as searches_api
 from repo_node.api import storage as storage_api
+from repo_node.api import storage_info as storage_info_api
+from repo_node.api import support as support_api
 from repo_node.api import system as system_api
+from repo_node.api import system_info as system_info_api
+from repo_node.api import tasks as tasks_api
 from repo_node.api import transfers as transfers_api
 from repo_node.api import trash as trash_api
 from repo_node.api.certified import CertifiedPeers
 from repo_node.api.epochs import EpochHandlers
 from repo_node.api.internal import STAGED_UPLOADS_MAX, internal_app
 from repo_node.api.openapi import API_DOCUMENT, ApiDocument
+from repo_node.api.reports import report_route
 from repo_node.api.security import accounts as accounts_api
 from repo_node.api.security import api_keys as api_keys_api
 from repo_node.api.security import groups as groups_api
@@ -70,6 +75,8 @@ from repo_node.recent import RecentItems
 from repo_node.repositories import Repositories
 from repo_node.searches import Searches
 from repo_node.settings import LiveSettings
+from repo_node.support.bundles import SupportBundles
+from repo_node.support.reports import NodeReports
 from repo_node.tls.watch import Certificates
 from repo_node.transfers import Transfers
 from repo_node.trash import Trash
@@ -243,12 +250,14 @@ async def serve_peers(
     uploads: StagedUploads,
     listener: socket.socket,
     elsewhere: ReadElsewhere | None,
+    reports: NodeReports,
 ) -> Service:
     """Serve peers on ``listener`` until the stack is left, those with a certificate alone where there is TLS."""
     tls, certified = parts.certificates.internal, None
     if tls is not None:
         certified = CertifiedPeers(lambda: None if parts.membership.rows is None else parts.membership.rows.nodes)
-    app = internal_app_of(parts, uploads, elsewhere=elsewhere, certified=certified)
+    routes = [report_route(reports.whole)]
+    app = internal_app_of(parts, uploads, elsewhere=elsewhere, more_routes=routes, certified=certified)
     return await stack.enter_async_context(serving_internal(app, parts.config, listener, tls))
 
 
@@ -306,8 +315,11 @@ def node_of(parts: Parts, outlook: Callable[[], Outlook]) -> Node:
     return Node(parts.metrics, parts.database, parts.membership, parts.topology, outlook, parts.settings)
 
 
-def public_app_of(stack: AsyncExitStack, parts: Parts, artifacts: Artifacts, node: Node) -> web.Application:
+def public_app_of(
+    stack: AsyncExitStack, parts: Parts, artifacts: Artifacts, node: Node, reports: NodeReports
+) -> web.Application:
     """Build the application for clients. What it counted is written when the stack is left."""
+    reports.node = node
     admission = Admission(lambda: parts.settings.now.requests_per_user_max)
     properties = Properties(parts.database, parts.repositories, parts.recent, parts.settings)
     transfers = Transfers(parts.database, artifacts, parts.repositories, parts.recent, parts.settings)
@@ -329,6 +341,7 @@ def public_app_of(stack: AsyncExitStack, parts: Parts, artifacts: Artifacts, nod
         FolderDownload(artifacts, trees, parts.settings),
         trash,
         WhoMay(parts.database),
+        support_of(stack, parts, reports),
         parts.authenticator,
         parts.settings,
         admission,
@@ -337,6 +350,14 @@ def public_app_of(stack: AsyncExitStack, parts: Parts, artifacts: Artifacts, nod
         parts.store.memory,
     )
     return public_app(services, node)
+
+
+def support_of(stack: AsyncExitStack, parts: Parts, reports: NodeReports) -> SupportBundles:
+    """Make the service for support bundles. One that is being made when the stack is left has failed."""
+    membership, peer_at = parts.membership, parts.topology.peer_at
+    support = SupportBundles(parts.owner.node, parts.database, reports, membership.cluster, peer_at, parts.settings)
+    stack.push_async_callback(support.close)
+    return support
 
 
 def archives_of(parts: Parts, artifacts: Artifacts) -> ArchiveDeploy:
@@ -360,9 +381,10 @@ def public_app(services: Services, node: Node) -> web.Application:
     routes = Routes(app)
     trees_apis = (storage_api, properties_api, transfers_api, searches_api, aql_api, folder_download_api)
     own_apis = (holdfast_api, audit_api, jobs_api, members_api, checks_api, gc_api, trash_api)
+    system_apis = (system_api, openapi_api, system_info_api, storage_info_api, tasks_api, support_api)
     # What is done to accounts comes before users, whose names it could be.
     security_apis = (accounts_api, users_api, groups_api, permissions_api, tokens_api, api_keys_api)
-    for api in (system_api, openapi_api, repositories_api, *security_apis, *trees_apis, *own_apis, artifacts_api):
+    for api in (*system_apis, repositories_api, *security_apis, *trees_apis, *own_apis, artifacts_api):
         api.add_routes(routes)
     return app
 

@@ -190,10 +190,11 @@ class ShardSection(Section):
 
 
 class LogSection(Section):
-    """How the node writes its log, on standard error."""
+    """How the node writes its log, on standard error, and how much of it each process keeps for support bundles."""
 
     format: Literal["text", "json"] = "text"
     level: Literal["debug", "info", "warning", "error"] = "info"
+    kept_bytes_max: int = Field(4 << 20, ge=0, le=64 << 20)
 
 
 class NodeConfig(Section):

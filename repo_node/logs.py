@@ -16,6 +16,7 @@ from functools import lru_cache, partial
 from typing import Any, TextIO
 
 from repo_node.config import LogSection
+from repo_node.log_memory import LogMemory
 from repo_node.log_outlet import LogOutlet
 
 REQUESTS = "holdfast.requests"
@@ -64,16 +65,18 @@ class TextFormatter(logging.Formatter):
 class GatheringHandler(logging.Handler):
     """Writes the lines of a moment's requests together, and before any other line: those of all else at once."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, memory: LogMemory | None = None) -> None:
         super().__init__()
         self._outlet = LogOutlet(stream)
+        self.memory = memory or LogMemory(0)
         self._lines: list[str] = []
         self._retries = False
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            self._lines.append(self.format(record))
+            self._lines.append(line := self.format(record))
             urgent = record.name != REQUESTS or record.levelno >= logging.WARNING
+            self.memory.put(record.created, line, is_request=not urgent)
             if urgent or len(self._lines) >= GATHERED_MAX:
                 self.flush()
             elif len(self._lines) == 1:
@@ -157,12 +160,18 @@ def text_escaped(character: str) -> str:
     return character if character.isprintable() else character.encode("unicode_escape").decode("ascii")
 
 
+def kept_lines(since: float, until: float) -> list[str]:
+    """Return the lines of this process' log that are kept, of a stretch of time in seconds since 1970."""
+    handlers = [one for one in logging.getLogger().handlers if isinstance(one, GatheringHandler)]
+    return [line for handler in handlers for line in handler.memory.between(since, until)]
+
+
 def configure(section: LogSection, process: int | None = None) -> None:
     """Send every log of this process to standard error in the configured form.
 
     ``process`` tells the processes of one node apart, where there are several.
     """
-    handler = GatheringHandler(sys.stderr)
+    handler = GatheringHandler(sys.stderr, LogMemory(section.kept_bytes_max))
     if process is not None:
         handler.addFilter(partial(mark, process))
     handler.setFormatter(JsonFormatter() if section.format == "json" else TextFormatter())

@@ -289,6 +289,22 @@ class Settings(BaseModel):
     usage_count_seconds_max: float = Field(
         600, ge=1, le=86_400, description="how long the artifacts of a repository may be counted when its quota is new"
     )
+    storage_summary_seconds: float = Field(
+        300, ge=1, le=604_800, description="between two counts of what is stored; longer where a count takes long"
+    )
+    storage_summary_seconds_max: float = Field(
+        3600, ge=1, le=86_400, description="how long a count of what is stored may take"
+    )
+    support_bundles_kept: int = Field(5, ge=1, le=100, description="support bundles that are kept; older ones go")
+    support_bundle_bytes_max: int = Field(
+        32 << 20, ge=1 << 20, le=1 << 30, description="largest support bundle; what would make it larger is left out"
+    )
+    support_bundle_seconds_max: float = Field(
+        120, ge=5, le=3600, description="how long a support bundle may take to be made"
+    )
+    support_node_seconds_max: float = Field(
+        15, ge=1, le=600, description="how long a node may take for its part of a support bundle"
+    )
     audit_days: float = Field(
         366, ge=0, le=36_600, description="how long the audit log keeps what happened; 0: for ever"
     )

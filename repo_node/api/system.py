@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import re
+
 from aiohttp import web
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from typing_extensions import TypedDict
 
 from repo_node import __version__
 from repo_node.api.documents import json_response
+from repo_node.api.system_info import node_headers
 from repo_node.auth.permissions import Permission
 from repo_node.web.descriptions import TEXT, described
 from repo_node.web.routes import Routes
 from repo_node.web.state import NODE
+
+OF_PROCESS = re.compile(rb"(?:# (?:HELP|TYPE) )?process_")
 
 
 class VersionDocument(TypedDict):
@@ -28,6 +33,7 @@ def add_routes(routes: Routes) -> None:
     routes.add("GET", "/artifactory/api/v1/system/liveness", liveness, Permission.PUBLIC)
     routes.add("GET", "/artifactory/api/v1/system/readiness", readiness, Permission.PUBLIC)
     routes.add("GET", "/metrics", metrics, Permission.METRICS)
+    routes.add("GET", "/artifactory/api/v1/metrics", open_metrics, Permission.METRICS)
 
 
 @described({200: TEXT, 503: TEXT})
@@ -67,3 +73,14 @@ async def readiness(request: web.Request) -> web.StreamResponse:
 async def metrics(request: web.Request) -> web.StreamResponse:
     """Render every metric of the node, whichever of its processes is asked."""
     return web.Response(body=await request.app[NODE].exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+
+@described({200: TEXT})
+async def open_metrics(request: web.Request) -> web.StreamResponse:
+    """Render the same for those who scrape Artifactory, which has no families of the process.
+
+    Exporters pass on what they get beside families of their own process, and Prometheus takes no two of one name.
+    """
+    lines = (await request.app[NODE].exposition()).splitlines(keepends=True)
+    body = b"".join([line for line in lines if not OF_PROCESS.match(line)])
+    return web.Response(body=body, headers={"Content-Type": CONTENT_TYPE_LATEST, **node_headers(request)})

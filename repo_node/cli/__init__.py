@@ -37,6 +37,7 @@ COMMANDS = {
     "permission": Entry("repo_node.cli.permission", "permission", "Say who may do what, in which repositories."),
     "token": Entry("repo_node.cli.token", "token", "Create, list and revoke access tokens."),
     "node": Entry("repo_node.cli.node", "node", "Run one node; list, drain and remove nodes."),
+    "support": Entry("repo_node.cli.support", "support", "Make one archive of what helps to find a fault."),
     "check-config": Entry("repo_node.cli.node", "check_config", "Check a node's configuration file."),
     "backup": Entry("repo_node.cli.backup", "backup", "Back the metadata up to a file."),
     "restore": Entry("repo_node.cli.backup", "restore", "Fill an empty database from a backup."),

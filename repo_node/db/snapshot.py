@@ -32,6 +32,9 @@ LEFT_OUT = frozenset(
         "census",
         "repair_queue",
         "transfers",
+        "storage_summary",
+        "support_bundles",
+        "support_bundle_parts",
     }
 )
 """Tables of the moment: progress, orders, the audit trail. The census finds again what lacks copies."""

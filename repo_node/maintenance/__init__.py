@@ -24,6 +24,7 @@ from repo_node.maintenance.schedule import Requests, Scheduled, Timetable
 from repo_node.metrics import Metrics
 from repo_node.read_only import PausedWhileReadOnly
 from repo_node.settings import LiveSettings, Settings
+from repo_node.storage_summary import StorageSummaryJob
 from repo_node.trash import TrashExpiry
 from repo_node.usage import Usage
 from sharding.background import Background
@@ -212,6 +213,8 @@ def add_gc(parts: Parts) -> None:
     expiry = TrashExpiry(parts.database, lambda: leadership.lease, settings, parts.metrics.deletion)
     scheduled(expiry, lambda: settings.now.trash_cron, lambda: settings.now.trash_idle_seconds)
     on_primary(Usage(parts.database, settings), lambda: settings.now.usage_idle_seconds)
+    summary = StorageSummaryJob(parts.database, settings)
+    on_primary(summary, summary.idle_seconds)
     on_primary(AuditRetention(parts.database, lambda: leadership.lease), lambda: settings.now.audit_idle_seconds)
     retention = CredentialRetention(parts.database, lambda: leadership.lease, settings)
     on_primary(retention, lambda: settings.now.tokens_idle_seconds)

@@ -24,6 +24,7 @@ from repo_node.properties import Properties
 from repo_node.repositories import Repositories
 from repo_node.searches import Searches
 from repo_node.settings import LiveSettings
+from repo_node.support.bundles import SupportBundles
 from repo_node.transfers import Transfers
 from repo_node.trash import Trash
 from repo_node.trees import Trees
@@ -48,6 +49,7 @@ class Services:
     folder_download: FolderDownload
     trash: Trash
     who_may: WhoMay
+    support: SupportBundles
     authenticator: Authenticator
     settings: LiveSettings
     admission: Admission

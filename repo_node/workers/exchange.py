@@ -7,10 +7,12 @@ from contextlib import asynccontextmanager
 
 from aiohttp import web
 
+from repo_node.api.reports import report_route
 from repo_node.api.shards import Handler, internal_route, transport_of
 from repo_node.api.staged import StagedUploads
 from repo_node.assembly import Parts, internal_app_of
 from repo_node.metrics.figures import figures_of
+from repo_node.support.reports import NodeReports
 from repo_node.web.listeners import BACKLOG, running
 from repo_node.workers.siblings import check_user, listening_to_siblings
 
@@ -30,7 +32,11 @@ async def own_user_only(request: web.Request, handler: Handler) -> web.StreamRes
 
 @asynccontextmanager
 async def serving_siblings(
-    parts: Parts, process: int, uploads: StagedUploads, render: Callable[[], Awaitable[bytes]] | None = None
+    parts: Parts,
+    process: int,
+    uploads: StagedUploads,
+    reports: NodeReports,
+    render: Callable[[], Awaitable[bytes]] | None = None,
 ) -> AsyncIterator[None]:
     """Answer the other processes of the node; ``render`` gives the node's metrics, where this process can."""
 
@@ -42,7 +48,11 @@ async def serving_siblings(
             raise web.HTTPNotFound
         return web.Response(body=await render())
 
-    routes = [internal_route("GET", FIGURES_PATH, figures), internal_route("GET", METRICS_PATH, metrics)]
+    routes = [
+        internal_route("GET", FIGURES_PATH, figures),
+        internal_route("GET", METRICS_PATH, metrics),
+        report_route(reports.own),
+    ]
     app = internal_app_of(parts, uploads, more_routes=routes)
     app.middlewares.insert(0, own_user_only)
     with listening_to_siblings(parts.owner, process) as listener:

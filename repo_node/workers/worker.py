@@ -34,6 +34,7 @@ from repo_node.metrics import Metrics
 from repo_node.node import Node, NoOthers
 from repo_node.settings import LiveSettings, SettingError
 from repo_node.shutdown import EndLimit
+from repo_node.support.reports import NodeReports
 from repo_node.tls.certificates import CertificateError
 from repo_node.tls.watch import certificates_in_use
 from repo_node.web.lag import watch_lag
@@ -141,8 +142,9 @@ async def running_worker(
             stack, config, owner, shards, database, settings, metrics, certificates, purpose=f"worker {process}"
         )
         uploads = staged_uploads_of(config)
-        await stack.enter_async_context(serving_siblings(parts, process, uploads))
-        await serve_peers(stack, parts, uploads, listeners.internal, siblings.read_staged)
+        reports = NodeReports(config, process, siblings)
+        await stack.enter_async_context(serving_siblings(parts, process, uploads, reports))
+        await serve_peers(stack, parts, uploads, listeners.internal, siblings.read_staged, reports)
         await parts.membership.begin()
         beating = await stack.enter_async_context(task(parts.membership.run()))
         await stack.enter_async_context(task(watch_lag(metrics)))
@@ -151,9 +153,8 @@ async def running_worker(
         node = node_of(parts, lambda: link.outlook)
         node.others = link
         node.render = lambda: metrics_of(siblings)
-        await stack.enter_async_context(
-            serving_public(public_app_of(stack, parts, artifacts, node), config, node, listeners, certificates.public)
-        )
+        to_clients = public_app_of(stack, parts, artifacts, node, reports)
+        await stack.enter_async_context(serving_public(to_clients, config, node, listeners, certificates.public))
         yield node, beating
 
 

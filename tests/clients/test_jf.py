@@ -16,6 +16,7 @@ import pytest
 
 from tests.clients.conftest import REPOSITORY, Front
 from tests.clients.recorder import Recorder
+from tests.cluster.processes import wait_until
 from tests.repo_node.archive_files import packed
 from tests.repo_node.http import Answer, Client
 
@@ -98,6 +99,23 @@ def test_ping(seen: Recorder, jf: Jf) -> None:
         version = jf.send("GET", "api/system/version")
         # From 7.82.2 on it would ask for uploads in parts.
         assert version.status == 200 and tuple(map(int, version.json()["version"].split("."))) < (7, 82, 2)
+
+
+def test_system(seen: Recorder, jf: Jf) -> None:
+    with seen.call("usage report"):
+        use = {"productId": "jfrog-cli-go/2.78.0", "features": [{"featureId": "rt_upload"}]}
+        answer = jf.send("POST", "api/system/usage", json.dumps(use).encode(), Content_Type="application/json")
+        assert answer.status in (200, 202)
+    with seen.call("service id, before access tokens"):
+        assert jf.send("GET", "api/system/service_id").body.startswith(b"jfrt@")
+    wait_until(lambda: jf.send("GET", "api/storageinfo").status == 200, "a count of what is stored", 30)
+    with seen.call("storage info, calculated anew"):
+        assert jf.send("POST", "api/storageinfo/calculate").status == 202
+        document = jf.send("GET", "api/storageinfo").json()
+        assert all(isinstance(value, str) for value in document["binariesSummary"].values())
+        rows = {row["repoKey"]: row for row in document["repositoriesSummaryList"]}
+        assert {"TOTAL", REPOSITORY} <= rows.keys()
+        assert all(isinstance(rows[REPOSITORY][name], int) for name in ("foldersCount", "filesCount", "itemsCount"))
 
 
 def test_upload(seen: Recorder, jf: Jf, folder: str) -> None:

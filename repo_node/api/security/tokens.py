@@ -18,6 +18,7 @@ from repo_node.api.security.token_documents import (
     RevokedDocument,
     TokenDocument,
     TokenInfo,
+    TokenList,
     read_fields,
     read_token_document,
     words_of,
@@ -178,6 +179,7 @@ async def check_scopes(request: web.Request, owner: str, words: list[str]) -> No
 # ------------------------------------------------------------------ listing, revoking
 
 
+@described({200: TokenList})
 async def list_all(request: web.Request) -> web.StreamResponse:
     """Answer with one's own tokens or, for administrators, with all."""
     owner = None if is_admin(request) else principal_of(request).name

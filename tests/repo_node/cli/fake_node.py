@@ -57,6 +57,7 @@ class FakeNode:
         self.faults: dict[str, list[Fault]] = {}
         self.seen: list[Seen] = []
         self.json_answers: dict[tuple[str, str], Any] = {}
+        self.archives: dict[str, bytes] = {}
         self.bodies: list[Any] = []
         self.in_flight = 0
         self.in_flight_max = 0
@@ -77,7 +78,11 @@ class FakeNode:
         path = request.raw_path.removeprefix("/artifactory")
         if not request.raw_path.startswith("/artifactory/"):
             return error(404, "not here")
-        if path.startswith(("/api/holdfast/", "/api/repositories", "/api/security/", "/api/v2/security/")):
+        if request.method == "GET" and path in self.archives:
+            return web.Response(body=self.archives[path], content_type="application/zip")
+        if path.startswith(
+            ("/api/holdfast/", "/api/system/", "/api/repositories", "/api/security/", "/api/v2/security/")
+        ):
             return await self.handle_json(request, path)
         waiting = self.faults.get("LIST" if path.startswith("/api/storage/") else method, [])
         fault = waiting.pop(0) if waiting else Fault()

@@ -51,6 +51,9 @@ EMPTIED = (
     "repository_members",
     "repositories",
     "lease",
+    "storage_summary",
+    "support_bundle_parts",
+    "support_bundles",
     "holds",
 )
 UNGUARDED_SQL = "SET LOCAL session_replication_role = replica"
