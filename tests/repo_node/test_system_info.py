@@ -13,7 +13,7 @@ from repo_node.api.tasks import DESCRIPTIONS, STATES, task_document
 from repo_node.assembly import public_app
 from repo_node.auth.permissions import Permission
 from repo_node.db.jobs import JobRow
-from repo_node.web.routes import PERMISSIONS
+from repo_node.web.routes import DECLARED
 from sharding.maintenance.job import JobState
 from sharding.model import NodeId
 from tests.repo_node.nodes import RunningCluster, wait_until
@@ -119,9 +119,9 @@ def test_s13_what_needs_no_credentials_tells_nothing_of_the_inside(
         node.config.cluster_key.hex(), str(node.config.internal.listen), node.config.node.zone, node.config.node.id,
         str(cluster["cluster_id"]), cluster["cluster_id"].hex, *map(str, node.disks),
     } - {""}  # fmt: skip
-    permissions = public_app(cast(Any, None), cast(Any, None))[PERMISSIONS]
-    assert {path for (_, path), permission in permissions.items() if permission is Permission.PUBLIC} >= OPEN
-    for (method, path), permission in permissions.items():
+    declared = public_app(cast(Any, None), cast(Any, None))[DECLARED]
+    assert {one.template for one in declared.values() if one.permission is Permission.PUBLIC} >= OPEN
+    for method, path, permission in ((route.method, one.template, one.permission) for route, one in declared.items()):
         answer = client.request(
             method, re.sub(r"\{[^}]*\}", "some", path), b"{}" if method in ("PUT", "POST") else None
         )
