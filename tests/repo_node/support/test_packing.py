@@ -30,7 +30,9 @@ def test_a_name_that_no_node_gives_is_refused(name: str) -> None:
         unpack(packed.getvalue())
 
 
-@pytest.mark.parametrize("data", [b"", b"PK", b"<html>", pack({"a": "x" * 1000})[:-30]])
+@pytest.mark.parametrize(
+    "data", [b"", b"PK", b"<html>", pack({"a": "x" * 1000})[:-30]], ids=["nothing", "a beginning", "a page", "cut"]
+)
 def test_what_is_no_archive_is_refused(data: bytes) -> None:
     with pytest.raises(BadReport):
         unpack(data)
