@@ -143,7 +143,7 @@ class SupportBundles:
         await self._work.close(0)
 
     async def _make(self, ordered: Ordered) -> None:
-        state, doing, count_bytes = rows.FAILED, "the node that made it ended", 0
+        state, doing, count_bytes = rows.FAILED, "an unexpected failure; the log of its node has it", 0
         try:
             async with asyncio.timeout(self._settings.now.support_bundle_seconds_max):
                 packed = await self._collect(ordered)
@@ -153,6 +153,9 @@ class SupportBundles:
             doing = "it took longer than support_bundle_seconds_max"
         except CatalogueError as error:
             doing = str(error)
+        except asyncio.CancelledError:
+            doing = f"{self._node} stopped"
+            raise
         finally:
             # Whoever is stopped here leaves a row that counts as failed after its time.
             await self._end(ordered, state, doing, count_bytes)

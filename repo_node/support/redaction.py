@@ -80,7 +80,7 @@ DSN_SHOWN = frozenset({"sslmode", "target_session_attrs", "connect_timeout", "ap
 
 LIKE_SECRETS = (
     rf"(?:{'|'.join(Kind)})[0-9A-Za-z]+",
-    r"(?<=://)[^/\s@]*:[^/\s@]*(?=@)",
+    r"(?<=://)[^/\s@]{1,512}(?=@)",
     r"(?i:(?<=bearer )|(?<=basic )|(?<=digest ))[^\s\"',;]{6,}",
     r"(?i:(?<=[?&;]token=)|(?<=[?&;]access_token=)|(?<=password=)|(?<=passwd=)|(?<=secret=)|(?<=api_key=)|(?<=apikey=))"
     r"[^\s\"'&;,]+",

@@ -71,15 +71,14 @@ class NodeReports:
                 await asyncio.sleep(wish.interval_milliseconds / 1000)
             files[f"{prefix}/stacks-{number + 1}.txt"] = await stacks.dump()
         if wish.logs:
-            lines = logs.kept_lines(wish.since, wish.until)
-            files[f"{prefix}/log.txt"] = await asyncio.to_thread(self._log_of, lines, wish.log_bytes_max)
+            files[f"{prefix}/log.txt"] = await asyncio.to_thread(self._log, wish)
         return files
 
-    def _log_of(self, lines: list[str], bytes_max: int) -> str:
+    def _log(self, wish: Wish) -> str:
         """Return the newest lines, without secrets. Blocking: for a thread."""
-        text = "".join([f"{line}\n" for line in lines])
-        if len(text) > bytes_max:
-            text = text[text.find("\n", len(text) - bytes_max) + 1 :]
+        text = "".join([f"{line}\n" for line in logs.kept_lines(wish.since, wish.until)])
+        if len(text) > wish.log_bytes_max:
+            text = text[text.find("\n", len(text) - wish.log_bytes_max) + 1 :]
         return self.redaction.clean(text)
 
     async def _node_files(self, wish: Wish) -> dict[str, str]:

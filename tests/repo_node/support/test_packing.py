@@ -31,7 +31,7 @@ def test_a_name_that_no_node_gives_is_refused(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"PK", b"<html>", pack({"a": "x" * 1000})[:-30]], ids=["empty", "short", "html", "torn"]
+    "data", [b"", b"PK", b"<html>", pack({"a": "x" * 1000})[:-30]], ids=["nothing", "a beginning", "a page", "cut"]
 )
 def test_what_is_no_archive_is_refused(data: bytes) -> None:
     with pytest.raises(BadReport):
