@@ -50,7 +50,7 @@ def test_up_serves_on_every_address_from_sessions_of_their_own(running: ClusterR
     assert {os.getsid(pid) for pid in pids if pid is not None} == pids
 
 
-def test_up_tells_urls_user_and_a_line_to_paste_and_no_secret(running: ClusterRun) -> None:
+def test_s33_up_tells_urls_user_and_a_line_to_paste_and_no_secret(running: ClusterRun) -> None:
     text, password_file = running.text(), running.layout.admin_password
     assert all(url in text for url in (running.record.front_url, *(node.url for node in running.record.nodes)))
     assert f"user admin, password in {password_file}" in text
@@ -138,7 +138,7 @@ def test_second_up_finds_the_same_data_after_everything_was_killed(cluster: Clus
     assert "holdfast settings set redundancy 1" in cluster.text()
 
 
-def test_admin_password_is_not_invented_when_the_database_has_an_admin(cluster: ClusterRun) -> None:
+def test_s38_admin_password_is_not_invented_when_the_database_has_an_admin(cluster: ClusterRun) -> None:
     cluster.layout.admin_password.unlink()
     cluster.start("--nodes", "1")
     assert not cluster.layout.admin_password.exists()

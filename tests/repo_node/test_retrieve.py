@@ -135,7 +135,7 @@ def test_a_folder_is_not_a_file_and_a_file_no_folder(one: RunningCluster) -> Non
         assert status == 404 and "File not found" in message
 
 
-def test_without_credentials_nothing_is_told_of_what_exists(one: RunningCluster) -> None:
+def test_s7_without_credentials_nothing_is_told_of_what_exists(one: RunningCluster) -> None:
     path = new_path()
     one.admin.put(path, b"x")
     client = one.first.client()
@@ -158,7 +158,7 @@ def test_a_token_without_the_right_is_403(one: RunningCluster) -> None:
 
 
 @pytest.mark.parametrize("name", ["x.html", "x.SVG", "x.js", "x.xml", "x.pdf", "x.css", "data:text%2Cx.html"])
-def test_active_content_is_an_attachment(one: RunningCluster, name: str) -> None:
+def test_s21_active_content_is_an_attachment(one: RunningCluster, name: str) -> None:
     path = new_path(f"/{name}")
     assert one.admin.put(path, b"<script>alert(1)</script>").status == 201
     answer = one.admin.get(path)
@@ -195,7 +195,7 @@ def test_the_media_type_follows_from_the_last_suffixes(name: str) -> None:
     assert media_type(name) == type_by_suffixes.__wrapped__(name)
 
 
-def test_a_name_cannot_break_a_header(one: RunningCluster) -> None:
+def test_s24_a_name_cannot_break_a_header(one: RunningCluster) -> None:
     path = new_path("/%22%3B%20x%3D%C3%A9.html")
     assert one.admin.put(path, b"x").status == 201
     answer = one.admin.get(path)
@@ -204,7 +204,7 @@ def test_a_name_cannot_break_a_header(one: RunningCluster) -> None:
 
 
 @pytest.mark.parametrize("host", ['evil"><script>', "a b", "[::1", "evil:port"])
-def test_a_senseless_host_is_not_repeated(one: RunningCluster, host: str) -> None:
+def test_s24_a_senseless_host_is_not_repeated(one: RunningCluster, host: str) -> None:
     answer = one.admin.put(new_path(), b"x", Host=host)
     assert answer.status == 400 or answer.json()["downloadUri"].startswith(f"http://127.0.0.1:{one.first.port}/")
 

@@ -86,7 +86,7 @@ def test_a_postgres_that_never_comes_ends_the_wait(directory: Path) -> None:
         refuse(config, CatalogueUnavailable, "no connection to Postgres")
 
 
-def test_a_node_runs_as_a_role_that_may_not_change_the_schema(
+def test_s41_a_node_runs_as_a_role_that_may_not_change_the_schema(
     postgres: TestServer, ready_dsn: str, directory: Path
 ) -> None:
     parts = urlsplit(ready_dsn)

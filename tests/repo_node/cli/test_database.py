@@ -27,7 +27,7 @@ def verifies(dsn: str, password: str) -> bool:
     return passwords.check_password(asyncio.run(stored()), password)
 
 
-def test_init_db_shows_the_password_of_a_new_admin_once(nowhere: Holdfast, empty_dsn: str) -> None:
+def test_s38_init_db_shows_the_password_of_a_new_admin_once(nowhere: Holdfast, empty_dsn: str) -> None:
     result = nowhere("init-db", "--dsn", empty_dsn)
     assert result.exit_code == 0, result.output
     assert "Applied schema.sql; the schema is at version" in result.stdout
@@ -97,7 +97,7 @@ def test_init_db_says_that_the_database_cannot_be_reached(nowhere: Holdfast) -> 
     assert "canary-secret" not in result.output
 
 
-def test_init_db_keeps_a_wrong_password_to_itself(nowhere: Holdfast, empty_dsn: str) -> None:
+def test_s33_init_db_keeps_a_wrong_password_to_itself(nowhere: Holdfast, empty_dsn: str) -> None:
     parts = urlsplit(empty_dsn)
     wrong = empty_dsn.replace(str(parts.password), "canary-secret")
     if wrong == empty_dsn:
