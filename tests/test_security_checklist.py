@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "security.md"
 LINES = 42
 ROW = re.compile(r"\| S(\d+) \| (.+?) \| (.+?) \| ?(.*?) ?\|")
-NUMBERS = re.compile(r"^test_s(\d+)_(?:and_s(\d+)_)?")
+NUMBERED = re.compile(r"^ *(?:async )?def test_s(\d+)_(?:and_s(\d+)_)?", re.MULTILINE)
 UPDATE = "HOLDFAST_WRITE_CHECKLIST"
 """Set it to have the page's last column written anew."""
 
@@ -30,20 +28,13 @@ def rows() -> list[Row]:
     return [Row(int(number), *rest) for number, *rest in map(re.Match.groups, ROW.finditer(PAGE.read_text()))]
 
 
-def names_in(file: Path) -> Iterator[str]:
-    for node in ast.walk(ast.parse(file.read_text())):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.name.startswith("test_"):
-            yield node.name
-
-
 def files_by_number() -> dict[int, list[str]]:
     """Return in which files each number has tests."""
     found: defaultdict[int, set[str]] = defaultdict(set)
     for file in (ROOT / "tests").rglob("test_*.py"):
-        for name in names_in(file):
-            if numbers := NUMBERS.match(name):
-                for number in filter(None, numbers.groups()):
-                    found[int(number)].add(str(file.relative_to(ROOT / "tests")))
+        for numbers in NUMBERED.finditer(file.read_text()):
+            for number in filter(None, numbers.groups()):
+                found[int(number)].add(str(file.relative_to(ROOT / "tests")))
     return {number: sorted(files) for number, files in found.items()}
 
 

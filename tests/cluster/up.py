@@ -43,7 +43,7 @@ class UpCluster:
 
     def look_for_secrets(self) -> None:
         """Look into all that the cluster has written by now."""
-        for name in ("admin-password", "cluster.key", "postgres/password"):
+        for name in ("admin-password", "database-password", "cluster.key", "postgres/password"):
             with suppress(FileNotFoundError):
                 WATCH.keep(name, (self.data / name).read_text().strip())
         for log in (self.data / "up.log", self.data / "postgres" / "log", *self.data.glob("nodes/*/log")):
