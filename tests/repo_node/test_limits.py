@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import resource
 import socket
 import time
 from collections.abc import Iterator
@@ -278,6 +279,31 @@ def test_s17_many_idle_and_slow_connections_do_not_hurt_others(one: RunningClust
             answers = list(pool.map(lambda _: one.admin.get(path), range(100)))
         assert all(answer.status == 200 and answer.body == body for answer in answers)
     wait_until(lambda: one.first.metric("holdfast_uploads_in_flight") == 0)
+
+
+def test_s17_thousands_of_connections_that_do_nothing_leave_others_without_an_error(one: RunningCluster) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 8192)), hard))
+    large, path, body = new_path(), new_path(), random_bytes(100_000)
+    assert one.admin.put(large, random_bytes(6 << 20)).status == one.admin.put(path, body).status == 201
+    slow = one.first.client(f"Bearer {one.token('read', 'write')}")
+    with one.settings(uploads_in_flight_max=1000), ExitStack() as stack:
+        for number in range(2360):
+            raw = stack.enter_context(slow.raw())
+            if number >= 2060:
+                raw.send_head("PUT", new_path(), "Content-Length: 1000")
+                raw.send(b"half")
+            elif number >= 2000:
+                raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                raw.send_head("GET", large)
+        wait_until(lambda: connections(one) >= 2360)
+        with ThreadPoolExecutor(8) as pool:
+            assert {one.admin.get(path).body == body for _ in range(3)} == {True}
+            answers = list(pool.map(lambda _: one.admin.get(path), range(60)))
+            stored = list(pool.map(lambda _: one.admin.put(new_path(), body).status, range(20)))
+        assert all(answer.status == 200 and answer.body == body for answer in answers) and set(stored) == {201}
+    wait_until(lambda: one.first.metric("holdfast_uploads_in_flight") == 0)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_s17_more_uploads_than_allowed_are_503_before_their_body(one: RunningCluster) -> None:
