@@ -188,7 +188,7 @@ async def own(pipe: Pipe, directory: Path, concurrency: int, seconds: float) -> 
                 node_id=NodeId("owner"),
                 incarnation=uuid4(),
                 cluster_id=lambda: CLUSTER,
-                key=KEY,
+                accepted=[KEY],
             )
             runner = web.AppRunner(app, shutdown_timeout=1.0)
             await runner.setup()

@@ -42,6 +42,7 @@ from repo_node.db.nodes import Fenced, NameTaken
 from repo_node.db.pool import Database, open_database
 from repo_node.db.servers import Servers
 from repo_node.file_limit import raise_file_limit
+from repo_node.libraries import UnfitLibrary, check_libraries
 from repo_node.maintenance import maintenance
 from repo_node.metrics import Metrics
 from repo_node.node import Node, NoOthers
@@ -81,6 +82,7 @@ REFUSALS = (
     ShardIdentityError,
     ShardError,
     CertificateError,
+    UnfitLibrary,
     crash_points.CrashPointRefused,
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
@@ -98,6 +100,7 @@ def run(config: NodeConfig, reread: Reread | None = None) -> int:
     memory.tune()
     raise_file_limit(config.http.connections_max)
     try:
+        check_libraries()
         crash_points.arm(os.environ)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(serve(config, reread))

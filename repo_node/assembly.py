@@ -236,7 +236,7 @@ def internal_app_of(
         node_id=parts.owner.node,
         incarnation=parts.owner.incarnation,
         cluster_id=lambda: parts.owner.cluster_id,
-        key=parts.config.cluster_key,
+        accepted=(parts.config.cluster_key, *parts.config.accepted_keys),
         more_routes=[*EpochHandlers(parts.epochs).routes(), *more_routes],
         uploads=uploads,
         elsewhere=elsewhere,

@@ -66,11 +66,15 @@ class Address(BaseModel):
 
 
 class NodeSection(Section):
-    """Who this node is, and how many processes serve for it."""
+    """Who this node is, and how many processes serve for it.
+
+    With the keys of ``accepted_key_files`` peers are let in too: while the cluster's is changed, node by node.
+    """
 
     id: Name
     zone: Name
     cluster_key_file: Path = Field(strict=False)
+    accepted_key_files: tuple[Annotated[Path, Field(strict=False)], ...] = Field((), max_length=2, strict=False)
     workers: int = Field(1, ge=1, le=WORKERS_MAX)
 
 
@@ -198,7 +202,7 @@ class LogSection(Section):
 
 
 class NodeConfig(Section):
-    """A whole node configuration. ``cluster_key`` is read from ``node.cluster_key_file``."""
+    """A whole node configuration. The keys are read from the files that ``node`` names."""
 
     node: NodeSection
     database: DatabaseSection
@@ -207,6 +211,7 @@ class NodeConfig(Section):
     shards: tuple[ShardSection, ...] = Field(strict=False)
     log: LogSection = LogSection()
     cluster_key: bytes = Field(default=b"", exclude=True, repr=False)
+    accepted_keys: tuple[bytes, ...] = Field(default=(), exclude=True, repr=False)
 
     @field_validator("shards")
     @classmethod
@@ -256,8 +261,8 @@ def load(path: Path) -> NodeConfig:
         raise ConfigError(f"{path}: cannot be read: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{path}: is not valid TOML: {error}") from None
-    if "cluster_key" in document:
-        raise ConfigError(f"{path}: cluster_key: belongs in a file of its own, which node.cluster_key_file names")
+    if inline := {"cluster_key", "accepted_keys"} & document.keys():
+        raise ConfigError(f"{path}: {min(inline)}: belongs in a file of its own, which node.cluster_key_file names")
     try:
         config = NodeConfig.model_validate(document)
     except ValidationError as error:
@@ -283,16 +288,22 @@ def resolve(path: Path, config: NodeConfig) -> NodeConfig:
     shards = tuple(shard.model_copy(update={"path": anchor / shard.path}) for shard in config.shards)
     if len({os.path.realpath(shard.path) for shard in shards}) < len(shards):
         raise ConfigError(f"{path}: shards: two shards have the same path; each needs a directory of its own")
-    try:
-        key = keys.read_cluster_key(anchor / config.node.cluster_key_file)
-    except keys.KeyFileError as error:
-        raise ConfigError(f"{path}: node.cluster_key_file: {error}") from None
+    key = read_key(path, "cluster_key_file", config.node.cluster_key_file)
+    accepted = tuple(read_key(path, "accepted_key_files", file) for file in config.node.accepted_key_files)
     sections = {
         name: section.model_copy(update={"tls": section.tls.under(anchor)})
         for name, section in (("http", config.http), ("internal", config.internal))
         if section.tls is not None
     }
-    return config.model_copy(update={"shards": shards, "cluster_key": key, **sections})
+    return config.model_copy(update={"shards": shards, "cluster_key": key, "accepted_keys": accepted, **sections})
+
+
+def read_key(path: Path, entry: str, file: Path) -> bytes:
+    """Return the key in a file that an entry of the node's section names. Raises ``ConfigError``."""
+    try:
+        return keys.read_cluster_key(path.resolve().parent / file)
+    except keys.KeyFileError as error:
+        raise ConfigError(f"{path}: node.{entry}: {error}") from None
 
 
 def check_advertised(path: Path, internal: InternalSection) -> None:

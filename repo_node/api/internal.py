@@ -41,7 +41,7 @@ def internal_app(
     node_id: NodeId,
     incarnation: UUID,
     cluster_id: Callable[[], UUID | None],
-    key: bytes,
+    accepted: Iterable[bytes],
     more_routes: Iterable[web.RouteDef] = (),
     idle_seconds: float = IDLE_SECONDS,
     uploads: StagedUploads | None = None,
@@ -50,11 +50,11 @@ def internal_app(
 ) -> web.Application:
     """Return the application of the internal listener over the shards that this node owns.
 
-    ``cluster_id`` gives None until the node has joined. ``uploads`` are those staged by this process, ``elsewhere``
-    reads from those that its siblings stage, ``certified`` looks at certificates. It carries its own options for the
-    server.
+    ``accepted`` are the cluster keys that let callers in. ``cluster_id`` gives None until the node has joined.
+    ``uploads`` are those staged by this process, ``elsewhere`` reads from those that its siblings stage, ``certified``
+    looks at certificates. It carries its own options for the server.
     """
-    gate = Gate(cluster_id, keys.derive(key, wire.TOKEN_PURPOSE), certified)
+    gate = Gate(cluster_id, [keys.derive(key, wire.TOKEN_PURPOSE) for key in accepted], certified)
     identity = json.dumps({"node": node_id, "incarnation": str(incarnation)}).encode()
 
     async def tell_identity(request: web.Request) -> web.StreamResponse:
@@ -82,11 +82,11 @@ class Gate:
     """Lets in the peers of this cluster, and says errors in the listener's own words."""
 
     def __init__(
-        self, cluster_id: Callable[[], UUID | None], token: str, certified: CertifiedPeers | None = None
+        self, cluster_id: Callable[[], UUID | None], tokens: Iterable[str], certified: CertifiedPeers | None = None
     ) -> None:
         self._cluster_id = cluster_id
         self._certified = certified
-        self._authorization = f"{wire.AUTHORIZATION_SCHEME} {token}".encode()
+        self._accepted = [f"{wire.AUTHORIZATION_SCHEME} {token}".encode() for token in tokens]
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
@@ -104,7 +104,7 @@ class Gate:
 
     def _refuse(self, request: web.Request) -> web.Response | None:
         given = request.headers.get(wire.AUTHORIZATION, "").encode("utf-8", "surrogateescape")
-        if not hmac.compare_digest(given, self._authorization):
+        if not any([hmac.compare_digest(given, accepted) for accepted in self._accepted]):
             return web.Response(status=401)
         cluster = self._cluster_id()
         if cluster is None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -15,6 +17,7 @@ from repo_node.cli.node import FILE, load_config
 from repo_node.db.errors import CatalogueError
 from repo_node.db.migrate import InitResult
 from repo_node.db.migrate import init_db as prepare_database
+from repo_node.db.roles import give_rights
 from repo_node.dsn import BadDsn, parse_dsn
 from repo_node.launch.private import write_private
 
@@ -29,8 +32,11 @@ from repo_node.launch.private import write_private
     type=FILE,
     help="Where the password of a new user admin goes (mode 0600), instead of the terminal.",
 )
+@click.option("--node-role", metavar="ROLE", help="An existing role that gets the rights of a node, and no others.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-def init_db(dsn: str | None, path: Path | None, password_path: Path | None, as_json: bool) -> None:
+def init_db(
+    dsn: str | None, path: Path | None, password_path: Path | None, node_role: str | None, as_json: bool
+) -> None:
     """Create the database schema, or bring an older one up to this release.
 
     Safe to run at any time and from several places at once. In a new database it also makes the repository
@@ -40,20 +46,32 @@ def init_db(dsn: str | None, path: Path | None, password_path: Path | None, as_j
     Examples:
       HOLDFAST_DSN=postgresql://holdfast:secret@db.example:5432/holdfast holdfast init-db
       holdfast init-db --config /etc/holdfast/node.toml --admin-password-file ./admin-password
+      holdfast init-db --node-role holdfast_node    # nodes that log in as this role can change no table
     """
     target = find_dsn(dsn, path)
     if password_path is not None and not os.access(password_path.parent, os.W_OK | os.X_OK):
         raise click.UsageError(f"{password_path.parent} is no directory that --admin-password-file can be written to")
-    try:
+    with failures_told(target):
         result = asyncio.run(prepare_database(target))
+    kept = keep_password(result.admin_password, password_path)
+    click.echo(json.dumps(as_document(result, kept), indent=2) if as_json else "\n".join(describe(result, kept)))
+    if node_role is not None:
+        # Last: what a new administrator's password is has been told by now.
+        with failures_told(target):
+            asyncio.run(give_rights(target, node_role))
+
+
+@contextmanager
+def failures_told(dsn: str) -> Iterator[None]:
+    """Turn what Postgres refuses into a sentence without the password of ``dsn``."""
+    try:
+        yield
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, CatalogueError, ValueError) as error:
-        reason = hide_password(str(error) or type(error).__name__, target)
+        reason = hide_password(str(error) or type(error).__name__, dsn)
         raise click.ClickException(
             f"the database is not ready: {reason}\n"
             "Correct this and run init-db again; what it had applied by then stays."
         ) from None
-    kept = keep_password(result.admin_password, password_path)
-    click.echo(json.dumps(as_document(result, kept), indent=2) if as_json else "\n".join(describe(result, kept)))
 
 
 def find_dsn(dsn: str | None, path: Path | None) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import asyncpg
 
 from repo_node.config import DatabaseSection
-from repo_node.db import databases, migrate
+from repo_node.db import databases, migrate, roles
 from repo_node.launch import nodes, ports, private, processes
 from repo_node.launch.errors import LaunchError, NodeFailed, StartInterrupted
 from repo_node.launch.layout import ClusterRecord, Layout, NodeRecord
@@ -26,6 +26,7 @@ from repo_node.launch.signals import StopRequests
 from repo_node.launch.summary import describe_cluster
 
 DATABASE = "holdfast"
+NODE_ROLE = "holdfast_node"
 READY_TIMEOUT_SECONDS = 120.0
 POLL_SECONDS = 0.25
 POSTGRES_RETRY_SECONDS = 5.0
@@ -59,6 +60,7 @@ class Supervisor:
         self._nodes: list[NodeProcess] = []
         self._postgres = EmbeddedPostgres(layout.postgres)
         self._dsn = ""
+        self._node_dsn = ""
 
     def run(self) -> None:
         """Start the cluster, look after it until somebody asks to stop, and stop it.
@@ -93,7 +95,7 @@ class Supervisor:
         self._check_stop()
         self._layout.ensure_cluster_key()
         for node in plan.nodes:
-            self._layout.write_node(node, plan, self._dsn)
+            self._layout.write_node(node, plan, self._node_dsn)
             self._nodes.append(NodeProcess(node, self._layout.config(node.id), self._layout.log(node.id)))
         for process in self._nodes:
             process.start(self._node_command)
@@ -114,11 +116,15 @@ class Supervisor:
         """Bring the schema up to date; the password is on disk before the database knows it, so it cannot get lost."""
         self._reporter.step("Preparing the database")
         password, is_new = self._layout.ensure_admin_password()
-        first = {"redundancy": plan.redundancy}
+        first, of_nodes = {"redundancy": plan.redundancy}, self._layout.ensure_database_password()
+        self._node_dsn = self._postgres.files.dsn(DATABASE, NODE_ROLE, of_nodes)
 
         async def prepare() -> migrate.InitResult:
             await databases.ensure_database(self._postgres.dsn("postgres"), DATABASE)
-            return await migrate.init_db(self._dsn, first_settings=first, admin_password=password)
+            result = await migrate.init_db(self._dsn, first_settings=first, admin_password=password)
+            await roles.ensure_role(self._dsn, NODE_ROLE, of_nodes)
+            await roles.give_rights(self._dsn, NODE_ROLE)
+            return result
 
         try:
             result = asyncio.run(prepare())

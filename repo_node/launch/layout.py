@@ -2,7 +2,7 @@
 
 ::
 
-    DIR/lock  cluster.json  cluster.key  admin-password  up.log
+    DIR/lock  cluster.json  cluster.key  admin-password  database-password  up.log
     DIR/postgres/                      the embedded Postgres (server_files)
     DIR/nodes/<id>/node.toml  log  shard-1/  shard-2/ ...
 """
@@ -76,6 +76,10 @@ class Layout:
         return self.directory / "admin-password"
 
     @property
+    def database_password(self) -> Path:
+        return self.directory / "database-password"
+
+    @property
     def up_log(self) -> Path:
         return self.directory / "up.log"
 
@@ -135,11 +139,11 @@ class Layout:
 
     def ensure_admin_password(self) -> tuple[str, bool]:
         """Return the password in ``admin-password`` and whether it was made just now."""
-        if self.admin_password.exists():
-            return self.admin_password.read_text("utf-8").strip(), False
-        password = secrets.token_urlsafe(18)
-        private.write_private(self.admin_password, password + "\n")
-        return password, True
+        return ensure_password(self.admin_password)
+
+    def ensure_database_password(self) -> str:
+        """Return the password of the role that nodes log in as."""
+        return ensure_password(self.database_password)[0]
 
     def write_node(self, node: NodePlan, plan: ClusterPlan, dsn: str) -> None:
         """Write a node's TOML and make the directories of its new shards.
@@ -168,6 +172,15 @@ class Layout:
         document = {**document, **rest, "shards": shards}
         if document != before:
             private.write_private(path, HEADER + format_toml(document))
+
+
+def ensure_password(path: Path) -> tuple[str, bool]:
+    """Return the password in a file and whether it was made just now."""
+    if path.exists():
+        return path.read_text("utf-8").strip(), False
+    password = secrets.token_urlsafe(18)
+    private.write_private(path, password + "\n")
+    return password, True
 
 
 def managed_keys(node: NodePlan, plan: ClusterPlan, dsn: str) -> dict[str, Any]:

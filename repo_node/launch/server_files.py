@@ -1,6 +1,6 @@
 """What lies under the directory of an embedded Postgres, and what it tells of the server.
 
-``data`` is Postgres' own, ``log`` its output, ``password`` the password of its one role, and
+``data`` is Postgres' own, ``log`` its output, ``password`` the password of its owner, and
 ``server.json`` its port and, where it runs as nobody, the directory made for it (``home``).
 """
 
@@ -64,9 +64,9 @@ class ServerFiles:
         except FileNotFoundError:
             raise PostgresError(f"{path}, which holds the password of the embedded Postgres, is gone") from None
 
-    def dsn(self, database: str) -> str:
-        """Return the URL of a database on the server, with the password in it."""
-        return f"postgresql://{USER}:{self.password}@{ports.LOOPBACK}:{self.state.port}/{database}"
+    def dsn(self, database: str, role: str = USER, password: str | None = None) -> str:
+        """Return the URL of a database on the server, with the password in it: of its own role or of another."""
+        return f"postgresql://{role}:{password or self.password}@{ports.LOOPBACK}:{self.state.port}/{database}"
 
     def find_pid(self) -> int | None:
         """Return the pid of the running server of this data directory, whoever started it."""

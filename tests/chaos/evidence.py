@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import hashlib
 import json
 import time
@@ -16,10 +15,11 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
+from tests.canaries import MARK, Watch
 from tests.chaos import load
 from tests.chaos.ledger import Ledger, Version, Violation
 from tests.chaos.scene import GRACE_SECONDS, REST_SECONDS_MAX, UPLOAD_SECONDS_MAX, Scene
-from tests.cluster.processes import PASSWORD, curl, status
+from tests.cluster.processes import curl, status
 
 READ_SECONDS_MAX = 90.0
 READS_AT_ONCE = 16
@@ -295,15 +295,9 @@ def look_at_rest(scene: Scene, evidence: Evidence) -> None:
 
 def find_secrets(scene: Scene) -> list[str]:
     """Return which secrets stand in which node's log."""
-    secrets = {
-        "the administrator's password": PASSWORD,
-        "the administrator's credentials": base64.b64encode(f"admin:{PASSWORD}".encode()).decode(),
-        "the cluster key": scene.cluster.key_file.read_text().strip(),
-        "the database's password": urlsplit(scene.pair.primary.dsn).password or "",
-    }
-    return [
-        f"{node.id} has {name} in its log"
-        for node in scene.nodes
-        for name, secret in secrets.items()
-        if secret and secret in node.log.read_text(errors="replace")
-    ]
+    watch = Watch()
+    watch.keep("the cluster key", scene.cluster.key_file.read_text().strip())
+    watch.keep("the database's password", urlsplit(scene.pair.primary.dsn).password or MARK)
+    for node in scene.nodes:
+        watch.look(f"the log of {node.id}", node.log.read_text(errors="replace"))
+    return watch.take()

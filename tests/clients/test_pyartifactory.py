@@ -21,6 +21,7 @@ from pyartifactory.models import (  # type: ignore[import-untyped]
 from pyartifactory.models.permission import PrincipalsPermissionV2, RepoV2  # type: ignore[import-untyped]
 from pydantic import ValidationError
 
+from tests import canaries
 from tests.clients.conftest import REPOSITORY, Front
 from tests.clients.recorder import Recorder
 from tests.cluster.processes import wait_until
@@ -130,7 +131,7 @@ def test_repositories(seen: Recorder, client: Artifactory) -> None:
 def test_people(seen: Recorder, client: Artifactory, front: Front) -> None:
     name = f"py-{uuid4().hex[:8]}"
     with seen.attempt("users.create, get, list, update, delete", "users over REST"):
-        client.users.create(NewUser(name=name, password="Canary-password-5dd1", email=f"{name}@example.org"))
+        client.users.create(NewUser(name=name, password=canaries.password("Of-1-user"), email=f"{name}@example.org"))
         user = client.users.get(name)
         assert user.email == f"{name}@example.org" and name in {one.name for one in client.users.list()}
         user.email = f"{name}@example.com"

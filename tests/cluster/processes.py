@@ -22,9 +22,12 @@ import asyncpg
 
 from repo_node import keys
 from repo_node.auth import passwords
+from sharding import wire
+from tests import canaries
+from tests.canaries import WATCH
 from tests.postgres import run_apart
 
-PASSWORD = "a password for tests"
+PASSWORD = canaries.password("admin of a cluster")
 START_SECONDS = 30.0
 
 
@@ -151,7 +154,10 @@ class Cluster:
         directory.mkdir(parents=True, exist_ok=True)
         self.key_file = directory / "cluster.key"
         self.key_file.touch(0o600)
-        self.key_file.write_text(keys.new_cluster_key())
+        key = keys.new_cluster_key()
+        self.key_file.write_text(key)
+        WATCH.keep("the cluster key", key)
+        WATCH.keep("the key of calls", keys.derive(bytes.fromhex(key), wire.TOKEN_PURPOSE))
 
     @property
     def url(self) -> str:
@@ -241,6 +247,14 @@ format = "json"
                 node.signal(signal.SIGCONT)
             node.kill()
 
+    def look_for_secrets(self) -> None:
+        """Look into what the nodes wrote, and into their database where it can be asked."""
+        for node in self.nodes:
+            if node.log.exists():
+                WATCH.look(f"the log of {node.id}", node.log.read_text(errors="replace"))
+        with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+            run_apart(WATCH.look_into_database(self.dsn))
+
     def query(self, sql: str, *arguments: Any) -> list[asyncpg.Record]:
         """Return the rows of one statement on the cluster's database."""
         return run_apart(self._query(sql, arguments))
@@ -282,6 +296,7 @@ def cluster(directory: Path, dsn: str, *, nodes: int = 3, **options: Any) -> Ite
         yield made
     finally:
         made.stop()
+        made.look_for_secrets()
 
 
 async def set_password(dsn: str) -> None:
@@ -298,6 +313,8 @@ def curl(*arguments: str, fail: bool = False, wait_seconds: float = 30) -> tuple
     result = subprocess.run(command, capture_output=True, check=False)
     body, _, code = result.stdout.rpartition(b"\n")
     status_code = int(code or 0)
+    if status_code >= 400:
+        WATCH.look(f"{status_code} to {arguments[-1]}", body.decode(errors="replace"))
     if fail and not 200 <= status_code < 300:
         raise AssertionError(f"{arguments}: {status_code} {body!r} {result.stderr!r}")
     return status_code, body

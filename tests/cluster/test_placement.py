@@ -40,7 +40,7 @@ async def test_same_content_twice_keeps_two_files(three: Cluster) -> None:
     assert client.ledger.wrong == []
 
 
-async def test_node_opens_only_files_of_its_own_shards(tmp_path: Path, dsn: str) -> None:
+async def test_s2_node_opens_only_files_of_its_own_shards(tmp_path: Path, dsn: str) -> None:
     if shutil.which("strace") is None:
         skip("strace is not installed: which files a node opens cannot be seen")
     with cluster(tmp_path / "cluster", dsn, nodes=0) as made:

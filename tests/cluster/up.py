@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from tests.canaries import WATCH
 from tests.cluster.processes import free_ports, is_free
 
 TIMEOUT_SECONDS = 100
@@ -21,19 +23,32 @@ class UpCluster:
         self.port = front_port()
 
     def holdfast(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
+        done = subprocess.run(
             [sys.executable, "-m", "repo_node", *arguments],
             capture_output=True,
             text=True,
             check=check,
             timeout=TIMEOUT_SECONDS,
         )
+        self.look_for_secrets()
+        if arguments[:2] != ("token", "create"):  # which shows what it made
+            WATCH.look(f"holdfast {arguments[0]}", done.stdout + done.stderr)
+        return done
 
     def up(self, *options: str) -> str:
         return self.holdfast("up", "--detach", "--data", str(self.data), "--port", str(self.port), *options).stdout
 
     def down(self) -> None:
         self.holdfast("down", "--data", str(self.data))
+
+    def look_for_secrets(self) -> None:
+        """Look into all that the cluster has written by now."""
+        for name in ("admin-password", "database-password", "cluster.key", "postgres/password"):
+            with suppress(FileNotFoundError):
+                WATCH.keep(name, (self.data / name).read_text().strip())
+        for log in (self.data / "up.log", self.data / "postgres" / "log", *self.data.glob("nodes/*/log")):
+            if log.exists():
+                WATCH.look(str(log), log.read_text(errors="replace"))
 
     @property
     def record(self) -> dict[str, Any]:

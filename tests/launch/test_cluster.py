@@ -9,9 +9,11 @@ import socket
 import stat
 import subprocess
 import sys
+import tomllib
 import urllib.request
 from pathlib import Path
 
+import asyncpg
 import pytest
 
 from repo_node.launch import nodes, processes
@@ -19,6 +21,7 @@ from repo_node.launch.postgres import EmbeddedPostgres
 from tests.launch.ordinary_user import OrdinaryUser
 from tests.launch.runs import ClusterRun, find_front_port, wait_for
 from tests.launch.test_ports import listen
+from tests.postgres import run_apart, run_statement
 
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="the tests run as an ordinary user already")
 FAKE_NODE = str(Path(__file__).with_name("fake_node.py"))
@@ -50,7 +53,7 @@ def test_up_serves_on_every_address_from_sessions_of_their_own(running: ClusterR
     assert {os.getsid(pid) for pid in pids if pid is not None} == pids
 
 
-def test_up_tells_urls_user_and_a_line_to_paste_and_no_secret(running: ClusterRun) -> None:
+def test_s33_up_tells_urls_user_and_a_line_to_paste_and_no_secret(running: ClusterRun) -> None:
     text, password_file = running.text(), running.layout.admin_password
     assert all(url in text for url in (running.record.front_url, *(node.url for node in running.record.nodes)))
     assert f"user admin, password in {password_file}" in text
@@ -63,12 +66,23 @@ def test_up_tells_urls_user_and_a_line_to_paste_and_no_secret(running: ClusterRu
     assert not any(secret in place for secret in secrets for place in (text, *words, *logs))
 
 
+def test_s41_nodes_get_a_role_that_reads_and_writes_and_changes_no_table(running: ClusterRun) -> None:
+    configs = [tomllib.loads(running.layout.config(node.id).read_text()) for node in running.record.nodes]
+    [dsn] = {config["database"]["dsn"] for config in configs}
+    assert running.layout.database_password.read_text().strip() in dsn != running.record.dsn
+    run_apart(run_statement(dsn, "UPDATE users SET email = email"))
+    for refused in ("CREATE TABLE mine (x int)", "DROP TABLE users", "TRUNCATE events", "CREATE DATABASE mine"):
+        with pytest.raises(asyncpg.InsufficientPrivilegeError):
+            run_apart(run_statement(dsn, refused))
+    run_apart(run_statement(running.record.dsn, "CREATE TEMPORARY TABLE of_its_owner (x int)"))
+
+
 def test_up_writes_every_file_for_its_owner_alone(running: ClusterRun) -> None:
     own = [path for path in running.layout.directory.rglob("*") if "postgres/data/" not in str(path)]
     modes = {path: stat.S_IMODE(path.stat().st_mode) for path in own}
     assert {mode for path, mode in modes.items() if path.is_file()} == {0o600}
     assert {mode for path, mode in modes.items() if path.is_dir()} == {0o700}
-    names = {"cluster.json", "cluster.key", "admin-password", "lock", "nodes", "postgres"}
+    names = {"cluster.json", "cluster.key", "admin-password", "database-password", "lock", "nodes", "postgres"}
     assert {path.name for path in running.layout.directory.iterdir()} >= names
 
 
@@ -138,7 +152,7 @@ def test_second_up_finds_the_same_data_after_everything_was_killed(cluster: Clus
     assert "holdfast settings set redundancy 1" in cluster.text()
 
 
-def test_admin_password_is_not_invented_when_the_database_has_an_admin(cluster: ClusterRun) -> None:
+def test_s38_admin_password_is_not_invented_when_the_database_has_an_admin(cluster: ClusterRun) -> None:
     cluster.layout.admin_password.unlink()
     cluster.start("--nodes", "1")
     assert not cluster.layout.admin_password.exists()

@@ -39,7 +39,7 @@ def make_record() -> ClusterRecord:
     return ClusterRecord("http://127.0.0.1:9000", DSN, 5, 6, "/x/postgres/data", (node,))
 
 
-def test_files_are_0600_and_directories_0700_whatever_the_umask(layout: Layout) -> None:
+def test_s41_files_are_0600_and_directories_0700_whatever_the_umask(layout: Layout) -> None:
     write_all(layout)
     layout.write_record(make_record())
     private.open_log(layout.log("node-1")).close()

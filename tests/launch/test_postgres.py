@@ -96,7 +96,7 @@ def test_server_refuses_a_wrong_password(server: EmbeddedPostgres) -> None:
         run_apart(asyncpg.connect(wrong, timeout=10))
 
 
-def test_server_keeps_its_secrets_to_its_owner_and_out_of_command_lines(server: EmbeddedPostgres) -> None:
+def test_s33_server_keeps_its_secrets_to_its_owner_and_out_of_command_lines(server: EmbeddedPostgres) -> None:
     pid = server.start()
     files = [path for path in server.files.directory.iterdir() if path.is_file()]
     assert {path.name for path in files} == {"log", "password", "server.json", "lock"}

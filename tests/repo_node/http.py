@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 import struct
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,7 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from tests.canaries import WATCH
+
 TIMEOUT_SECONDS = 30.0
+LOOKED_AT_BYTES_MAX = 1 << 16
+SHOWN_ONCE = re.compile(r"/(tokens?|apiKey)$")
+"""Routes that make a token and answer with it."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,9 @@ class Client:
         try:
             connection.request(method, path, body, {**sent, **(headers or {})})
             response = connection.getresponse()
-            return Answer(response.status, response.msg, response.read())
+            answer = Answer(response.status, response.msg, response.read())
+            look_for_secrets(method, path, answer)
+            return answer
         finally:
             connection.close()
 
@@ -154,6 +162,15 @@ class RawConnection:
         """End the connection; may be called twice."""
         self._file.close()  # it holds the socket open
         self.socket.close()
+
+
+def look_for_secrets(method: str, path: str, answer: Answer) -> None:
+    """Find secrets in an answer of the API, but for those that it shows once."""
+    where = f"{answer.status} to {method} {path}"
+    WATCH.look(where, str(answer.headers))
+    shows = method in ("POST", "PUT") and answer.status < 300 and SHOWN_ONCE.search(path)
+    if answer.headers.get_content_type() == "application/json" and not shows:
+        WATCH.look(where, answer.body[:LOOKED_AT_BYTES_MAX].decode(errors="replace"))
 
 
 def named(headers: Mapping[str, str]) -> dict[str, str]:

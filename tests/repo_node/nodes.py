@@ -11,20 +11,25 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import AsyncExitStack, contextmanager
+from contextlib import AsyncExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import asyncpg
 import uvloop
+from prometheus_client import generate_latest
 
+from repo_node import keys
 from repo_node.app import running_node
 from repo_node.auth.passwords import hash_password
 from repo_node.config import Address, DatabaseSection, HttpSection, InternalSection, NodeConfig, NodeSection
 from repo_node.config import ShardSection as Disk
 from repo_node.launch.ports import find_free_port
 from repo_node.node import Node
+from sharding import wire
+from tests import canaries
+from tests.canaries import WATCH
 from tests.postgres import run_apart
 from tests.repo_node.http import Answer, Client
 
@@ -33,8 +38,14 @@ T = TypeVar("T")
 LOOPBACK = "127.0.0.1"
 PROXY = "127.0.0.2"
 """An address that every node takes for that of a load balancer."""
-PASSWORD = "canary-password-5dd1"
+PASSWORD = canaries.password("admin")
 CLUSTER_KEY = bytes.fromhex("c0ffee00" + "9f1d2b3c4a5e6f708192a3b4c5d6e7f8" * 2)
+for name, secret in (
+    ("the cluster key", CLUSTER_KEY.hex()),
+    ("the cluster key", CLUSTER_KEY.decode("latin-1")),
+    ("the key of calls", keys.derive(CLUSTER_KEY, wire.TOKEN_PURPOSE)),
+):
+    WATCH.keep(name, secret)
 HTTP_OF_TESTS = {"shutdown_timeout_seconds": 2.0, "trusted_proxies": [PROXY]}
 START_SECONDS = 60.0
 SOON_SECONDS = 20.0
@@ -252,12 +263,22 @@ def run_nodes(
     thread.start()
     try:
         nodes = started.result(START_SECONDS)
-        yield RunningCluster(configs[0].database.dsn, nodes, nodes[0].loop)
+        cluster = RunningCluster(configs[0].database.dsn, nodes, nodes[0].loop)
+        yield cluster
+        look_for_secrets(cluster)
     finally:
         if started.done() and started.exception() is None:
             started.result()[0].loop.call_soon_threadsafe(stop.set)
         thread.join(START_SECONDS)
         assert not thread.is_alive(), f"the nodes did not stop; what still runs: {tasks_of(started)}"
+
+
+def look_for_secrets(cluster: RunningCluster) -> None:
+    """Look into the metrics of the nodes, and into their database where it can be asked."""
+    for one in cluster.nodes:
+        WATCH.look(f"the metrics of {one.config.node.id}", generate_latest(one.node.metrics.registry).decode())
+    with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        run_apart(WATCH.look_into_database(cluster.dsn))
 
 
 def tasks_of(started: Future[list[RunningNode]]) -> list[str]:

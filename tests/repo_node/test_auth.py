@@ -17,6 +17,7 @@ from repo_node.auth.passwords import PasswordVerifier, hash_password
 from repo_node.auth.permissions import CONTAINED_IN, SCOPES, Permission, Principal
 from repo_node.web.routes import DECLARED
 from tests.repo_node.nodes import PASSWORD, RunningCluster, basic, new_path, wait_until
+from tests.repo_node.statements import statements_sent
 
 REPOSITORIES = "/artifactory/api/repositories"
 TOKENS = "/artifactory/api/holdfast/tokens"
@@ -57,13 +58,13 @@ def filled(template: str) -> str:
     return template
 
 
-def test_every_route_has_a_permission_and_every_permission_a_route() -> None:
+def test_s4_every_route_has_a_permission_and_every_permission_a_route() -> None:
     assert len(ROUTES) == len(set(ROUTES)) >= 20
     assert {permission for _, _, permission in ROUTES} == set(Permission)
 
 
 @pytest.mark.parametrize(("method", "template", "permission"), ROUTES)
-def test_a_route_lets_in_only_who_has_its_permission(
+def test_s4_a_route_lets_in_only_who_has_its_permission(
     one: RunningCluster, method: str, template: str, permission: Permission
 ) -> None:
     path = filled(template)
@@ -78,7 +79,7 @@ def test_a_route_lets_in_only_who_has_its_permission(
         assert (status == 403) is not may, (scope, status)
 
 
-def test_what_has_no_route_is_for_admins_alone(one: RunningCluster) -> None:
+def test_s4_what_has_no_route_is_for_admins_alone(one: RunningCluster) -> None:
     for path in ("/", "/nowhere", "/artifactory", "/internal/v1/node", "/artifactory/internal/v1/node"):
         assert one.first.client().get(path).status == 401
         assert one.with_token("metrics").get(path).status == 403
@@ -86,7 +87,7 @@ def test_what_has_no_route_is_for_admins_alone(one: RunningCluster) -> None:
     assert one.with_token("read", "write").request("POST", new_path()).status == 403
 
 
-def test_permissions_are_denied_by_default() -> None:
+def test_s4_permissions_are_denied_by_default() -> None:
     assert not Principal("somebody", is_admin=False).may(Permission.READ)
     assert Principal("admin", is_admin=True).may(Permission.ADMIN)
     narrowed = Principal("admin", is_admin=True, scopes=frozenset({"read"}))
@@ -136,12 +137,12 @@ def test_what_proves_nothing_is_401(one: RunningCluster, authorization: str) -> 
     assert answer.headers["WWW-Authenticate"] == 'Basic realm="Holdfast", charset="UTF-8"'
 
 
-def test_an_unknown_user_and_a_wrong_password_get_the_same_answer(one: RunningCluster) -> None:
+def test_s8_an_unknown_user_and_a_wrong_password_get_the_same_answer(one: RunningCluster) -> None:
     answers = [one.first.client(basic(user, "wrong")).get(REPOSITORIES) for user in ("admin", "nobody")]
     assert answers[0].body == answers[1].body
 
 
-def test_tokens_are_recognisable_and_have_a_checksum() -> None:
+def test_s32_tokens_are_recognisable_and_have_a_checksum() -> None:
     made = {tokens.new_secret() for _ in range(50)}
     assert len(made) == 50
     for secret in made:
@@ -151,7 +152,7 @@ def test_tokens_are_recognisable_and_have_a_checksum() -> None:
         assert not tokens.looks_like_token(spoiled)
 
 
-def test_a_garbage_token_asks_the_database_nothing(one: RunningCluster) -> None:
+def test_s32_a_garbage_token_asks_the_database_nothing(one: RunningCluster) -> None:
     name = {"query": "token_find"}
     metric = "holdfast_database_query_duration_seconds_count"
     before = one.first.metric(metric, **name)
@@ -162,10 +163,23 @@ def test_a_garbage_token_asks_the_database_nothing(one: RunningCluster) -> None:
     assert one.first.metric(metric, **name) == before + 1
 
 
+@pytest.mark.parametrize("form", ["Bearer {}", "bearer  {}", "key"])
+def test_s32_garbage_is_refused_without_a_word_to_postgres(one: RunningCluster, form: str) -> None:
+    secret = one.token("read")
+    spoiled = [secret[:n] + ("a" if secret[n] != "a" else "b") + secret[n + 1 :] for n in (8, 30, len(secret) - 1)]
+    for garbage in (*spoiled, secret[:-1], secret + "0", secret.upper(), "x", "' OR 1=1 --", "0" * 4000):
+        identity = secrets.token_hex(8)
+        headers = {"X-JFrog-Art-Api": garbage} if form == "key" else {"Authorization": form.format(garbage)}
+        with statements_sent() as sent:
+            answer = one.first.client().request("GET", REPOSITORIES, headers={"X-Request-Id": identity, **headers})
+        assert answer.status == 401 and answer.headers["X-Request-Id"] == identity
+        assert [found.name for found in sent if found.request == identity or "token" in found.name] == []
+
+
 # ---------------------------------------------------------------------- changes
 
 
-def test_a_revoked_token_is_refused_by_every_node_at_once(three: RunningCluster) -> None:
+def test_s32_a_revoked_token_is_refused_by_every_node_at_once(three: RunningCluster) -> None:
     made = three.admin.post_json(TOKENS, {"scopes": ["read"]}).json()
     clients = [node.client(f"Bearer {made['token']}") for node in three.nodes]
     for client in clients * 2:
@@ -191,7 +205,7 @@ def user(three: RunningCluster) -> str:
     return name
 
 
-def test_a_changed_password_holds_on_every_node_at_once(three: RunningCluster, user: str) -> None:
+def test_s31_a_changed_password_holds_on_every_node_at_once(three: RunningCluster, user: str) -> None:
     old = [node.client(basic(user, "first")) for node in three.nodes]
     new = [node.client(basic(user, "second")) for node in three.nodes]
     assert [client.get(REPOSITORIES).status for client in old + new] == [200] * 3 + [401] * 3
@@ -234,7 +248,7 @@ def count_verifications(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return threads
 
 
-def test_an_unknown_user_costs_as_much_as_a_known_one(one: RunningCluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_s8_an_unknown_user_costs_as_much_as_a_known_one(one: RunningCluster, monkeypatch: pytest.MonkeyPatch) -> None:
     threads = count_verifications(monkeypatch)
     for user in ("admin", "nobody"):
         assert one.first.client(basic(user, secrets.token_hex())).get(REPOSITORIES).status == 401
@@ -242,7 +256,22 @@ def test_an_unknown_user_costs_as_much_as_a_known_one(one: RunningCluster, monke
     assert all(name.startswith("argon2") for name in threads)
 
 
-def test_a_right_password_is_checked_once_for_many_requests(
+def test_s8_an_unknown_user_is_asked_for_and_counted_as_a_known_one(one: RunningCluster) -> None:
+    one.sql("INSERT INTO users (name, password_hash) VALUES ('unable', '!') ON CONFLICT DO NOTHING")
+    with one.settings(login_failures_max=100):
+        asked = []
+        for user in ("admin", f"nobody-{secrets.token_hex(4)}", "unable"):
+            identity = secrets.token_hex(8)
+            headers = {"Authorization": basic(user, secrets.token_hex()), "X-Request-Id": identity}
+            with statements_sent() as sent:
+                assert one.first.client().request("GET", REPOSITORIES, headers=headers).status == 401
+            # A check is shared by those who bring the same credentials, and so is of no request.
+            asked.append([found.name for found in sent if "login" in found.name or "user" in found.name])
+    assert asked[0] == asked[1] == asked[2] and len(asked[0]) >= 3
+    one.sql("DELETE FROM login_failures")
+
+
+def test_s31_a_right_password_is_checked_once_for_many_requests(
     one: RunningCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     one.on_loop(forget(one))
@@ -267,7 +296,7 @@ async def forget(cluster: RunningCluster) -> None:
     cluster.first.node._membership._on_principals()
 
 
-def test_a_flood_of_logins_is_bounded_and_hurts_nobody_who_is_known(
+def test_s30_a_flood_of_logins_is_bounded_and_hurts_nobody_who_is_known(
     one: RunningCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logins, "WAITING_MAX", 8)

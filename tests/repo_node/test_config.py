@@ -335,6 +335,23 @@ def test_bad_cluster_key_is_named_with_key_and_file(node: Node, text: str | None
     assert str(key) in complaint and reason in complaint
 
 
+def test_s12_keys_that_are_accepted_beside_the_clusters_are_read_with_the_same_care(node: Node) -> None:
+    new = node.directory / "new.key"
+    text = changed("[node]", 'accepted_key_files = ["new.key"]')
+    [complaint] = node.complaints(text)
+    assert complaint.startswith("node.accepted_key_files: ") and "there is no file" in complaint
+    new.write_text(KEY[::-1])
+    new.chmod(0o640)
+    [complaint] = node.complaints(text)
+    assert "chmod 600" in complaint
+    new.chmod(0o600)
+    assert node.load(text).accepted_keys == (bytes.fromhex(KEY[::-1]),)
+    assert KEY[::-1] not in repr(node.load(text)) + node.load(text).model_dump_json()
+    assert node.load(GOOD).accepted_keys == ()
+    [complaint] = node.complaints(f'accepted_keys = ["{KEY}"]\n{GOOD}')
+    assert complaint.startswith("accepted_keys: ")
+
+
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no-such\.toml: there is no such file"):
         load(tmp_path / "no-such.toml")

@@ -81,7 +81,7 @@ def test_an_empty_file_needs_no_shard(one: RunningCluster) -> None:
     assert set(one.files()) == before
 
 
-def test_a_gzip_encoded_body_is_stored_as_it_was_sent(one: RunningCluster) -> None:
+def test_s16_a_gzip_encoded_body_is_stored_as_it_was_sent(one: RunningCluster) -> None:
     path, body = new_path(".tar.gz"), gzip.compress(b"x" * 2_000_000)
     answer = one.admin.put(path, body, Content_Encoding="gzip", X_Checksum_Sha256=digest("sha256", body))
     assert answer.status == 201
@@ -89,6 +89,13 @@ def test_a_gzip_encoded_body_is_stored_as_it_was_sent(one: RunningCluster) -> No
     found = one.admin.get(path, Accept_Encoding="gzip")
     assert found.body == body
     assert "Content-Encoding" not in found.headers
+
+
+def test_s16_a_body_that_would_inflate_to_much_more_stays_as_small_as_it_came(one: RunningCluster) -> None:
+    path, body = new_path(".gz"), gzip.compress(bytes(64 << 20), compresslevel=1)
+    with one.settings(body_bytes_max=len(body)):
+        assert one.admin.put(path, body, Content_Encoding="gzip").json()["size"] == str(len(body))
+    assert one.admin.get(path).body == body
 
 
 def test_an_overwrite_replaces_the_bytes(one: RunningCluster) -> None:
@@ -286,7 +293,7 @@ def test_a_malformed_chunk_is_400_and_leaves_nothing(one: RunningCluster, chunk:
         ["Host: another"],
     ],
 )
-def test_a_request_two_servers_could_read_differently_is_400(one: RunningCluster, headers: list[str]) -> None:
+def test_s15_a_request_two_servers_could_read_differently_is_400(one: RunningCluster, headers: list[str]) -> None:
     path = new_path()
     with nothing_stored(one, path), one.admin.raw() as raw:
         raw.send_head("PUT", path, *headers)

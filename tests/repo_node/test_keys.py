@@ -34,7 +34,7 @@ def test_good_key_is_read(file: Path, text: str, mode: int) -> None:
     assert read_cluster_key(write(file, text, mode)) == bytes.fromhex(text.strip())
 
 
-def test_new_key_is_good_and_never_the_same(file: Path) -> None:
+def test_s12_new_key_is_good_and_never_the_same(file: Path) -> None:
     made = {new_cluster_key() for _ in range(50)}
     assert len(made) == 50
     for text in made:
@@ -63,7 +63,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_key_is_refused_and_the_message_says_how_to_make_one(file: Path, name: str) -> None:
+def test_s12_bad_key_is_refused_and_the_message_says_how_to_make_one(file: Path, name: str) -> None:
     text, reason = BAD[name]
     with pytest.raises(KeyFileError, match=reason) as caught:
         read_cluster_key(write(file, text))
@@ -74,7 +74,7 @@ def test_bad_key_is_refused_and_the_message_says_how_to_make_one(file: Path, nam
 
 
 @pytest.mark.parametrize("mode", [0o640, 0o604, 0o660, 0o610, 0o601, 0o644])
-def test_key_that_others_can_reach_is_refused(file: Path, mode: int) -> None:
+def test_s12_key_that_others_can_reach_is_refused(file: Path, mode: int) -> None:
     with pytest.raises(KeyFileError, match=f"mode {mode:04o}.*chmod 600") as caught:
         read_cluster_key(write(file, GOOD, mode))
     assert GOOD not in str(caught.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import resource
 import socket
 import time
 from collections.abc import Iterator
@@ -77,7 +78,7 @@ def connections(cluster: RunningCluster) -> int:
 
 
 @pytest.mark.parametrize("sent", [b"", b"GET /artifactory/generic-local/a HT", b"GET /x HTTP/1.1\r\nHost: t\r\nX-A: b"])
-def test_a_client_that_does_not_finish_its_head_is_cut(strict: RunningCluster, sent: bytes) -> None:
+def test_s17_a_client_that_does_not_finish_its_head_is_cut(strict: RunningCluster, sent: bytes) -> None:
     before = cuts(strict, "header_timeout_seconds")
     with strict.admin.raw() as raw:
         raw.send(sent)
@@ -98,7 +99,7 @@ def drip(raw: RawConnection, data: bytes, seconds: float) -> bool:
     return False
 
 
-def test_a_head_that_drips_is_cut_as_well(strict: RunningCluster) -> None:
+def test_s17_a_head_that_drips_is_cut_as_well(strict: RunningCluster) -> None:
     with strict.admin.raw() as raw:
         assert drip(raw, b"GET / HTTP/1.1\r\nHost: " + b"x" * 100, 0.05)
 
@@ -134,7 +135,7 @@ def test_a_head_beyond_bounds_is_400(strict: RunningCluster, head: str) -> None:
 
 
 @pytest.mark.parametrize("size", [1000, 3 << 20])
-def test_a_body_that_stops_coming_is_408_and_leaves_nothing(strict: RunningCluster, size: int) -> None:
+def test_s17_a_body_that_stops_coming_is_408_and_leaves_nothing(strict: RunningCluster, size: int) -> None:
     path, before = new_path(), set(strict.files())
     with strict.admin.raw() as raw:
         raw.send_head("PUT", path, f"Content-Length: {size}")
@@ -147,7 +148,7 @@ def test_a_body_that_stops_coming_is_408_and_leaves_nothing(strict: RunningClust
     assert strict.first.metric("holdfast_uploads_in_flight") == 0
 
 
-def test_a_body_that_drips_is_cut_for_its_rate(strict: RunningCluster) -> None:
+def test_s17_a_body_that_drips_is_cut_for_its_rate(strict: RunningCluster) -> None:
     path, before = new_path(), cuts(strict, "rate_bytes_per_second_min")
     with strict.admin.raw() as raw:
         raw.send_head("PUT", path, "Content-Length: 1000")
@@ -197,7 +198,7 @@ def test_a_client_that_does_not_read_a_large_answer_is_cut(strict: RunningCluste
     assert strict.first.node.in_flight == 0
 
 
-def test_a_client_that_reads_no_answer_at_all_is_cut(strict: RunningCluster) -> None:
+def test_s17_a_client_that_reads_no_answer_at_all_is_cut(strict: RunningCluster) -> None:
     path = new_path()
     strict.admin.put(path, random_bytes(1 << 20))
     before = cuts(strict, "idle_timeout_seconds")
@@ -209,7 +210,7 @@ def test_a_client_that_reads_no_answer_at_all_is_cut(strict: RunningCluster) -> 
     wait_until(lambda: connections(strict) == 0, 10)
 
 
-def test_a_client_that_reads_too_slowly_is_cut(strict: RunningCluster, large: tuple[str, str]) -> None:
+def test_s17_a_client_that_reads_too_slowly_is_cut(strict: RunningCluster, large: tuple[str, str]) -> None:
     before = cuts(strict, "rate_bytes_per_second_min")
     with strict.admin.raw() as raw:
         narrow(raw)
@@ -263,7 +264,7 @@ def is_served(cluster: RunningCluster) -> bool:
         return False
 
 
-def test_many_idle_and_slow_connections_do_not_hurt_others(one: RunningCluster) -> None:
+def test_s17_many_idle_and_slow_connections_do_not_hurt_others(one: RunningCluster) -> None:
     path, body = new_path(), random_bytes(100_000)
     assert one.admin.put(path, body).status == 201
     with ExitStack() as stack:
@@ -280,7 +281,32 @@ def test_many_idle_and_slow_connections_do_not_hurt_others(one: RunningCluster) 
     wait_until(lambda: one.first.metric("holdfast_uploads_in_flight") == 0)
 
 
-def test_more_uploads_than_allowed_are_503_before_their_body(one: RunningCluster) -> None:
+def test_s17_thousands_of_connections_that_do_nothing_leave_others_without_an_error(one: RunningCluster) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, 8192)), hard))
+    large, path, body = new_path(), new_path(), random_bytes(100_000)
+    assert one.admin.put(large, random_bytes(6 << 20)).status == one.admin.put(path, body).status == 201
+    slow = one.first.client(f"Bearer {one.token('read', 'write')}")
+    with one.settings(uploads_in_flight_max=1000), ExitStack() as stack:
+        for number in range(2360):
+            raw = stack.enter_context(slow.raw())
+            if number >= 2060:
+                raw.send_head("PUT", new_path(), "Content-Length: 1000")
+                raw.send(b"half")
+            elif number >= 2000:
+                raw.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+                raw.send_head("GET", large)
+        wait_until(lambda: connections(one) >= 2360)
+        with ThreadPoolExecutor(8) as pool:
+            assert {one.admin.get(path).body == body for _ in range(3)} == {True}
+            answers = list(pool.map(lambda _: one.admin.get(path), range(60)))
+            stored = list(pool.map(lambda _: one.admin.put(new_path(), body).status, range(20)))
+        assert all(answer.status == 200 and answer.body == body for answer in answers) and set(stored) == {201}
+    wait_until(lambda: one.first.metric("holdfast_uploads_in_flight") == 0)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_s17_more_uploads_than_allowed_are_503_before_their_body(one: RunningCluster) -> None:
     with one.settings(uploads_in_flight_max=1), one.admin.raw() as first, one.admin.raw() as second:
         first.send_head("PUT", new_path(), "Content-Length: 10")
         wait_until(lambda: one.first.metric("holdfast_uploads_in_flight") == 1)
@@ -291,7 +317,7 @@ def test_more_uploads_than_allowed_are_503_before_their_body(one: RunningCluster
         assert first.read_head()[0] == 201
 
 
-def test_more_requests_of_one_user_than_allowed_are_429_and_other_users_go_on(one: RunningCluster) -> None:
+def test_s17_more_requests_of_one_user_than_allowed_are_429_and_other_users_go_on(one: RunningCluster) -> None:
     path = new_path()
     other = one.with_token("read", "write")
     one.sql("INSERT INTO users (name, password_hash) SELECT 'second', password_hash FROM users WHERE name = 'admin'")

@@ -105,8 +105,8 @@ def test_configure_writes_to_standard_error_at_its_level(form: str, monkeypatch:
     root.handlers = []  # so that those of pytest are not closed
     try:
         logs.configure(LogSection.model_validate({"format": form, "level": "warning"}))
-        logging.getLogger("holdfast.x").info("not this")
-        logging.getLogger("holdfast.x").warning("this", extra={"facts": {"a": 1}})
+        logging.getLogger("x").info("not this")
+        logging.getLogger("x").warning("this", extra={"facts": {"a": 1}})
     finally:
         root.handlers, level = before
         root.setLevel(level)
@@ -190,7 +190,7 @@ def test_a_client_that_goes_away_is_no_error_of_the_node(one: RunningCluster, ca
 # ---------------------------------------------------------------------- secrets
 
 
-def test_no_secret_is_in_any_log_line_or_answer(one: RunningCluster, captured: Captured, directory: Path) -> None:
+def test_s33_no_secret_is_in_any_log_line_or_answer(one: RunningCluster, captured: Captured, directory: Path) -> None:
     token = one.token("read", "write", description="canary")
     dsn = urlsplit(one.dsn)
     secrets_kept = {
@@ -255,7 +255,7 @@ def fail_to_start(one: RunningCluster, directory: Path) -> None:
         logging.getLogger("holdfast").debug("configuration %s", config, exc_info=failure.value)
 
 
-def test_the_secrets_of_a_configuration_do_not_show(one: RunningCluster) -> None:
+def test_s33_the_secrets_of_a_configuration_do_not_show(one: RunningCluster) -> None:
     shown = repr(one.first.config) + str(one.first.config) + one.first.config.model_dump_json(exclude={"database"})
     assert CLUSTER_KEY.hex() not in shown and repr(CLUSTER_KEY) not in shown
     assert (urlsplit(one.dsn).password or "no password") not in shown

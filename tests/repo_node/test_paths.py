@@ -62,7 +62,7 @@ EQUAL = [
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "DELETE"])
 @pytest.mark.parametrize("target", REFUSED)
-def test_a_bad_target_is_400_for_every_method(one: RunningCluster, method: str, target: bytes) -> None:
+def test_s1_a_bad_target_is_400_for_every_method(one: RunningCluster, method: str, target: bytes) -> None:
     with one.admin.raw() as raw:
         raw.send_head(method, target, "Content-Length: 0")
         status, headers = raw.read_head()
@@ -71,20 +71,20 @@ def test_a_bad_target_is_400_for_every_method(one: RunningCluster, method: str, 
 
 
 @pytest.mark.parametrize("target", [target for target in REFUSED if target.startswith(b"/artifactory/generic-local")])
-def test_a_bad_target_is_400_under_api_storage(one: RunningCluster, target: bytes) -> None:
+def test_s1_a_bad_target_is_400_under_api_storage(one: RunningCluster, target: bytes) -> None:
     with one.admin.raw() as raw:
         raw.send_head("GET", target.replace(b"/artifactory/", b"/artifactory/api/storage/"))
         assert raw.read_head()[0] == 400
 
 
-def test_a_bad_target_is_400_without_credentials_too(one: RunningCluster) -> None:
+def test_s1_a_bad_target_is_400_without_credentials_too(one: RunningCluster) -> None:
     with one.first.client().raw() as raw:
         raw.send_head("GET", "/artifactory/generic-local/a/../b")
         assert raw.read_head()[0] == 400
 
 
 @pytest.mark.parametrize("target", EQUAL)
-def test_a_target_names_the_same_artifact_however_it_is_written(one: RunningCluster, target: bytes) -> None:
+def test_s1_a_target_names_the_same_artifact_however_it_is_written(one: RunningCluster, target: bytes) -> None:
     content = target + b" is stored"
     with one.admin.raw() as raw:
         raw.send_head("PUT", target, f"Content-Length: {len(content)}")
@@ -120,14 +120,14 @@ def test_an_unusual_name_is_stored_and_found_under_itself(one: RunningCluster, n
         "/artifactory/API/holdfast/settings",
     ],
 )
-def test_no_way_of_writing_a_path_changes_who_may(one: RunningCluster, mutated: str) -> None:
+def test_s3_no_way_of_writing_a_path_changes_who_may(one: RunningCluster, mutated: str) -> None:
     for client in (one.first.client(), one.with_token("read"), one.with_token("metrics")):
         wanted = client.get("/artifactory/api/holdfast/settings").status
         found = client.get(mutated).status
         assert found == wanted or (found in (400, 404) and b"settings" not in client.get(mutated).body)
 
 
-def test_a_path_in_the_log_is_the_canonical_one(one: RunningCluster, caplog: pytest.LogCaptureFixture) -> None:
+def test_s1_a_path_in_the_log_is_the_canonical_one(one: RunningCluster, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "holdfast.requests"):
         one.admin.get("/artifactory;secret=1/generic%2Dlocal/nothing%20here;k=v?token=hidden")
         one.admin.get("/artifactory/generic-local/%0aforged")
@@ -149,7 +149,7 @@ SEGMENTS = st.lists(
 
 
 @given(SEGMENTS)
-def test_every_encoding_of_a_path_has_one_canonical_form(segments: list[str]) -> None:
+def test_s1_every_encoding_of_a_path_has_one_canonical_form(segments: list[str]) -> None:
     fully = "/" + "/".join("".join(f"%{byte:02x}" for byte in segment.encode()) for segment in segments)
     target = parse_target(fully)
     assert target.segments == tuple(segments)
@@ -169,7 +169,7 @@ def test_a_plain_path_is_read_as_its_encoding_is(raw: str) -> None:
 
 
 @given(st.text(max_size=80))
-def test_a_target_is_refused_or_has_only_harmless_segments(raw: str) -> None:
+def test_s1_a_target_is_refused_or_has_only_harmless_segments(raw: str) -> None:
     try:
         target = parse_target("/" + raw.encode("utf-8", "surrogatepass").decode("utf-8", "surrogateescape"))
     except BadPath:

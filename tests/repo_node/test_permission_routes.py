@@ -30,6 +30,19 @@ def test_s4_no_route_lets_a_lower_user_in_further_than_their_rights(
     assert one.sql("SELECT * FROM events WHERE principal = $1", user) == []
 
 
+MUTATORS = ["{}/", "/{}", "{};k=v", "{}%2F", "{}/.", "{}//", "{}/../x", "{}?x=1"]
+
+
+@pytest.mark.parametrize("mutator", MUTATORS)
+def test_s3_no_way_to_write_the_path_of_a_route_opens_it(one: RunningCluster, mutator: str) -> None:
+    who = client_of(one, new_user(one))
+    for method, template, permission in ROUTES:
+        if permission in FREE or method == "HEAD":
+            continue
+        status = who.request(method, mutator.format(filled(template))).status
+        assert status in (400, 403), (method, template, status)
+
+
 def test_s4_a_route_for_artifacts_without_a_place_cannot_be_added() -> None:
     async def handler(request: web.Request) -> web.StreamResponse:
         raise AssertionError

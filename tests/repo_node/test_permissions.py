@@ -7,13 +7,16 @@ import io
 import json
 import zipfile
 from collections.abc import Callable
+from unittest.mock import patch
 from uuid import uuid4
 
 import pytest
 
+from sharding.provider import ShardingProvider
 from tests.repo_node.http import Client
 from tests.repo_node.nodes import RunningCluster, random_bytes, wait_until
 from tests.repo_node.people import client_of, grant, new_user, somebody
+from tests.repo_node.statements import statements_sent
 
 REPO = "/artifactory/generic-local"
 STORAGE = "/artifactory/api/storage/generic-local"
@@ -256,6 +259,26 @@ def test_s6_a_deploy_by_checksum_finds_only_content_that_may_be_read(one: Runnin
     assert known == unknown and known[0] == 404
     assert one.admin.put(f"{REPO}/{place}/open/mine", body).status == 201
     assert ask(hashlib.sha256(body).hexdigest())[0] == 201
+
+
+def test_s6_content_that_may_not_be_read_costs_what_unknown_content_does(one: RunningCluster, place: str) -> None:
+    """The same statements are asked, and no shard: the answers cannot be told apart by their time either."""
+    body = random_bytes(9_000)
+    assert one.admin.put(f"{REPO}/{place}/closed/secret", body).status == 201
+    who = somebody(one, "read", "write", includes=[f"{place}/open/**"])
+
+    def cost(content: bytes, name: str) -> list[str]:
+        headers = {f"X-Checksum-{name}": hashlib.new(name, content).hexdigest(), "X-Checksum-Deploy": "true"}
+        identity = uuid4().hex
+        with statements_sent() as sent, patch.object(ShardingProvider, "confirm", side_effect=AssertionError) as shards:
+            answer = who.request("PUT", f"{REPO}/{place}/open/x", b"", {**headers, "X-Request-Id": identity})
+        assert answer.status == 404 and not shards.called
+        return [one.name for one in sent if one.request == identity or one.name.startswith("known_by")]
+
+    for name in ("sha256", "sha1", "md5"):
+        cost(random_bytes(5), name)  # who asks, and which repositories there are, is remembered from here on
+        known, unknown = cost(body, name), cost(random_bytes(9_000), name)
+        assert known == unknown == [f"known_by_{name}_in_scope"]
 
 
 def test_a_deploy_by_checksum_of_who_may_read_a_part_does_not_list_repositories_each_time(

@@ -84,7 +84,7 @@ def test_a_key_that_cannot_be_used_is_400(one: RunningCluster, bad: str) -> None
     assert one.admin.put(f"{BASE}/{bad}").status == 400
 
 
-def test_a_compressed_body_is_415(one: RunningCluster, key: str) -> None:
+def test_s16_a_compressed_body_is_415(one: RunningCluster, key: str) -> None:
     assert one.admin.put(f"{BASE}/{key}", b"{}", Content_Encoding="gzip").status == 415
 
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from email.utils import parsedate_to_datetime
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from repo_node.web.streaming import media_type, type_by_suffixes
-from tests.repo_node.nodes import RunningCluster, basic, errors_of, new_path, random_bytes
+from tests.repo_node.nodes import RunningCluster, basic, configure, errors_of, new_path, random_bytes, run_nodes
 
 BLOCK = 1 << 20
 
@@ -135,7 +136,7 @@ def test_a_folder_is_not_a_file_and_a_file_no_folder(one: RunningCluster) -> Non
         assert status == 404 and "File not found" in message
 
 
-def test_without_credentials_nothing_is_told_of_what_exists(one: RunningCluster) -> None:
+def test_s7_without_credentials_nothing_is_told_of_what_exists(one: RunningCluster) -> None:
     path = new_path()
     one.admin.put(path, b"x")
     client = one.first.client()
@@ -158,7 +159,7 @@ def test_a_token_without_the_right_is_403(one: RunningCluster) -> None:
 
 
 @pytest.mark.parametrize("name", ["x.html", "x.SVG", "x.js", "x.xml", "x.pdf", "x.css", "data:text%2Cx.html"])
-def test_active_content_is_an_attachment(one: RunningCluster, name: str) -> None:
+def test_s21_active_content_is_an_attachment(one: RunningCluster, name: str) -> None:
     path = new_path(f"/{name}")
     assert one.admin.put(path, b"<script>alert(1)</script>").status == 201
     answer = one.admin.get(path)
@@ -195,7 +196,7 @@ def test_the_media_type_follows_from_the_last_suffixes(name: str) -> None:
     assert media_type(name) == type_by_suffixes.__wrapped__(name)
 
 
-def test_a_name_cannot_break_a_header(one: RunningCluster) -> None:
+def test_s24_a_name_cannot_break_a_header(one: RunningCluster) -> None:
     path = new_path("/%22%3B%20x%3D%C3%A9.html")
     assert one.admin.put(path, b"x").status == 201
     answer = one.admin.get(path)
@@ -204,9 +205,48 @@ def test_a_name_cannot_break_a_header(one: RunningCluster) -> None:
 
 
 @pytest.mark.parametrize("host", ['evil"><script>', "a b", "[::1", "evil:port"])
-def test_a_senseless_host_is_not_repeated(one: RunningCluster, host: str) -> None:
+def test_s24_a_senseless_host_is_not_repeated(one: RunningCluster, host: str) -> None:
     answer = one.admin.put(new_path(), b"x", Host=host)
     assert answer.status == 400 or answer.json()["downloadUri"].startswith(f"http://127.0.0.1:{one.first.port}/")
+
+
+@pytest.mark.parametrize(
+    "written", ["a%0d%0aX-Evil:1", "a%0aSet-Cookie:x=1", "a%0d%0a%0d%0a<html>", "a%E5%98%8A%E5%98%8DX:1"]
+)
+def test_s24_no_line_break_gets_into_a_head(one: RunningCluster, written: str) -> None:
+    path = new_path()
+    assert one.admin.put(path, b"x").status == 201
+    source = path.removeprefix("/artifactory/")
+    for method, target in (
+        ("PUT", f"/artifactory/generic-local/{written}"),
+        ("GET", f"/artifactory/generic-local/{written}"),
+        ("PUT", f"{path};{written}={written}"),
+        ("GET", f"{path}?properties={written}"),
+        ("GET", f"/artifactory/api/archive/download/generic-local/{written}?archiveType=zip"),
+        ("POST", f"/artifactory/api/copy/{source}?to=/generic-local/{written}"),
+        ("GET", f"/artifactory/api/storage/generic-local/{written}?list"),
+        ("PUT", f"/artifactory/api/repositories/{written}"),
+    ):
+        answer = one.admin.request(method, target, b"")
+        assert answer.status < 500, (method, target)
+        assert not {"x-evil", "set-cookie", "x"} & {name.lower() for name in answer.headers}
+        assert b"X-Evil" not in str(answer.headers).encode()
+
+
+def test_s24_urls_follow_the_configuration_whatever_host_a_client_names(ready_dsn: str, directory: Path) -> None:
+    base = "https://artifacts.example/base"
+    with run_nodes([configure(ready_dsn, directory, http={"public_url": base})]) as cluster:
+        path = new_path()
+        spoofed = {"Host": "evil.example", "X-Forwarded-Host": "evil.example", "Forwarded": "host=evil.example"}
+        for method, target in (
+            ("PUT", path),
+            ("GET", path.replace("/artifactory/", "/artifactory/api/storage/")),
+            ("GET", "/artifactory/api/repositories"),
+            ("GET", "/artifactory/api/search/artifact?name=a"),
+        ):
+            answer = cluster.admin.request(method, target, b"", spoofed)
+            told = str(answer.headers) + answer.body.decode()
+            assert answer.status < 300 and f"{base}/artifactory/" in told and "evil" not in told, target
 
 
 def test_a_request_without_host_is_answered(one: RunningCluster) -> None:

@@ -209,7 +209,7 @@ def test_text_stays_text(one: RunningCluster, value: str) -> None:
     assert ask(one, f"pattern?pattern={HERE}:{quote(value)}").json()["files"] == []
 
 
-def test_results_and_time_are_bounded(one: RunningCluster) -> None:
+def test_s39_results_and_time_are_bounded(one: RunningCluster) -> None:
     with one.settings(search_results_max=2):
         assert len(found(one, f"artifact?name=*&repos={BOTH}")) == 2
     with one.settings(search_seconds_max=0.001):

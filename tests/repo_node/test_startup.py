@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import asyncpg
 import pytest
 
 from repo_node.config import NodeConfig
@@ -15,9 +16,10 @@ from repo_node.db import durability
 from repo_node.db.errors import CatalogueUnavailable, NotDurable, SchemaTooOld
 from repo_node.db.nodes import NameTaken
 from repo_node.db.pool import Statement
+from repo_node.db.roles import NoSuchRole, give_rights
 from repo_node.settings import SettingError
 from sharding.identity import ShardIdentityError
-from tests.postgres import TestServer
+from tests.postgres import TestServer, run_apart
 from tests.repo_node.nodes import (
     configure,
     new_path,
@@ -86,21 +88,37 @@ def test_a_postgres_that_never_comes_ends_the_wait(directory: Path) -> None:
         refuse(config, CatalogueUnavailable, "no connection to Postgres")
 
 
-def test_a_node_runs_as_a_role_that_may_not_change_the_schema(
+DDL = [
+    "CREATE TABLE mine (x int)",
+    "ALTER TABLE events ADD COLUMN x int",
+    "ALTER TABLE events DISABLE TRIGGER ALL",
+    "DROP TABLE events",
+    "TRUNCATE events",
+    "CREATE OR REPLACE FUNCTION good_replicas(bigint) RETURNS int LANGUAGE sql AS 'SELECT 1'",
+    "UPDATE schema_migrations SET version = 1",
+    "CREATE ROLE other SUPERUSER",
+    "COPY users TO PROGRAM 'cat'",
+]
+
+
+def test_s41_a_node_runs_as_a_role_that_may_not_change_the_schema(
     postgres: TestServer, ready_dsn: str, directory: Path
 ) -> None:
     parts = urlsplit(ready_dsn)
     role = f"node_{parts.path[1:]}"
+    with pytest.raises(NoSuchRole, match="CREATE ROLE"):
+        run_apart(give_rights(ready_dsn, role))
     query(ready_dsn, f"CREATE ROLE \"{role}\" LOGIN PASSWORD 'runtime'")
     try:
-        for grant in (
-            "SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public",
-            "USAGE ON ALL SEQUENCES IN SCHEMA public",
-            "EXECUTE ON ALL FUNCTIONS IN SCHEMA public",
-        ):
-            query(ready_dsn, f'GRANT {grant} TO "{role}"')
+        for _ in range(2):
+            run_apart(give_rights(ready_dsn, role))
         host = parts.netloc.rpartition("@")[2]
         config = configure(parts._replace(netloc=f"{role}:runtime@{host}").geturl(), directory)
+        query(ready_dsn, "CREATE TABLE of_a_later_release (id bigint GENERATED ALWAYS AS IDENTITY)")
+        query(config.database.dsn, "INSERT INTO of_a_later_release DEFAULT VALUES")
+        for statement in DDL:
+            with pytest.raises(asyncpg.InsufficientPrivilegeError):
+                query(config.database.dsn, statement)
         before = query(ready_dsn, "SELECT relname FROM pg_class WHERE relnamespace = 'public'::regnamespace")
         with run_nodes([config]) as cluster:
             path = new_path()

@@ -15,7 +15,7 @@ SYSTEM = "/artifactory/api/v1/system"
 HOLDFAST = "/artifactory/api/holdfast"
 
 
-def test_health_needs_no_credentials_and_tells_nothing(one: RunningCluster) -> None:
+def test_s13_health_needs_no_credentials_and_tells_nothing(one: RunningCluster) -> None:
     client = one.first.client()
     for path in ("/artifactory/api/system/ping", f"{SYSTEM}/liveness", f"{SYSTEM}/readiness"):
         answer = client.get(path)
@@ -29,7 +29,7 @@ def test_the_version_keeps_jfrogs_clients_from_multipart_uploads(one: RunningClu
     assert document["addons"] == [] and document["revision"] and document["license"]
 
 
-def test_every_answer_says_holdfast_and_nothing_of_what_it_is_made_of(one: RunningCluster) -> None:
+def test_s13_every_answer_says_holdfast_and_nothing_of_what_it_is_made_of(one: RunningCluster) -> None:
     path = new_path()
     one.admin.put(path, b"x")
     answers = [
@@ -165,7 +165,7 @@ def test_redundancy_and_quorum_are_live(three: RunningCluster) -> None:
 # ---------------------------------------------------------------------- tokens
 
 
-def test_a_token_is_shown_once_listed_without_its_secret_and_revoked(one: RunningCluster) -> None:
+def test_s32_a_token_is_shown_once_listed_without_its_secret_and_revoked(one: RunningCluster) -> None:
     body = {"description": "ci", "scopes": ["write", "read"], "expires_in_seconds": 3600}
     answer = one.admin.post_json(f"{HOLDFAST}/tokens", body)
     assert answer.status == 201

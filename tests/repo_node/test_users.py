@@ -9,6 +9,7 @@ from uuid import uuid4
 
 import pytest
 
+from tests import canaries
 from tests.repo_node.http import Answer, Client
 from tests.repo_node.nodes import PASSWORD, RunningCluster, basic, errors_of, wait_until
 from tests.repo_node.people import client_of, grant, new_user
@@ -17,7 +18,7 @@ SECURITY = "/artifactory/api/security"
 USERS, GROUPS = f"{SECURITY}/users", f"{SECURITY}/groups"
 CHANGE = f"{USERS}/authorization/changePassword"
 REPOSITORIES = "/artifactory/api/repositories"
-OLD, NEW = "old-password-1", "new-password-2"
+OLD, NEW = canaries.password("old-1"), canaries.password("new-2")
 
 
 @pytest.fixture
@@ -130,7 +131,7 @@ def test_there_is_always_an_administrator(one: RunningCluster, name: str) -> Non
     assert one.admin.get(USERS).status == 200
 
 
-def test_nobody_can_make_the_anonymous_user_more(one: RunningCluster) -> None:
+def test_s37_nobody_can_make_the_anonymous_user_more(one: RunningCluster) -> None:
     for said in ({"admin": True}, {"password": OLD}):
         assert one.admin.post_json(f"{USERS}/anonymous", said).status == 400
     assert one.admin.delete(f"{USERS}/anonymous").status == 409
@@ -272,7 +273,7 @@ def test_s8_wrong_logins_from_one_address_lock_it_out_whatever_the_names(one: Ru
 
 
 def test_s33_no_password_stands_in_an_answer_or_in_the_events(one: RunningCluster, name: str) -> None:
-    secret = f"canary-{uuid4().hex}"
+    secret = canaries.password(uuid4().hex)
     answer = put_user(one.admin, name, password=secret, admin="no")
     assert answer.status == 400 and secret.encode() not in answer.body
     assert put_user(one.admin, name, password=secret).status == 200

@@ -88,7 +88,7 @@ def test_abort_ends_the_stream_wherever_it_comes(lengths: list[int], cuts: list[
 
 @settings(deadline=None)
 @given(garbage=st.binary(max_size=200), cuts=st.lists(st.integers(1, 9), min_size=1))
-def test_garbage_is_a_frame_error_or_an_unfinished_stream(garbage: bytes, cuts: list[int]) -> None:
+def test_s11_garbage_is_a_frame_error_or_an_unfinished_stream(garbage: bytes, cuts: list[int]) -> None:
     receiver = StreamReceiver()
     rest = memoryview(garbage)
     try:

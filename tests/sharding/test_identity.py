@@ -48,7 +48,7 @@ def test_created_shard_is_found_again(path: Path) -> None:
     assert sorted(os.listdir(path)) == ["blobs", "shard.json", "tmp"]
 
 
-def test_create_makes_parents_closed_to_others(tmp_path: Path) -> None:
+def test_s41_create_makes_parents_closed_to_others(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "shard"
     create(path, CLUSTER, SHARD)
     for made in (tmp_path / "a", tmp_path / "a" / "b", path, path / "blobs", path / "tmp"):

@@ -27,7 +27,7 @@ def verifies(dsn: str, password: str) -> bool:
     return passwords.check_password(asyncio.run(stored()), password)
 
 
-def test_init_db_shows_the_password_of_a_new_admin_once(nowhere: Holdfast, empty_dsn: str) -> None:
+def test_s38_init_db_shows_the_password_of_a_new_admin_once(nowhere: Holdfast, empty_dsn: str) -> None:
     result = nowhere("init-db", "--dsn", empty_dsn)
     assert result.exit_code == 0, result.output
     assert "Applied schema.sql; the schema is at version" in result.stdout
@@ -67,6 +67,14 @@ def test_init_db_shows_the_password_when_its_file_cannot_be_written(
     assert verifies(empty_dsn, json.loads(result.stdout)["admin_password"])
 
 
+def test_init_db_tells_the_new_password_though_there_is_no_such_role(nowhere: Holdfast, empty_dsn: str) -> None:
+    result = nowhere("init-db", "--dsn", empty_dsn, "--node-role", "no-such-role")
+    assert result.exit_code == 1
+    assert 'CREATE ROLE "no-such-role" LOGIN' in result.stderr
+    match = re.search(r"with the password (\S+) - keep it", result.stdout)
+    assert match is not None and verifies(empty_dsn, match[1])
+
+
 def test_init_db_refuses_a_file_in_no_directory_before_it_does_anything(nowhere: Holdfast) -> None:
     result = nowhere("init-db", "--dsn", "postgresql://h/d", "--admin-password-file", "none/admin")
     assert result.exit_code == 2
@@ -97,7 +105,7 @@ def test_init_db_says_that_the_database_cannot_be_reached(nowhere: Holdfast) -> 
     assert "canary-secret" not in result.output
 
 
-def test_init_db_keeps_a_wrong_password_to_itself(nowhere: Holdfast, empty_dsn: str) -> None:
+def test_s33_init_db_keeps_a_wrong_password_to_itself(nowhere: Holdfast, empty_dsn: str) -> None:
     parts = urlsplit(empty_dsn)
     wrong = empty_dsn.replace(str(parts.password), "canary-secret")
     if wrong == empty_dsn:

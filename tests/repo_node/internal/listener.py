@@ -147,8 +147,7 @@ async def run_listener(shard: Shard, **options: Any) -> AsyncIterator[Listener]:
             node_id=NodeId("node-1"),
             incarnation=INCARNATION,
             cluster_id=lambda: listener.cluster,
-            key=KEY,
-            **options,
+            **{"accepted": [KEY], **options},
         )
         runner = web.AppRunner(listener.app, shutdown_timeout=1.0)
         await runner.setup()

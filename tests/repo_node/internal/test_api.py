@@ -16,7 +16,7 @@ from yarl import URL
 
 from repo_node import keys
 from repo_node.logs import request_id
-from sharding import calls
+from sharding import calls, wire
 from sharding.errors import ReplicaCorrupt, ShardUnavailable
 from sharding.guarded import Operation
 from sharding.model import BLOCK_BYTES, BlobName, Buffer, NodeId
@@ -29,6 +29,7 @@ from tests.repo_node.internal.listener import (
     TOKEN,
     Listener,
     credentials,
+    run_listener,
 )
 from tests.sharding.faulty import Fault, FaultyShard
 from tests.sharding.shard_contract import ShardContract, make_generation, make_name, replica_files, stage_all
@@ -126,7 +127,7 @@ async def ask(listener: Listener, route: str, headers: dict[str, str]) -> tuple[
 
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("changes", REFUSED_CREDENTIALS.values(), ids=REFUSED_CREDENTIALS.keys())
-async def test_request_is_refused_without_a_word_when_its_token_is_wrong(
+async def test_s10_request_is_refused_without_a_word_when_its_token_is_wrong(
     listener: Listener, route: str, changes: dict[str, str]
 ) -> None:
     assert await ask(listener, route, {**credentials(**changes)}) == (401, b"")
@@ -134,7 +135,7 @@ async def test_request_is_refused_without_a_word_when_its_token_is_wrong(
 
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("cluster", ["", "x", str(uuid.UUID(int=1)), str(CLUSTER).upper()])
-async def test_request_is_refused_when_it_is_meant_for_another_cluster(
+async def test_s10_request_is_refused_when_it_is_meant_for_another_cluster(
     listener: Listener, route: str, cluster: str
 ) -> None:
     assert await ask(listener, route, {**credentials(**{"X-Holdfast-Cluster": cluster})}) == (403, b"")
@@ -145,6 +146,14 @@ async def test_call_is_unavailable_when_the_owner_does_not_let_us_in(listener: L
     for changes in ({"token": "0" * 64}, {"cluster": uuid.uuid4()}):
         with pytest.raises(ShardUnavailable, match=r"status 40[13]"):
             await call(listener.remote(**changes), make_name(b"data"))
+
+
+async def test_s12_request_is_let_in_by_each_key_that_is_accepted_and_by_no_other(owned: FaultyShard) -> None:
+    new, gone = bytes(range(100, 132)), bytes(range(200, 232))
+    async with run_listener(owned, accepted=[new, KEY]) as listener:
+        for key, status in ((KEY, 200), (new, 200), (gone, 401), (b"", 401)):
+            token = f"Holdfast {keys.derive(key, wire.TOKEN_PURPOSE)}"
+            assert (await ask(listener, "node", {**credentials(Authorization=token)}))[0] == status
 
 
 async def test_request_is_unavailable_while_the_node_has_not_joined(listener: Listener) -> None:
@@ -172,7 +181,7 @@ async def test_peer_is_not_identified_when_it_does_not_let_us_in(listener: Liste
         await listener.remote(token="0" * 64)._calls.peer.identify()
 
 
-async def test_only_internal_routes_are_served(listener: Listener) -> None:
+async def test_s10_only_internal_routes_are_served(listener: Listener) -> None:
     paths = {resource.canonical for resource in listener.app.router.resources()}
     assert paths == {
         "/internal/v1/node",
@@ -185,7 +194,7 @@ async def test_only_internal_routes_are_served(listener: Listener) -> None:
 
 
 @pytest.mark.parametrize("path", ["/staged/..%2fx", "/staged/{gen}", "/staged/*", "/staged/{gen}%00"])
-async def test_request_is_bad_when_an_id_is_not_strictly_one(listener: Listener, path: str) -> None:
+async def test_s11_request_is_bad_when_an_id_is_not_strictly_one(listener: Listener, path: str) -> None:
     url = listener.path(path.format(gen=str(make_generation()).upper()))
     async with listener.session.put(URL(url, encoded=True), headers=credentials()) as answer:
         assert answer.status == 400

@@ -247,7 +247,7 @@ GARBAGE = {
 
 
 @pytest.mark.parametrize("garbage", GARBAGE.values(), ids=GARBAGE.keys())
-async def test_stream_that_is_none_of_calls_is_broken_off(
+async def test_s11_stream_that_is_none_of_calls_is_broken_off(
     listener: Listener, owned: FaultyShard, garbage: bytes
 ) -> None:
     owned.plan(Operation.SIZES, Fault.STALL)
@@ -259,7 +259,7 @@ async def test_stream_that_is_none_of_calls_is_broken_off(
     owned.release()
 
 
-async def test_unknown_request_is_refused_and_the_connection_goes_on(listener: Listener) -> None:
+async def test_s11_unknown_request_is_refused_and_the_connection_goes_on(listener: Listener) -> None:
     async with listener.raw_calls() as stream:
         await stream.send(HEAD.pack(5, 9, 20) + bytes(20))
         refused = await stream.message()

@@ -241,7 +241,7 @@ async def test_frames_by_hand_commit_a_blob(listener: Listener, shard_root: Path
 
 
 @pytest.mark.parametrize("garbage", [b"\0" * 5, b"GET / HTTP/1.1\r\n", data_head(BLOCK_BYTES + 1), b"C\0\0\0\1x"])
-async def test_garbage_is_answered_and_removes_the_staged_file(
+async def test_s11_garbage_is_answered_and_removes_the_staged_file(
     listener: Listener, shard_root: Path, garbage: bytes
 ) -> None:
     async with listener.stream() as stream:

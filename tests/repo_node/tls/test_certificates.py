@@ -131,7 +131,7 @@ def test_a_certificate_of_another_authority_is_named(node: Node, authority: Auth
     assert fault.startswith("internal.tls.ca_file: ") and "has not signed it" in fault
 
 
-def test_a_revoked_certificate_is_named_and_others_of_its_authority_are_not(node: Node, tmp_path: Path) -> None:
+def test_s35_a_revoked_certificate_is_named_and_others_of_its_authority_are_not(node: Node, tmp_path: Path) -> None:
     authority = Authority(tmp_path / "own")
     good, bad = authority.pair("node-1"), authority.pair("node-1")
     crl = authority.revocations(bad)
