@@ -14,7 +14,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
 
 from repo_node.auth.permissions import Permission
 from repo_node.errors import ErrorDocument
-from repo_node.web.descriptions import JSON, REST, Content, Description, Handler, description_of
+from repo_node.web.descriptions import ITEM, JSON, Content, Description, Handler, description_of
 from repo_node.web.routes import HARMLESS, PERMISSIONS, PLACES, WHILE_READ_ONLY, Place, WhileReadOnly
 
 COMPONENT = "#/components/schemas/{model}"
@@ -114,10 +114,10 @@ def routes_of(app: web.Application) -> Iterator[tuple[str, str, Handler]]:
 
 def paths_of(template: str, said: Description) -> tuple[str, ...]:
     """Return a route's template as OpenAPI has them; two where a repository may be meant as a whole."""
-    if not REST.search(template):
+    if ITEM not in template:
         return (template,)
-    whole = (REST.sub("{repo}", template),) if said.root else ()
-    return (*whole, REST.sub("{repo}/{path}", template))
+    whole = (template.replace(ITEM, "{repo}"),) if said.root else ()
+    return (*whole, template.replace(ITEM, "{repo}/{path}"))
 
 
 def needs_of(permission: Permission, place: Place | None) -> dict[str, Any]:
