@@ -46,7 +46,8 @@ OWN = frozenset({"repos", "listFiles"})
 """Parameters of a search by properties that are no properties."""
 
 
-Text = Annotated[str, Field(min_length=1, max_length=PATTERN_CHARACTERS_MAX)]
+Part = Annotated[str, Field(max_length=PATTERN_CHARACTERS_MAX)]
+Text = Annotated[Part, Field(min_length=1)]
 Name = Annotated[Text, Field(examples=["b*.txt"])]
 PathPattern = Annotated[Text, Field(description="repository:pattern", examples=["libs-local:folder/*.txt"])]
 Group = Annotated[Text, Field(examples=["org.example"])]
@@ -58,7 +59,7 @@ REPOS = {
     "repos": Annotated[str, Field(description="Repositories, separated by commas; none: all.", examples=["libs-local"])]
 }
 DIGESTS = {name: Annotated[str, Field(pattern=f"^[0-9A-Fa-f]{{{2 * size}}}$")] for name, size in DIGEST_BYTES.items()}
-MODULE = {"g": Required[Group], "a": Required[Artifact], "v": Text, **REPOS}
+MODULE = {"g": Required[Group], "a": Required[Artifact], "v": Part, **REPOS}
 DETAIL = {"X-Result-Detail": Annotated[str, Field(description="info, properties, or both with a comma between.")]}
 
 
@@ -231,7 +232,7 @@ async def by_checksum(request: web.Request) -> web.StreamResponse:
     raise RequestError("Say which checksum to search for: ?sha256=, ?sha1= or ?md5=.")
 
 
-@described({200: found("GavcSearchResult")}, query={**dict.fromkeys("gavc", Text), **REPOS}, headers=DETAIL)
+@described({200: found("GavcSearchResult")}, query={**dict.fromkeys("gavc", Part), **REPOS}, headers=DETAIL)
 async def by_gavc(request: web.Request) -> web.StreamResponse:
     """Find Maven artifacts by group, artifact, version and classifier."""
     parts = [text(request, name) for name in "gavc"]
