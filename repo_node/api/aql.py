@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any, NotRequired
+from typing import Annotated, Any, NotRequired
 
 from aiohttp import web
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from repo_node.api.documents import timestamp, to_json
@@ -17,12 +18,15 @@ from repo_node.auth.permissions import Permission
 from repo_node.db.searches import Hit
 from repo_node.web.body import read_document
 from repo_node.web.context import SERVICES, principal_of
-from repo_node.web.descriptions import TEXT, described
+from repo_node.web.descriptions import PLAIN, Content, described
 from repo_node.web.routes import ANYWHERE, Routes, WhileReadOnly
 from repo_node.web.streaming import send_pieces
 
 SLICE = 250
 """Results made into JSON at once: some four milliseconds."""
+
+
+Query = Annotated[str, Field(examples=['items.find({"repo": "libs-local"}).include("property", "stat").limit(10)'])]
 
 
 class Bounds(TypedDict):
@@ -44,7 +48,7 @@ def add_routes(routes: Routes) -> None:
     routes.add("POST", "/artifactory/api/search/aql", answer, Permission.READ, at=ANYWHERE, while_read_only=served)
 
 
-@described({200: AqlResults}, body=TEXT)
+@described({200: AqlResults}, body=Content(PLAIN, Query))
 async def answer(request: web.Request) -> web.StreamResponse:
     """Answer a query. Whatever is wrong with it is told before the first result."""
     queries, principal = request.app[SERVICES].item_queries, principal_of(request)

@@ -77,7 +77,7 @@ class Placed(TypedDict):
 
 
 class Released(TypedDict):
-    released: int
+    released: list[str]
 
 
 def add_routes(routes: Routes) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from aiohttp import web
@@ -34,7 +34,7 @@ BASE = "/artifactory/api/holdfast"
 class NewTokenDocument(BaseModel):
     """What may be said of a new token."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"scopes": ["read"]}]})
     description: PlainText = Field("", max_length=500)
     scopes: list[PlainText] = Field(min_length=1, max_length=SCOPES_MAX)
     user: PlainText | None = None
@@ -102,7 +102,7 @@ class SettingList(TypedDict):
 
 
 class ValueDocument(TypedDict):
-    value: Any
+    value: Annotated[Any, Field(examples=[7])]
 
 
 class TokenState(TypedDict):

@@ -21,16 +21,24 @@ from repo_node.web.queries import flag
 from repo_node.web.routes import Place, Routes, WhileReadOnly
 
 Listed = Annotated[
-    str, Field(min_length=1, description="name=value,value;name=value, a backslash before , ; | = itself.")
+    str,
+    Field(
+        min_length=1,
+        description="name=value,value;name=value, a backslash before , ; | = itself.",
+        examples=["a=1,2;b=3"],
+    ),
 ]
-Names = Annotated[str, Field(min_length=1, description="Names, separated by commas.")]
+Names = Annotated[str, Field(min_length=1, description="Names, separated by commas.", examples=["a,b"])]
 Scalar = str | bool | int | float
 
 
 class PatchDocument(TypedDict):
     """What each property is to be; null drops it."""
 
-    props: Annotated[dict[str, Scalar | list[Scalar] | None], Field(min_length=1, max_length=PROPERTIES_MAX)]
+    props: Annotated[
+        dict[str, Scalar | list[Scalar] | None],
+        Field(min_length=1, max_length=PROPERTIES_MAX, examples=[{"a": ["1", "2"], "b": None}]),
+    ]
 
 
 def add_routes(routes: Routes) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Annotated, Any
 
 from aiohttp import web
+from pydantic import Field
 
 from repo_node.api.documents import json_response
 from repo_node.api.repository_documents import (
@@ -29,7 +30,7 @@ from repo_node.web.descriptions import TEXT, described
 from repo_node.web.routes import ANYWHERE, Place, Routes
 
 BASE = "/artifactory/api/repositories"
-RepositoryClass = Literal["local", "virtual", "remote", "federated", "distribution"]
+RepositoryClass = Annotated[str, Field(description="local or virtual, in letters of any case: there are no others.")]
 
 
 def add_routes(routes: Routes) -> None:

@@ -46,11 +46,20 @@ OWN = frozenset({"repos", "listFiles"})
 """Parameters of a search by properties that are no properties."""
 
 
-Pattern = Annotated[str, Field(min_length=1, max_length=PATTERN_CHARACTERS_MAX)]
-Milliseconds = Annotated[int, Field(ge=0, le=MILLISECONDS_MAX, description="Milliseconds since 1970.")]
-REPOS = {"repos": Annotated[str, Field(description="Repositories, separated by commas; none: all.")]}
+Part = Annotated[str, Field(max_length=PATTERN_CHARACTERS_MAX)]
+Text = Annotated[Part, Field(min_length=1)]
+Name = Annotated[Text, Field(examples=["b*.txt"])]
+PathPattern = Annotated[Text, Field(description="repository:pattern", examples=["libs-local:folder/*.txt"])]
+Group = Annotated[Text, Field(examples=["org.example"])]
+Artifact = Annotated[Text, Field(examples=["module"])]
+Milliseconds = Annotated[
+    int, Field(ge=0, le=MILLISECONDS_MAX, description="Milliseconds since 1970.", examples=[1_700_000_000_000])
+]
+REPOS = {
+    "repos": Annotated[str, Field(description="Repositories, separated by commas; none: all.", examples=["libs-local"])]
+}
 DIGESTS = {name: Annotated[str, Field(pattern=f"^[0-9A-Fa-f]{{{2 * size}}}$")] for name, size in DIGEST_BYTES.items()}
-MODULE = {"g": Required[Pattern], "a": Required[Pattern], "v": Pattern, **REPOS}
+MODULE = {"g": Required[Group], "a": Required[Artifact], "v": Part, **REPOS}
 DETAIL = {"X-Result-Detail": Annotated[str, Field(description="info, properties, or both with a comma between.")]}
 
 
@@ -194,7 +203,7 @@ def result(base: str, item: Item, detail: Iterable[str]) -> dict[str, Any]:
 # ------------------------------------------------------------------ the searches
 
 
-@described({200: found("ArtifactSearchResult")}, query={"name": Required[Pattern], **REPOS}, headers=DETAIL)
+@described({200: found("ArtifactSearchResult")}, query={"name": Required[Name], **REPOS}, headers=DETAIL)
 async def by_name(request: web.Request) -> web.StreamResponse:
     """Find artifacts and folders by their name, in which * and ? stand for others."""
     searches = request.app[SERVICES].searches
@@ -223,7 +232,7 @@ async def by_checksum(request: web.Request) -> web.StreamResponse:
     raise RequestError("Say which checksum to search for: ?sha256=, ?sha1= or ?md5=.")
 
 
-@described({200: found("GavcSearchResult")}, query={**dict.fromkeys("gavc", Pattern), **REPOS}, headers=DETAIL)
+@described({200: found("GavcSearchResult")}, query={**dict.fromkeys("gavc", Part), **REPOS}, headers=DETAIL)
 async def by_gavc(request: web.Request) -> web.StreamResponse:
     """Find Maven artifacts by group, artifact, version and classifier."""
     parts = [text(request, name) for name in "gavc"]
@@ -235,7 +244,7 @@ async def by_gavc(request: web.Request) -> web.StreamResponse:
     return results(request, hits, "GavcSearchResult")
 
 
-@described({200: Content(f"{SEARCH}.PatternResultFileSet+json", PathList)}, query={"pattern": Required[Pattern]})
+@described({200: Content(f"{SEARCH}.PatternResultFileSet+json", PathList)}, query={"pattern": Required[PathPattern]})
 async def by_pattern(request: web.Request) -> web.StreamResponse:
     """Answer with the paths in one repository that match ``repository:pattern``."""
     asked = required(request, "pattern")

@@ -11,6 +11,7 @@ from repo_node.api.documents import Sha256, Time, json_response, timestamp
 from repo_node.auth.permissions import Permission
 from repo_node.db.trash import Position, Trashed
 from repo_node.errors import RequestError
+from repo_node.paths import check_repository_key
 from repo_node.web.addresses import origin_of
 from repo_node.web.context import SERVICES, artifact_at, artifact_in
 from repo_node.web.descriptions import TEXT, Digits, PlacePath, described
@@ -127,7 +128,10 @@ async def empty(request: web.Request) -> web.StreamResponse:
 @described({200: TEXT}, root=True)
 async def clean(request: web.Request) -> web.StreamResponse:
     """Take an artifact or a folder out of the trash, for good."""
-    gone = await request.app[SERVICES].trash.empty(artifact_at(request, skip=4), by=origin_of(request))
+    at = artifact_at(request, skip=4)
+    # Of what is no repository nothing is in the trash, which would be told as a success.
+    check_repository_key(at.repository)
+    gone = await request.app[SERVICES].trash.empty(at, by=origin_of(request))
     return web.Response(text=f"{artifacts(gone)} left the trash.\n")
 
 

@@ -20,15 +20,17 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 MARK = "__description__"
 JSON, PLAIN, ANYTHING = "application/json", "text/plain", "*/*"
-REST = re.compile(r"\{(\w+):\.\+\}")
-"""In a template: all segments that are left, which are a repository and a path in it."""
+ITEM = "{item}"
+"""In a route's template: all segments that are left, which are a repository and a path in it."""
 
 NO_TYPES: Mapping[str, Any] = MappingProxyType({})
 
 Flag = Annotated[Literal["0", "1", "false", "true"], Field(description="1 or 0, true or false.")]
 Count = Annotated[int, Field(ge=0, lt=10**18)]
 Digits = Annotated[str, Field(pattern="^[0-9]{1,18}$")]
-PlacePath = Annotated[str, Field(min_length=1, description="A repository and a path in it: /repository/path.")]
+PlacePath = Annotated[
+    str, Field(min_length=1, description="A repository and a path in it.", examples=["/libs-local/folder/copy.txt"])
+]
 Present = Annotated[str, Field(description="It need only be there, whatever its value.")]
 
 

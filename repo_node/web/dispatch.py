@@ -13,11 +13,12 @@ from aiohttp import web
 from aiohttp.web_urldispatcher import UrlMappingMatchInfo
 
 from repo_node.web.context import TARGET
+from repo_node.web.descriptions import ITEM
 from repo_node.web.middleware import answer
 
 Answering = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
-ROOT, ITEM = "artifactory", "{item}"
+ROOT = "artifactory"
 ARTIFACTS = f"/{ROOT}/{{item:.+}}"
 """The pattern of every route of artifacts; no other one may have a variable segment in place of the repository."""
 

@@ -14,7 +14,7 @@ from pydantic.json_schema import GenerateJsonSchema, JsonSchemaMode
 
 from repo_node.auth.permissions import Permission
 from repo_node.errors import ErrorDocument
-from repo_node.web.descriptions import JSON, REST, Content, Description, description_of
+from repo_node.web.descriptions import ITEM, JSON, Content, Description, description_of
 from repo_node.web.routes import DECLARED, HARMLESS, Declared, WhileReadOnly
 
 COMPONENT = "#/components/schemas/{model}"
@@ -108,10 +108,10 @@ def openapi_of(app: web.Application, version: str) -> dict[str, Any]:
 
 def paths_of(template: str, said: Description) -> tuple[str, ...]:
     """Return a route's template as OpenAPI has them; two where a repository may be meant as a whole."""
-    if not REST.search(template):
+    if ITEM not in template:
         return (template,)
-    whole = (REST.sub("{repo}", template),) if said.root else ()
-    return (*whole, REST.sub("{repo}/{path}", template))
+    whole = (template.replace(ITEM, "{repo}"),) if said.root else ()
+    return (*whole, template.replace(ITEM, "{repo}/{path}"))
 
 
 def needs_of(declared: Declared) -> dict[str, Any]:

@@ -30,6 +30,7 @@ def operations() -> list[tuple[str, str, dict[str, Any]]]:
 
 def template_of(path: str) -> str:
     """Return the route's template that a path of the document is made of."""
+    assert "{item}" not in path
     return re.sub(r"\{repo\}(/\{path\})?$", "{item}", path)
 
 

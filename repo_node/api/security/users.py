@@ -26,7 +26,11 @@ BASE = "/artifactory/api/security/users"
 class UserDocument(BaseModel):
     """What may be said of a user; the rest of what Artifactory's clients send means nothing here."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config = ConfigDict(
+        extra="ignore",
+        strict=True,
+        json_schema_extra={"examples": [{"email": "someone@example.org", "internalPasswordDisabled": True}]},
+    )
     name: str | None = None
     email: PlainText | None = Field(None, max_length=254)
     password: PlainText | None = None
