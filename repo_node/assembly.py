@@ -23,6 +23,7 @@ from repo_node.api import gc as gc_api
 from repo_node.api import holdfast as holdfast_api
 from repo_node.api import jobs as jobs_api
 from repo_node.api import members as members_api
+from repo_node.api import openapi as openapi_api
 from repo_node.api import properties as properties_api
 from repo_node.api import repositories as repositories_api
 from repo_node.api import searches as searches_api
@@ -33,6 +34,7 @@ from repo_node.api import trash as trash_api
 from repo_node.api.certified import CertifiedPeers
 from repo_node.api.epochs import EpochHandlers
 from repo_node.api.internal import STAGED_UPLOADS_MAX, internal_app
+from repo_node.api.openapi import API_DOCUMENT, ApiDocument
 from repo_node.api.security import accounts as accounts_api
 from repo_node.api.security import api_keys as api_keys_api
 from repo_node.api.security import groups as groups_api
@@ -351,16 +353,16 @@ def archives_of(parts: Parts, artifacts: Artifacts) -> ArchiveDeploy:
 
 
 def public_app(services: Services, node: Node) -> web.Application:
-    """Build the public application: every route with the permission it needs."""
+    """Build the public application: every route with the permission it needs, and what clients are told of it."""
     app = web.Application(middlewares=[answer])
-    app[SERVICES], app[NODE] = services, node
+    app[SERVICES], app[NODE], app[API_DOCUMENT] = services, node, ApiDocument(app)
     app.on_response_prepare.append(complete_head)
     routes = Routes(app)
     trees_apis = (storage_api, properties_api, transfers_api, searches_api, aql_api, folder_download_api)
     own_apis = (holdfast_api, audit_api, jobs_api, members_api, checks_api, gc_api, trash_api)
     # What is done to accounts comes before users, whose names it could be.
     security_apis = (accounts_api, users_api, groups_api, permissions_api, tokens_api, api_keys_api)
-    for api in (system_api, repositories_api, *security_apis, *trees_apis, *own_apis, artifacts_api):
+    for api in (system_api, openapi_api, repositories_api, *security_apis, *trees_apis, *own_apis, artifacts_api):
         api.add_routes(routes)
     return app
 

@@ -8,6 +8,9 @@ from typing import Protocol
 from repo_node.errors import ChecksumMismatch
 from sharding.model import ALL_DIGESTS
 
+CHECKSUM_HEADERS = {"sha256": "X-Checksum-Sha256", "sha1": "X-Checksum-Sha1", "md5": "X-Checksum-Md5"}
+"""By the digest's name, the header that declares it and the one that tells it."""
+
 
 class Content(Protocol):
     """Content as its digests name it; one that was never computed is None."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
+from typing_extensions import TypedDict
+
 from repo_node.aql.tree import AqlError
 from repo_node.db.aql import TooManyResults
 from repo_node.db.blobs import PathConflict
@@ -104,6 +106,17 @@ def absent(what: NotFound, *, fresh: bool) -> NotFound | AbsenceInDoubt:
     return what if fresh else AbsenceInDoubt(f"Postgres says that it is absent, and confirms no heartbeat: {what}")
 
 
+class ErrorOne(TypedDict):
+    status: int
+    message: str
+
+
+class ErrorDocument(TypedDict):
+    """What every refusal is told with."""
+
+    errors: list[ErrorOne]
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """``may_retry`` adds Retry-After."""
@@ -114,7 +127,7 @@ class Answer:
 
     def body(self) -> bytes:
         """Return the JSON that every client of Artifactory's API understands."""
-        document = {"errors": [{"status": self.status, "message": self.message}]}
+        document: ErrorDocument = {"errors": [{"status": self.status, "message": self.message}]}
         # What a client said may be told again, and JSON can say halves of surrogate pairs, which UTF-8 cannot.
         return json.dumps(document, ensure_ascii=False).encode(errors="replace")
 

@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import quote, unquote_to_bytes
 
 SEGMENT_BYTES_MAX = 255
@@ -59,8 +60,7 @@ def split_path(path: str) -> tuple[str, str]:
     return folder, name
 
 
-@dataclass(frozen=True, slots=True)
-class ArtifactPath:
+class ArtifactPath(NamedTuple):
     """A place in a repository. The root of the repository has no name and no folder."""
 
     repository: str

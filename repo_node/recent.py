@@ -50,7 +50,10 @@ class RecentItems:
 
     def mark(self, *places: ArtifactPath) -> int:
         """Return what tells ``keep`` whether one of these has changed since; taken before Postgres is asked."""
-        return sum(self._changes[hash(at) % MARKS] for at in places)
+        changes = 0
+        for at in places:
+            changes += self._changes[hash(at) % MARKS]
+        return changes
 
     def keep(self, at: ArtifactPath, item: Item, mark: int, asked_at: float, *others: ArtifactPath) -> None:
         """Remember an artifact that Postgres told of after ``asked_at``, in place of what it told before.

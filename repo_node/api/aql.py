@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, NotRequired
 
 from aiohttp import web
+from typing_extensions import TypedDict
 
 from repo_node.api.documents import timestamp, to_json
 from repo_node.aql.conditions import ItemQuery, Shown
@@ -16,6 +17,7 @@ from repo_node.auth.permissions import Permission
 from repo_node.db.searches import Hit
 from repo_node.web.body import read_document
 from repo_node.web.context import SERVICES, principal_of
+from repo_node.web.descriptions import TEXT, described
 from repo_node.web.routes import ANYWHERE, Routes, WhileReadOnly
 from repo_node.web.streaming import send_pieces
 
@@ -23,11 +25,26 @@ SLICE = 250
 """Results made into JSON at once: some four milliseconds."""
 
 
+class Bounds(TypedDict):
+    start_pos: int
+    end_pos: int
+    total: int
+    limit: NotRequired[int]
+
+
+class AqlResults(TypedDict):
+    """What was found, with the fields that the query asks for."""
+
+    results: list[dict[str, Any]]
+    range: Bounds
+
+
 def add_routes(routes: Routes) -> None:
     served = WhileReadOnly.SERVED
     routes.add("POST", "/artifactory/api/search/aql", answer, Permission.READ, at=ANYWHERE, while_read_only=served)
 
 
+@described({200: AqlResults}, body=TEXT)
 async def answer(request: web.Request) -> web.StreamResponse:
     """Answer a query. Whatever is wrong with it is told before the first result."""
     queries, principal = request.app[SERVICES].item_queries, principal_of(request)

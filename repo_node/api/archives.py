@@ -5,8 +5,9 @@ from __future__ import annotations
 from contextlib import aclosing
 
 from aiohttp import web
+from typing_extensions import TypedDict
 
-from repo_node.api.documents import json_response, storage_uri
+from repo_node.api.documents import Checksums, json_response, storage_uri
 from repo_node.archive_deploy import KINDS, ArchiveRequest, kind_of
 from repo_node.artifacts import DeployRequest
 from repo_node.auth.permissions import Permission
@@ -19,6 +20,17 @@ from repo_node.web.context import SERVICES, base_url, principal_of, require
 from repo_node.web.queries import header_flag
 
 EXPLODE, ATOMIC = "X-Explode-Archive", "X-Explode-Archive-Atomic"
+
+
+class Unpacked(TypedDict):
+    """The folder that an archive was unpacked into, and how much that was; the checksums are the archive's."""
+
+    repo: str
+    path: str
+    uri: str
+    artifacts: int
+    size: str
+    checksums: Checksums
 
 
 def is_exploded(request: web.Request) -> bool:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import binascii
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
+from typing import Annotated, Any, Literal
 
 from aiohttp import web
+from pydantic import Field
 
-from repo_node.api.archives import explode, is_exploded
-from repo_node.api.documents import file_document, folder_document, json_response
+from repo_node.api.archives import ATOMIC, EXPLODE, Unpacked, explode, is_exploded
+from repo_node.api.documents import FileDocument, FolderInfo, file_document, folder_document, json_response
 from repo_node.artifacts import Deployed, DeployRequest
 from repo_node.auth.permissions import Permission
 from repo_node.checksum_deploy import SendTheBody
-from repo_node.checksums import DeclaredDigests, checksums_of
+from repo_node.checksums import CHECKSUM_HEADERS, DeclaredDigests, checksums_of
 from repo_node.db.artifacts import Blob, Item, place_of
 from repo_node.db.errors import CatalogueUnavailable
 from repo_node.db.properties import Changes
@@ -22,11 +24,12 @@ from repo_node.paths import ArtifactPath, Target
 from repo_node.web.addresses import origin_of
 from repo_node.web.body import leave_unread, read_body, receive_upload, refuse_large
 from repo_node.web.context import SERVICES, TARGET, artifact_at, base_url, principal_of, require
+from repo_node.web.descriptions import BYTES, Body, described
+from repo_node.web.dispatch import ARTIFACTS
 from repo_node.web.queries import header_flag
 from repo_node.web.routes import Place, Routes, WhileReadOnly
 from repo_node.web.streaming import media_type, send_artifact
 
-CHECKSUM_HEADERS = {"X-Checksum-Sha256": "sha256", "X-Checksum-Sha1": "sha1", "X-Checksum-Md5": "md5"}
 DIGEST_BYTES = {"sha256": 32, "sha1": 20, "md5": 16}
 MISMATCH = "X-Holdfast-Checksum-Mismatch"
 """Names the digests that the client declared otherwise than they are, where that refuses nothing."""
@@ -34,16 +37,32 @@ MISMATCH = "X-Holdfast-Checksum-Mismatch"
 NAME_BY_DIGITS = {64: "sha256", 40: "sha1", 32: "md5"}
 
 
+CONDITIONS = dict.fromkeys(("Range", "If-Range", "If-None-Match", "If-Modified-Since"), str)
+Truth = Literal["true", "false"]
+DECLARED: Mapping[str, Any] = {
+    **{
+        header: Annotated[str, Field(pattern=f"^[0-9A-Fa-f]{{{2 * DIGEST_BYTES[name]}}}$")]
+        for name, header in CHECKSUM_HEADERS.items()
+    },
+    "X-Checksum": Annotated[str, Field(description="A sha256, sha1 or md5, which its length tells.")],
+    "X-Checksum-Deploy": Annotated[Truth, Field(description="Store content that is known, without a body.")],
+    EXPLODE: Annotated[Truth, Field(description="Store what is in the archive.")],
+    ATOMIC: Annotated[Truth, Field(description="Store all that is in the archive, or nothing.")],
+}
+
+
 def add_routes(routes: Routes) -> None:
     """Must come last: its pattern matches whatever no other route did."""
     by_postgres = WhileReadOnly.REFUSED_BY_POSTGRES
-    item, at = "/artifactory/{item:.+}", Place(1)
-    routes.add("GET", item, retrieve, Permission.READ, at=at)
-    routes.add("PUT", item, deploy, Permission.WRITE, at=at, while_read_only=by_postgres)
-    routes.add("DELETE", item, delete, Permission.DELETE, at=at, while_read_only=by_postgres)
+    at = Place(1)
+    routes.add("GET", ARTIFACTS, retrieve, Permission.READ, at=at)
+    routes.add("PUT", ARTIFACTS, deploy, Permission.WRITE, at=at, while_read_only=by_postgres)
+    routes.add("DELETE", ARTIFACTS, delete, Permission.DELETE, at=at, while_read_only=by_postgres)
 
 
+@described({200: BYTES, 206: BYTES, 304: None}, errors={416}, headers=CONDITIONS)
 async def retrieve(request: web.Request) -> web.StreamResponse:
+    """Send an artifact: all of it or, with ``Range``, parts."""
     services, at = request.app[SERVICES], artifact_at(request)
     if not at.name:
         raise NotFound("File not found.")
@@ -90,6 +109,12 @@ def matches(target: Target, properties: Mapping[str, Sequence[str]]) -> bool:
     )
 
 
+@described(
+    {201: FileDocument | FolderInfo | Unpacked},
+    errors={409, 507},
+    body=Body((BYTES,), required=False),
+    headers=DECLARED,
+)
 async def deploy(request: web.Request) -> web.StreamResponse:
     """Store an artifact. With properties it needs ``annotate`` too, and over another artifact ``delete``.
 
@@ -161,6 +186,7 @@ async def make_folder(request: web.Request, at: ArtifactPath) -> web.StreamRespo
     return json_response(document, status=201, headers={"Location": document["uri"]})
 
 
+@described({204: None}, errors={409})
 async def delete(request: web.Request) -> web.StreamResponse:
     """Delete an artifact or, for whoever may delete all that may lie in it, a folder."""
     services, at = request.app[SERVICES], artifact_at(request)
@@ -176,7 +202,7 @@ async def delete(request: web.Request) -> web.StreamResponse:
 def declared_digests(request: web.Request) -> DeclaredDigests:
     """Return the checksums a client declared. ``X-Checksum`` is told by its length. Raises ``RequestError``."""
     declared: dict[str, bytes] = {}
-    for header, name in CHECKSUM_HEADERS.items():
+    for name, header in CHECKSUM_HEADERS.items():
         if (text := request.headers.get(header)) is not None:
             declared[name] = parse_digest(header, name, text)
     if (text := request.headers.get("X-Checksum")) is not None:

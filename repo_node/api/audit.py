@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any
 
 from aiohttp import web
+from pydantic import Field
+from typing_extensions import TypedDict
 
-from repo_node.api.documents import json_response, timestamp
+from repo_node.api.documents import Sha256, Time, json_response, timestamp
 from repo_node.auth.permissions import Permission
 from repo_node.db import events
 from repo_node.db.events import Event, Wanted
 from repo_node.errors import RequestError
 from repo_node.web.context import SERVICES
+from repo_node.web.descriptions import Count, described
 from repo_node.web.queries import number
 from repo_node.web.routes import Routes
 from repo_node.web.state import NODE
@@ -21,10 +24,41 @@ EVENTS_USUAL = 1_000
 PARAMETERS = frozenset({"after", "before", "limit", "kind", "principal", "repository", "path"})
 
 
+class EventDocument(TypedDict):
+    id: int
+    at: Time
+    kind: str
+    repository: str | None
+    path: str | None
+    sha256: Sha256 | None
+    principal: str
+    address: str | None
+    request_id: str | None
+    detail: Any
+
+
+class Events(TypedDict):
+    events: list[EventDocument]
+    next: int | None
+    more: bool
+
+
 def add_routes(routes: Routes) -> None:
     routes.add("GET", "/artifactory/api/holdfast/audit", read, Permission.ADMIN)
 
 
+@described(
+    {200: Events},
+    query={
+        "after": Count,
+        "before": Count,
+        "limit": Count,
+        "kind": Annotated[str, Field(description="One kind of events, or several, separated by commas.")],
+        "principal": str,
+        "repository": str,
+        "path": Annotated[str, Field(description="A path in the repository, and what lies below it.")],
+    },
+)
 async def read(request: web.Request) -> web.StreamResponse:
     """Answer with a page of the log: the newest first or, with ``after``, from an id on, which followers poll with.
 
@@ -58,7 +92,7 @@ def wanted_of(request: web.Request) -> Wanted:
     return Wanted(kinds or None, query.get("principal"), query.get("repository"), path or None)
 
 
-def event_document(one: Event) -> dict[str, Any]:
+def event_document(one: Event) -> EventDocument:
     return {
         "id": one.id,
         "at": timestamp(one.at),

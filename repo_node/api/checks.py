@@ -7,14 +7,16 @@ from uuid import UUID, uuid4
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing_extensions import TypedDict
 
-from repo_node.api.documents import first_fault, json_response, timestamp
+from repo_node.api.documents import Time, first_fault, json_response, timestamp
 from repo_node.auth.permissions import Permission
 from repo_node.db import check_orders
 from repo_node.errors import NotFound, RequestError
 from repo_node.web.addresses import origin_of
 from repo_node.web.body import read_json
 from repo_node.web.context import TARGET
+from repo_node.web.descriptions import Body, described
 from repo_node.web.routes import Routes
 from repo_node.web.state import NODE
 
@@ -31,11 +33,39 @@ class CheckDocument(BaseModel):
     rebuild: bool = False
 
 
+class Ordered(TypedDict):
+    request: UUID
+    shards: int
+    unreached: list[int]
+
+
+class CheckState(TypedDict):
+    shard: int
+    node: str
+    node_up: bool
+    path: str
+    dry_run: bool
+    repair: bool
+    requested_at: Time
+    started_at: Time | None
+    finished_at: Time | None
+    done: int
+    total: int | None
+    report: Any
+    error: str | None
+
+
+class Checks(TypedDict):
+    finished: bool
+    checks: list[CheckState]
+
+
 def add_routes(routes: Routes) -> None:
     routes.add("POST", BASE, order, Permission.ADMIN)
     routes.add("GET", f"{BASE}/{{id}}", show, Permission.ADMIN)
 
 
+@described({202: Ordered}, body=Body.of(CheckDocument, required=False), errors={404})
 async def order(request: web.Request) -> web.StreamResponse:
     """Order a check of one shard or of all; their owners do it after the answer."""
     try:
@@ -66,7 +96,9 @@ async def order(request: web.Request) -> web.StreamResponse:
     return json_response({"request": str(identity), "shards": count, "unreached": skipped}, status=202)
 
 
+@described({200: Checks})
 async def show(request: web.Request) -> web.StreamResponse:
+    """Say how a check stands, shard by shard, and what it found."""
     text = request[TARGET].segments[4]
     try:
         identity = UUID(text)
@@ -79,7 +111,7 @@ async def show(request: web.Request) -> web.StreamResponse:
     return json_response({"finished": is_finished, "checks": [document_of(one) for one in found]})
 
 
-def document_of(row: check_orders.CheckRow) -> dict[str, Any]:
+def document_of(row: check_orders.CheckRow) -> CheckState:
     return {
         "shard": row.shard,
         "node": row.node,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, NotRequired
 from urllib.parse import quote
 
 from aiohttp import web
-from pydantic import AfterValidator, ValidationError
+from pydantic import AfterValidator, Field, ValidationError
+from typing_extensions import TypedDict
 
 from repo_node.checksums import checksums_of
 from repo_node.db.artifacts import Child, Item
@@ -24,6 +25,57 @@ def check_plain(text: str) -> str:
 
 
 PlainText = Annotated[str, AfterValidator(check_plain)]
+Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Checksums(TypedDict):
+    sha256: Sha256
+    sha1: NotRequired[str]
+    md5: NotRequired[str]
+
+
+class FileDocument(TypedDict):
+    """An artifact; ``size`` is in bytes."""
+
+    repo: str
+    path: str
+    created: Time
+    createdBy: str
+    downloadUri: str
+    mimeType: str
+    size: Annotated[str, Field(pattern="^[0-9]+$")]
+    checksums: Checksums
+    originalChecksums: Checksums
+    uri: str
+
+
+class FileInfo(FileDocument):
+    lastModified: Time
+    modifiedBy: str
+    lastUpdated: Time
+
+
+class ChildDocument(TypedDict):
+    uri: str
+    folder: bool
+
+
+class FolderDocument(TypedDict):
+    """A folder, or the root of a repository, which nobody made or changed."""
+
+    repo: str
+    path: str
+    uri: str
+    created: NotRequired[Time]
+    createdBy: NotRequired[str]
+    lastModified: NotRequired[Time]
+    modifiedBy: NotRequired[str]
+    lastUpdated: NotRequired[Time]
+
+
+class FolderInfo(FolderDocument):
+    children: list[ChildDocument]
 
 
 def first_fault(error: ValidationError) -> str:

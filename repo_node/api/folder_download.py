@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Literal, Required
 from urllib.parse import quote
 
 from aiohttp import web
@@ -10,6 +11,7 @@ from repo_node.archives import archive_writer
 from repo_node.auth.permissions import Permission
 from repo_node.errors import RequestError
 from repo_node.web.context import SERVICES, artifact_at, principal_of
+from repo_node.web.descriptions import Content, Flag, described
 from repo_node.web.queries import flag
 from repo_node.web.routes import Place, Routes
 from repo_node.web.streaming import send_pieces
@@ -26,6 +28,11 @@ def add_routes(routes: Routes) -> None:
     routes.add("GET", "/artifactory/api/archive/download/{item:.+}", download, Permission.READ, at=Place(4, below=True))
 
 
+@described(
+    {200: tuple(Content(kind) for kind in dict.fromkeys(MEDIA_TYPES.values()))},
+    query={"archiveType": Required[Literal[tuple(MEDIA_TYPES)]], "includeChecksumFiles": Flag},
+    root=True,
+)
 async def download(request: web.Request) -> web.StreamResponse:
     """Send a folder; refused before the first byte when it is larger than may be."""
     service, at = request.app[SERVICES].folder_download, artifact_at(request, skip=4)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, NotRequired
 
 from aiohttp import web
+from pydantic import Field
+from typing_extensions import TypedDict
 
-from repo_node.api.documents import json_response, timestamp
+from repo_node.api.documents import Sha256, Time, json_response, timestamp
 from repo_node.auth.permissions import Permission
 from repo_node.db import holds, jobs
 from repo_node.db.garbage import GarbageRows
@@ -15,6 +17,7 @@ from repo_node.errors import RequestError
 from repo_node.web.addresses import origin_of
 from repo_node.web.body import read_json
 from repo_node.web.context import SERVICES
+from repo_node.web.descriptions import TEXT, Body, Count, described
 from repo_node.web.queries import number
 from repo_node.web.routes import Routes
 from repo_node.web.state import NODE
@@ -25,6 +28,58 @@ CANDIDATES_MAX = 5_000
 DETAIL_CHARACTERS_MAX = 500
 
 
+class PrimaryDocument(TypedDict):
+    node: str
+    epoch: int
+
+
+class HoldState(TypedDict):
+    reason: str
+    detail: str
+    since: Time
+
+
+class Removals(TypedDict):
+    files: int
+    bytes: int
+
+
+class GcState(TypedDict):
+    primary: PrimaryDocument | None
+    holds: list[HoldState]
+    grace_seconds: float
+    blobs: int
+    blobs_allowed: int
+    removals: Removals
+
+
+class CandidateDocument(TypedDict):
+    sha256: Sha256
+    size: int
+    files: int
+    since: Time
+    reason: str
+    goes: bool
+    because: str
+
+
+class Candidates(TypedDict):
+    candidates: list[CandidateDocument]
+    next_after: int | None
+
+
+class HoldDocument(TypedDict):
+    detail: NotRequired[Annotated[str, Field(min_length=1, max_length=DETAIL_CHARACTERS_MAX)]]
+
+
+class Placed(TypedDict):
+    placed: bool
+
+
+class Released(TypedDict):
+    released: int
+
+
 def add_routes(routes: Routes) -> None:
     routes.add("POST", "/artifactory/api/system/storage/gc", run_gc, Permission.ADMIN)
     routes.add("GET", BASE, read_state, Permission.ADMIN)
@@ -33,6 +88,7 @@ def add_routes(routes: Routes) -> None:
     routes.add("POST", f"{BASE}/release", release, Permission.ADMIN)
 
 
+@described({200: TEXT})
 async def run_gc(request: web.Request) -> web.StreamResponse:
     """Start a run on the primary node; it goes on after the answer, as Artifactory's does."""
     database = request.app[NODE].database
@@ -42,6 +98,7 @@ async def run_gc(request: web.Request) -> web.StreamResponse:
     return web.Response(text="Garbage collection was started.\n")
 
 
+@described({200: GcState})
 async def read_state(request: web.Request) -> web.StreamResponse:
     """Answer with the primary, what holds deletions, what a run may remove, and what waits to be removed."""
     node, database = request.app[NODE], request.app[NODE].database
@@ -69,6 +126,7 @@ def limits_of(request: web.Request) -> GcLimits:
     return GcLimits(now.gc_grace_seconds, now.gc_percent_max, now.gc_blobs_max, now.gc_brake_blobs_min)
 
 
+@described({200: Candidates}, query={"after": Count, "limit": Count})
 async def list_candidates(request: web.Request) -> web.StreamResponse:
     """Answer with a page of candidates and what a run would do with each: the dry run. Nothing is written."""
     after, count = number(request, "after", 0), number(request, "limit", CANDIDATES_MAX)
@@ -83,7 +141,7 @@ async def list_candidates(request: web.Request) -> web.StreamResponse:
     )
 
 
-def candidate_document(one: Candidate) -> dict[str, Any]:
+def candidate_document(one: Candidate) -> CandidateDocument:
     return {
         "sha256": one.sha256.hex(),
         "size": one.size,
@@ -96,6 +154,7 @@ def candidate_document(one: Candidate) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@described({200: Placed}, body=Body.of(HoldDocument, required=False))
 async def hold(request: web.Request) -> web.StreamResponse:
     """Hold every deletion until it is released."""
     detail = (await read_json(request)).get("detail", "an operator wants it")
@@ -106,6 +165,7 @@ async def hold(request: web.Request) -> web.StreamResponse:
     return json_response({"placed": placed})
 
 
+@described({200: Released})
 async def release(request: web.Request) -> web.StreamResponse:
     """Let deletions go on, whatever held them."""
     released = await holds.release(request.app[NODE].database, by=origin_of(request))

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
+from uuid import UUID
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing_extensions import TypedDict
 
-from repo_node.api.documents import PlainText, first_fault, json_response, timestamp
-from repo_node.api.members import node_document
+from repo_node.api.documents import PlainText, Time, first_fault, json_response, timestamp
+from repo_node.api.members import NodeDocument, node_document
 from repo_node.api.security.requests import forget_tokens
 from repo_node.api.security.token_documents import SCOPES_MAX
 from repo_node.api.security.tokens import record, require_shorter_life
@@ -22,13 +24,14 @@ from repo_node.settings import SettingError, Settings, lenient, risk_of
 from repo_node.web.addresses import origin_of
 from repo_node.web.body import read_json
 from repo_node.web.context import SERVICES, TARGET, principal_of
+from repo_node.web.descriptions import Digits, described
 from repo_node.web.routes import Routes, WhileReadOnly
 from repo_node.web.state import NODE
 
 BASE = "/artifactory/api/holdfast"
 
 
-class TokenDocument(BaseModel):
+class NewTokenDocument(BaseModel):
     """What may be said of a new token."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -36,6 +39,91 @@ class TokenDocument(BaseModel):
     scopes: list[PlainText] = Field(min_length=1, max_length=SCOPES_MAX)
     user: PlainText | None = None
     expires_in_seconds: int | None = Field(None, ge=1, le=10 * 366 * 86_400)
+
+
+class ShardStatus(TypedDict):
+    id: int
+    uid: UUID
+    node: str
+    zone: str
+    path: str
+    state: str
+    up: bool
+    writable: bool
+    trouble: str
+    weight: float
+    capacity_bytes: int
+    free_bytes: int
+    replicas: int
+
+
+class BlobCounts(TypedDict):
+    count: int
+    bytes: int
+    missing_copies: int
+    short: int
+    unreferenced: int
+
+
+class Suspicion(TypedDict):
+    peer: str
+    kind: str
+
+
+class Status(TypedDict):
+    cluster_id: UUID
+    schema_version: int
+    nodes: list[NodeDocument]
+    shards: list[ShardStatus]
+    blobs: BlobCounts
+    repair_queue: int
+    primary: str | None
+    partition_suspicions: list[Suspicion]
+    deletion_holds: list[str]
+    read_only_reason: str
+
+
+SettingKey: Any = Literal[tuple(sorted(Settings.model_fields))]
+
+
+class SettingDocument(TypedDict):
+    """``is_set`` tells whether the value differs from the default because somebody said so."""
+
+    key: str
+    value: Any
+    default: Any
+    is_set: bool
+    description: str | None
+    warning: str | None
+
+
+class SettingList(TypedDict):
+    settings: list[SettingDocument]
+
+
+class ValueDocument(TypedDict):
+    value: Any
+
+
+class TokenState(TypedDict):
+    id: int
+    user: str
+    ending: str
+    description: str
+    scopes: list[str]
+    created_at: Time
+    expires_at: Time | None
+
+
+class Tokens(TypedDict):
+    tokens: list[TokenState]
+
+
+class NewToken(TypedDict):
+    id: int
+    token: str
+    scopes: list[str]
+    expires_in_seconds: int | None
 
 
 def add_routes(routes: Routes) -> None:
@@ -52,7 +140,9 @@ def add_routes(routes: Routes) -> None:
     routes.add("DELETE", f"{BASE}/tokens/{{id}}", revoke_token, Permission.ADMIN, while_read_only=WhileReadOnly.SERVED)
 
 
+@described({200: Status})
 async def status(request: web.Request) -> web.StreamResponse:
+    """Show the cluster: its nodes, its shards, how many copies are missing, and what holds deletions."""
     node = request.app[NODE]
     cluster, view = node.cluster(), node.view()
     counted, primary = await totals.read(node.database), node.primary()
@@ -99,7 +189,7 @@ async def stored_settings(request: web.Request) -> dict[str, Any]:
     return await rows.read(request.app[NODE].database)
 
 
-def setting_document(key: str, stored: Mapping[str, Any]) -> dict[str, Any]:
+def setting_document(key: str, stored: Mapping[str, Any]) -> SettingDocument:
     field = Settings.model_fields[key]
     value = stored.get(key, field.default)
     return {
@@ -112,7 +202,9 @@ def setting_document(key: str, stored: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+@described({200: SettingList})
 async def list_settings(request: web.Request) -> web.StreamResponse:
+    """List the settings of the cluster."""
     stored = await stored_settings(request)
     return json_response({"settings": [setting_document(key, stored) for key in sorted(Settings.model_fields)]})
 
@@ -124,11 +216,15 @@ def setting_key(request: web.Request) -> str:
     return key
 
 
+@described({200: SettingDocument}, path={"key": SettingKey})
 async def get_setting(request: web.Request) -> web.StreamResponse:
+    """Answer with a setting."""
     return json_response(setting_document(setting_key(request), await stored_settings(request)))
 
 
+@described({200: SettingDocument}, path={"key": SettingKey}, body=ValueDocument)
 async def set_setting(request: web.Request) -> web.StreamResponse:
+    """Change a setting, on every node within a second."""
     key, document = request[TARGET].segments[4], await read_json(request)
     if key not in Settings.model_fields:
         raise SettingError(f"there is no setting {key}")
@@ -146,6 +242,7 @@ async def set_setting(request: web.Request) -> web.StreamResponse:
     return json_response(setting_document(key, await stored_settings(request)))
 
 
+@described({200: SettingDocument}, path={"key": SettingKey})
 async def reset_setting(request: web.Request) -> web.StreamResponse:
     """Give a setting its default back; answer with it as it is now."""
     key = setting_key(request)
@@ -155,12 +252,14 @@ async def reset_setting(request: web.Request) -> web.StreamResponse:
     return json_response(setting_document(key, await stored_settings(request)))
 
 
+@described({200: Tokens})
 async def list_tokens(request: web.Request) -> web.StreamResponse:
+    """List the valid tokens of all users, without their secrets."""
     found = await principals.list_tokens(request.app[NODE].database)
     return json_response({"tokens": [token_document(token) for token in found]})
 
 
-def token_document(token: principals.Token) -> dict[str, Any]:
+def token_document(token: principals.Token) -> TokenState:
     return {
         "id": token.id,
         "user": token.user,
@@ -172,10 +271,11 @@ def token_document(token: principals.Token) -> dict[str, Any]:
     }
 
 
+@described({201: NewToken}, body=NewTokenDocument)
 async def create_token(request: web.Request) -> web.StreamResponse:
     """Make a token of the caller's, or of ``user``; its secret is in this one answer and nowhere else."""
     try:
-        document = TokenDocument.model_validate(await read_json(request))
+        document = NewTokenDocument.model_validate(await read_json(request))
     except ValidationError as error:
         raise RequestError(f"The token's description cannot be read: {first_fault(error)}") from None
     scopes, seconds = sorted(set(document.scopes)), document.expires_in_seconds
@@ -185,7 +285,9 @@ async def create_token(request: web.Request) -> web.StreamResponse:
     return json_response(answer, status=201, headers={"Cache-Control": "no-store"})
 
 
+@described({204: None}, path={"id": Digits})
 async def revoke_token(request: web.Request) -> web.StreamResponse:
+    """Revoke a token at once."""
     text = request[TARGET].segments[4]
     if not text.isascii() or not text.isdigit() or len(text) > 18:
         raise NotFound(f"There is no token {text}.")

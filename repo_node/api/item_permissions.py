@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from aiohttp import web
+from typing_extensions import TypedDict
 
 from repo_node.api.documents import json_response, storage_uri
 from repo_node.auth.permissions import Permission
@@ -18,6 +19,16 @@ LETTERS = {
     Permission.DELETE: "d",
     Permission.MANAGE: "m",
 }
+
+
+class Letters(TypedDict):
+    users: dict[str, list[str]]
+    groups: dict[str, list[str]]
+
+
+class ItemPermissions(TypedDict):
+    uri: str
+    principals: Letters
 
 
 async def permissions(request: web.Request, at: ArtifactPath) -> web.StreamResponse:

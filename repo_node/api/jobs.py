@@ -3,21 +3,58 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
+from typing import NotRequired
 
 from aiohttp import web
+from typing_extensions import TypedDict
 
-from repo_node.api.documents import json_response
+from repo_node.api.documents import Time, json_response
 from repo_node.auth.permissions import Permission
 from repo_node.db import jobs
 from repo_node.errors import NotFound, RequestError
 from repo_node.web.addresses import origin_of
 from repo_node.web.body import read_json
 from repo_node.web.context import TARGET
+from repo_node.web.descriptions import Body, described
 from repo_node.web.routes import Routes
 from repo_node.web.state import NODE
 
 BASE = "/artifactory/api/holdfast/jobs"
+
+
+class JobDocument(TypedDict):
+    job: str
+    node: str
+    node_up: bool
+    state: str
+    done: int
+    total: int | None
+    moved_bytes: int
+    seconds_left: float | None
+    last_error: str | None
+    started_at: Time | None
+    finished_at: Time | None
+    finished_age_seconds: float | None
+    requested_at: Time | None
+    answered_at: Time | None
+
+
+class Jobs(TypedDict):
+    jobs: list[JobDocument]
+
+
+class RunDocument(TypedDict):
+    node: NotRequired[str | None]
+
+
+class AskedNode(TypedDict):
+    node: str
+    requested_at: Time | None
+
+
+class Asked(TypedDict):
+    job: str
+    nodes: list[AskedNode]
 
 
 def add_routes(routes: Routes) -> None:
@@ -25,10 +62,13 @@ def add_routes(routes: Routes) -> None:
     routes.add("POST", f"{BASE}/{{job}}/run", run_job, Permission.ADMIN)
 
 
+@described({200: Jobs})
 async def list_jobs(request: web.Request) -> web.StreamResponse:
+    """List the maintenance jobs of every node, and how they stand."""
     return json_response({"jobs": [document_of(row) for row in await jobs.list_all(request.app[NODE].database)]})
 
 
+@described({202: Asked}, body=Body.of(RunDocument, required=False))
 async def run_job(request: web.Request) -> web.StreamResponse:
     """Ask for a run that begins from now on, on every living node or on ``node``; it goes on after the answer."""
     job, document = request[TARGET].segments[4], await read_json(request)
@@ -43,7 +83,7 @@ async def run_job(request: web.Request) -> web.StreamResponse:
     return json_response({"job": job, "nodes": nodes}, status=202)
 
 
-def document_of(row: jobs.JobRow) -> dict[str, Any]:
+def document_of(row: jobs.JobRow) -> JobDocument:
     age = row.finished_age_seconds
     return {
         "job": row.job,

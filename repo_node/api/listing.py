@@ -5,22 +5,69 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NotRequired
 
 from aiohttp import web
+from typing_extensions import TypedDict
 
-from repo_node.api.documents import json_response, storage_uri, timestamp, to_json
+from repo_node.api.documents import Sha256, Time, json_response, storage_uri, timestamp, to_json
 from repo_node.db.artifacts import Item
 from repo_node.db.trees import Entry
 from repo_node.errors import NotFound, RequestError
 from repo_node.paths import ArtifactPath, split_path
 from repo_node.trees import Depth
 from repo_node.web.context import SERVICES, base_url, principal_of
+from repo_node.web.descriptions import Content
 from repo_node.web.queries import flag, number
 
 FILE_LIST = "application/vnd.org.jfrog.artifactory.storage.FileList+json"
 LAST_MODIFIED = "application/vnd.org.jfrog.artifactory.storage.ItemLastModified+json"
 STATISTICS = "application/vnd.org.jfrog.artifactory.storage.StatsInfo+json"
+
+
+class Changed(TypedDict):
+    properties: Time
+
+
+class EntryDocument(TypedDict):
+    """A file or, with size -1, a folder."""
+
+    uri: str
+    size: int
+    lastModified: Time
+    folder: bool
+    sha1: NotRequired[str]
+    sha2: NotRequired[Sha256]
+    mdTimestamps: NotRequired[Changed]
+
+
+class FileList(TypedDict):
+    uri: str
+    created: Time
+    files: list[EntryDocument]
+
+
+class LastModified(TypedDict):
+    uri: str
+    lastModified: Time
+
+
+class Statistics(TypedDict):
+    """An artifact's downloads; ``lastDownloaded`` is in milliseconds since 1970, 0 for never."""
+
+    uri: str
+    downloadCount: int
+    lastDownloaded: int
+    lastDownloadedBy: NotRequired[str]
+    remoteDownloadCount: int
+    remoteLastDownloaded: int
+
+
+LISTINGS = (
+    Content(FILE_LIST, FileList),
+    Content(LAST_MODIFIED, LastModified),
+    Content(STATISTICS, Statistics),
+)
 
 
 async def list_files(request: web.Request, at: ArtifactPath, modified_at: datetime) -> web.StreamResponse:
@@ -31,7 +78,7 @@ async def list_files(request: web.Request, at: ArtifactPath, modified_at: dateti
     base = {"uri": storage_uri(base_url(request), at), "created": timestamp(datetime.now(UTC))}
     root = [root_entry(modified_at)] if flag(request, "includeRootPath", False) else []
 
-    async def documents() -> AsyncGenerator[list[dict[str, Any]], None]:
+    async def documents() -> AsyncGenerator[list[EntryDocument], None]:
         async with aclosing(request.app[SERVICES].trees.list(at, depth, principal_of(request).readable())) as pages:
             async for page in pages:
                 yield [entry_document(entry, at.path, with_times) for entry in page]
@@ -42,8 +89,8 @@ async def list_files(request: web.Request, at: ArtifactPath, modified_at: dateti
 async def send_list(
     request: web.Request,
     base: Mapping[str, Any],
-    files: list[dict[str, Any]],
-    pages: AsyncGenerator[list[dict[str, Any]], None],
+    files: list[EntryDocument],
+    pages: AsyncGenerator[list[EntryDocument], None],
 ) -> web.StreamResponse:
     """Answer with ``base`` and ``files``, to which pages are added; the head goes out with the first."""
     async with aclosing(pages):
@@ -62,12 +109,12 @@ async def send_list(
         return response
 
 
-def root_entry(modified_at: datetime) -> dict[str, Any]:
+def root_entry(modified_at: datetime) -> EntryDocument:
     return {"uri": "/", "size": -1, "lastModified": timestamp(modified_at), "folder": True}
 
 
-def entry_document(entry: Entry, below: str, with_times: bool) -> dict[str, Any]:
-    document: dict[str, Any] = {
+def entry_document(entry: Entry, below: str, with_times: bool) -> EntryDocument:
+    document: EntryDocument = {
         "uri": "/" + entry.path[len(below) :].lstrip("/"),
         "size": -1 if entry.size is None else entry.size,
         "lastModified": timestamp(entry.modified_at),
@@ -99,7 +146,7 @@ async def statistics(request: web.Request, at: ArtifactPath) -> web.StreamRespon
     found = await request.app[SERVICES].downloads.find(at)
     if found is None:
         raise NotFound("Unable to find item")
-    document: dict[str, Any] = {
+    document: Statistics = {
         "uri": storage_uri(base_url(request), at),
         "downloadCount": found.count,
         "lastDownloaded": 0 if found.last_at is None else int(found.last_at.timestamp() * 1000),

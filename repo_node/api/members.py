@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Literal, NotRequired
 
 from aiohttp import web
+from pydantic import Field
+from typing_extensions import TypedDict
 
-from repo_node.api.documents import json_response, timestamp
+from repo_node.api.documents import Time, json_response, timestamp
 from repo_node.auth.permissions import Permission
 from repo_node.db import shards
 from repo_node.db.nodes import ClusterRows, NodeRow
@@ -15,12 +17,14 @@ from repo_node.errors import NotFound, RequestError
 from repo_node.web.addresses import origin_of
 from repo_node.web.body import read_json
 from repo_node.web.context import TARGET
+from repo_node.web.descriptions import Body, described
 from repo_node.web.routes import Routes, WhileReadOnly
 from repo_node.web.state import NODE
 from sharding.model import NodeId
 
 BASE = "/artifactory/api/holdfast"
 ACTIONS = ("drain", "readonly", "activate", "replace")
+NODE_ACTIONS = ("drain", "activate", "reload")
 SHARD_ID_MAX = 32_767
 PATHS_MAX = 100
 PATH_BYTES_MAX = 4096
@@ -43,6 +47,113 @@ REFUSALS = {
 """Why an administrator's wish is not fulfilled, after the name of the shard or node."""
 
 
+ShardId = Annotated[int, Field(ge=0, le=SHARD_ID_MAX)]
+
+
+class Walk(TypedDict):
+    kind: str
+    walked: int
+    kept_back: int
+    last_copies: int
+    passes: int
+
+
+class ShardDocument(TypedDict):
+    """How a shard stands; ``walk`` is what is done with its copies now."""
+
+    id: int
+    node: str
+    zone: str | None
+    node_up: bool
+    path: str | None
+    weight: float | None
+    state: str
+    since: Time
+    reason: str
+    replaced: bool
+    available: bool
+    trouble: str
+    silent_seconds: float
+    replicas: int
+    replicas_counted: bool
+    free_bytes: int | None
+    capacity_bytes: int | None
+    walk: Walk | None
+
+
+class Shards(TypedDict):
+    shards: list[ShardDocument]
+
+
+class NodeDocument(TypedDict):
+    id: str
+    zone: str
+    url: str
+    up: bool
+    leaving: bool
+    version: str
+    schema_version: int | None
+    heartbeat_age_seconds: float
+
+
+class ShardOfNode(TypedDict):
+    id: int
+    state: str
+    replicas: int
+    replicas_counted: bool
+
+
+class NodeWithShards(NodeDocument):
+    shards: list[ShardOfNode]
+
+
+class Nodes(TypedDict):
+    nodes: list[NodeWithShards]
+
+
+class ShardOutcome(TypedDict):
+    shard: int
+    outcome: str
+
+
+class NodeOutcome(TypedDict):
+    node: str
+    outcome: str
+
+
+class NodeShards(TypedDict):
+    """What became of each shard of the node."""
+
+    node: str
+    shards: dict[str, str]
+
+
+class LastCopies(TypedDict):
+    shard: int
+    blobs: int
+    artifacts: int
+    paths: list[str]
+
+
+class WeightDocument(TypedDict):
+    weight: Annotated[float, Field(ge=WEIGHT_MIN, le=WEIGHT_MAX)]
+
+
+class ShardWeight(TypedDict):
+    shard: int
+    weight: float
+
+
+class CopiesDocument(TypedDict):
+    copies: Annotated[int, Field(gt=0, lt=2**63)]
+
+
+class ReloadDocument(TypedDict):
+    """For ``reload`` alone: the directory that may become a new shard."""
+
+    shard: NotRequired[Annotated[str, Field(pattern="^/", max_length=PATH_BYTES_MAX)] | None]
+
+
 def add_routes(routes: Routes) -> None:
     routes.add("GET", f"{BASE}/shards", list_shards, Permission.ADMIN)
     routes.add("GET", f"{BASE}/shards/{{id}}/last-copies", show_last_copies, Permission.ADMIN)
@@ -56,13 +167,17 @@ def add_routes(routes: Routes) -> None:
     routes.add("DELETE", f"{BASE}/nodes/{{id}}", remove_node, Permission.ADMIN)
 
 
+@described({200: Shards})
 async def list_shards(request: web.Request) -> web.StreamResponse:
+    """List the shards, and how each stands."""
     node = request.app[NODE]
     cluster, standings = node.cluster(), await shards.list_all(node.database)
     return json_response({"shards": [shard_document(one, cluster) for one in standings.values()]})
 
 
+@described({200: Nodes})
 async def list_nodes(request: web.Request) -> web.StreamResponse:
+    """List the nodes, and the shards of each."""
     node = request.app[NODE]
     cluster, standings = node.cluster(), await shards.list_all(node.database)
     return json_response(
@@ -87,12 +202,15 @@ async def list_nodes(request: web.Request) -> web.StreamResponse:
     )
 
 
+@described({200: ShardOutcome}, errors={409}, path={"id": ShardId, "action": Literal[ACTIONS]})
 async def change_shard(request: web.Request) -> web.StreamResponse:
+    """Drain a shard, make it read-only, take it into use again, or let another disk have its place."""
     shard = shard_of(request)
     outcome = await change(request, shard, action_of(request, ACTIONS))
     return json_response({"shard": shard, "outcome": checked(f"Shard {shard}", outcome)})
 
 
+@described({200: ShardWeight}, path={"id": ShardId}, body=WeightDocument)
 async def weigh_shard(request: web.Request) -> web.StreamResponse:
     """Give a shard another share of its zone's copies; rebalance moves what the new ring wants elsewhere."""
     shard, document = shard_of(request), await read_json(request)
@@ -106,6 +224,7 @@ async def weigh_shard(request: web.Request) -> web.StreamResponse:
     return json_response({"shard": shard, "weight": float(weight)})
 
 
+@described({200: ShardOutcome, 202: ShardOutcome}, errors={409}, path={"id": ShardId})
 async def remove_shard(request: web.Request) -> web.StreamResponse:
     """Remove a shard at once, or (202) begin to forget a lost one, whose copies are made good elsewhere first."""
     shard = shard_of(request)
@@ -114,6 +233,7 @@ async def remove_shard(request: web.Request) -> web.StreamResponse:
     return json_response({"shard": shard, "outcome": outcome}, status=202 if outcome == "forgetting" else 200)
 
 
+@described({200: LastCopies}, path={"id": ShardId})
 async def show_last_copies(request: web.Request) -> web.StreamResponse:
     """Say what would be lost for good with a shard."""
     shard = shard_of(request)
@@ -124,6 +244,7 @@ async def show_last_copies(request: web.Request) -> web.StreamResponse:
     return json_response(document)
 
 
+@described({202: ShardOutcome}, errors={409}, path={"id": ShardId}, body=CopiesDocument)
 async def give_up_last_copies(request: web.Request) -> web.StreamResponse:
     """Let a lost shard go although it has the last copies of so many blobs; wrong numbers change nothing."""
     shard, document = shard_of(request), await read_json(request)
@@ -134,9 +255,15 @@ async def give_up_last_copies(request: web.Request) -> web.StreamResponse:
     return json_response({"shard": shard, "outcome": checked(f"Shard {shard}", outcome)}, status=202)
 
 
+@described(
+    {200: NodeShards, 202: NodeOutcome},
+    errors={409},
+    path={"action": Literal[NODE_ACTIONS]},
+    body=Body.of(ReloadDocument, required=False),
+)
 async def change_node(request: web.Request) -> web.StreamResponse:
     """Drain every shard of a node, or take them into use again; or let it read its file anew. Lost ones stay."""
-    node, action = node_of(request), action_of(request, ("drain", "activate", "reload"))
+    node, action = node_of(request), action_of(request, NODE_ACTIONS)
     if action == "reload":
         return await reload_node(request, node)
     standings = await shards.list_all(request.app[NODE].database)
@@ -147,6 +274,7 @@ async def change_node(request: web.Request) -> web.StreamResponse:
     return json_response({"node": node, "shards": outcomes})
 
 
+@described({202: NodeOutcome}, errors={409})
 async def stop_node(request: web.Request) -> web.StreamResponse:
     """Ask a node to leave and to end, as SIGTERM does; it goes on after the answer."""
     node = node_of(request)
@@ -171,7 +299,9 @@ async def reload_node(request: web.Request, node: str) -> web.StreamResponse:
     return json_response({"node": node, "outcome": outcome}, status=202)
 
 
+@described({200: NodeOutcome}, errors={409})
 async def remove_node(request: web.Request) -> web.StreamResponse:
+    """Forget a node that has stopped and has no shards."""
     node = node_of(request)
     outcome = await shards.remove_node(request.app[NODE].database, node, by=origin_of(request))
     return json_response({"node": node, "outcome": checked(f"Node {node}", outcome)})
@@ -208,7 +338,7 @@ def action_of(request: web.Request, known: tuple[str, ...]) -> str:
     return action
 
 
-def node_document(one: NodeRow) -> dict[str, Any]:
+def node_document(one: NodeRow) -> NodeDocument:
     return {
         "id": one.id,
         "zone": one.zone,
@@ -221,7 +351,7 @@ def node_document(one: NodeRow) -> dict[str, Any]:
     }
 
 
-def shard_document(one: Standing, cluster: ClusterRows) -> dict[str, Any]:
+def shard_document(one: Standing, cluster: ClusterRows) -> ShardDocument:
     row = cluster.shards.get(one.shard)
     owner = cluster.nodes.get(one.node)
     return {

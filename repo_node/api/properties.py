@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Annotated, Required
+
 from aiohttp import web
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from repo_node.auth.permissions import Permission
 from repo_node.db.properties import Changes
 from repo_node.errors import RequestError
+from repo_node.paths import PROPERTIES_MAX
 from repo_node.properties import parse_properties, read_patch, without
 from repo_node.web.addresses import origin_of
 from repo_node.web.body import read_json
 from repo_node.web.context import SERVICES, artifact_at, principal_of, require_throughout
+from repo_node.web.descriptions import Flag, described
 from repo_node.web.queries import flag
 from repo_node.web.routes import Place, Routes, WhileReadOnly
+
+Listed = Annotated[
+    str, Field(min_length=1, description="name=value,value;name=value, a backslash before , ; | = itself.")
+]
+Names = Annotated[str, Field(min_length=1, description="Names, separated by commas.")]
+Scalar = str | bool | int | float
+
+
+class PatchDocument(TypedDict):
+    """What each property is to be; null drops it."""
+
+    props: Annotated[dict[str, Scalar | list[Scalar] | None], Field(min_length=1, max_length=PROPERTIES_MAX)]
 
 
 def add_routes(routes: Routes) -> None:
@@ -24,16 +42,26 @@ def add_routes(routes: Routes) -> None:
     routes.add("PATCH", metadata, patch_properties, needed, at=at, while_read_only=by_postgres)
 
 
+@described({204: None}, query={"properties": Required[Listed], "recursive": Flag}, root=True)
 async def set_properties(request: web.Request) -> web.StreamResponse:
+    """Set properties of an artifact, or of a folder and all that lies in it."""
     changes = Changes(parse_properties(asked_for(request)))
     return await change(request, changes, recursive=flag(request, "recursive", True))
 
 
+@described({204: None}, query={"properties": Required[Names], "recursive": Flag}, root=True)
 async def drop_properties(request: web.Request) -> web.StreamResponse:
+    """Drop properties of an artifact, or of a folder and all that lies in it."""
     names = asked_for(request).split(",")
     return await change(request, without(names), recursive=flag(request, "recursive", True))
 
 
+@described(
+    {204: None},
+    body=PatchDocument,
+    query={"recursiveProperties": Flag, "recursive": Flag, "atomicProperties": Flag},
+    root=True,
+)
 async def patch_properties(request: web.Request) -> web.StreamResponse:
     """Set and drop in one go. Each step is atomic whatever ``atomicProperties`` says."""
     name = "recursiveProperties" if "recursiveProperties" in request.query else "recursive"

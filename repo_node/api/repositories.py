@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 from aiohttp import web
 
 from repo_node.api.documents import json_response
-from repo_node.api.repository_documents import BY_CLASS, document_of, list_entry, read_document
+from repo_node.api.repository_documents import (
+    BY_CLASS,
+    RepositoryConfiguration,
+    RepositoryDocument,
+    RepositoryEntry,
+    document_of,
+    list_entry,
+    read_document,
+)
 from repo_node.api.security.requests import forget
 from repo_node.auth.permissions import Permission
 from repo_node.db.repositories import LOCAL, Configuration, Repository
@@ -17,9 +25,11 @@ from repo_node.views import make_view
 from repo_node.web.addresses import origin_of
 from repo_node.web.body import read_json
 from repo_node.web.context import SERVICES, TARGET, base_url, principal_of
+from repo_node.web.descriptions import TEXT, described
 from repo_node.web.routes import ANYWHERE, Place, Routes
 
 BASE = "/artifactory/api/repositories"
+RepositoryClass = Literal["local", "virtual", "remote", "federated", "distribution"]
 
 
 def add_routes(routes: Routes) -> None:
@@ -47,7 +57,9 @@ def narrowed(request: web.Request, every: Iterable[Repository], class_parameter:
     ]
 
 
+@described({200: list[RepositoryEntry]}, query={"type": RepositoryClass, "packageType": str})
 async def list_all(request: web.Request) -> web.StreamResponse:
+    """List the repositories in which the caller may read something."""
     base = base_url(request)
     scope = principal_of(request).readable()
     every = await request.app[SERVICES].repositories.list_all()
@@ -57,6 +69,7 @@ async def list_all(request: web.Request) -> web.StreamResponse:
     return json_response([list_entry(base, repository) for repository in found])
 
 
+@described({200: dict[str, list[RepositoryConfiguration]]}, query={"repoType": RepositoryClass, "packageType": str})
 async def configurations(request: web.Request) -> web.StreamResponse:
     """Answer with every repository's configuration, by class."""
     found: dict[str, list[dict[str, Any]]] = {rclass.upper(): [] for rclass in BY_CLASS}
@@ -65,7 +78,9 @@ async def configurations(request: web.Request) -> web.StreamResponse:
     return json_response({rclass: documents for rclass, documents in found.items() if documents})
 
 
+@described({200: RepositoryConfiguration})
 async def read(request: web.Request) -> web.StreamResponse:
+    """Answer with a repository's configuration and, where it has a quota, with how much of that is used."""
     repositories = request.app[SERVICES].repositories
     repository = await repositories.get(key_of(request))
     document = document_of(repository)
@@ -74,7 +89,9 @@ async def read(request: web.Request) -> web.StreamResponse:
     return json_response(document)
 
 
+@described({200: TEXT}, errors={409}, body=RepositoryDocument)
 async def create(request: web.Request) -> web.StreamResponse:
+    """Make a repository."""
     key = key_of(request)
     document = read_document(key, await read_json(request))
     rclass = document.rclass or LOCAL
@@ -87,6 +104,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     return web.Response(text=f"Successfully created repository '{key}'\n")
 
 
+@described({200: TEXT}, body=RepositoryDocument)
 async def change(request: web.Request) -> web.StreamResponse:
     """Change what the body names; what it does not name stays."""
     key, repositories = key_of(request), request.app[SERVICES].repositories
@@ -98,7 +116,9 @@ async def change(request: web.Request) -> web.StreamResponse:
     return web.Response(text=f"Repository {key} update successfully.\n")
 
 
+@described({200: TEXT}, errors={409})
 async def delete(request: web.Request) -> web.StreamResponse:
+    """Delete a repository and all that lies in it."""
     key = key_of(request)
     try:
         await request.app[SERVICES].repositories.delete(key, by=origin_of(request))

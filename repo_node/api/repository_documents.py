@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, NotRequired, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from typing_extensions import TypedDict
 
 from repo_node.api.documents import PlainText, first_fault
 from repo_node.db.repositories import LOCAL, VIRTUAL, Repository
@@ -118,6 +119,39 @@ class RepositoryDocument(BaseModel):
         if said.get("default_deployment") == "":
             said["default_deployment"] = None
         return said
+
+
+class RepositoryConfiguration(TypedDict):
+    """A repository; which fields it has depends on its class. ``usedBytes`` is told of one that has a quota."""
+
+    key: str
+    rclass: Literal["local", "virtual"]
+    packageType: str
+    description: str
+    notes: str
+    includesPattern: str
+    excludesPattern: str
+    repoLayoutRef: str
+    checksumPolicyType: NotRequired[ChecksumPolicy]
+    blackedOut: NotRequired[bool]
+    priorityResolution: NotRequired[bool]
+    allowOverwrite: NotRequired[bool]
+    allowDelete: NotRequired[bool]
+    quotaBytes: NotRequired[int | None]
+    redundancy: NotRequired[int | None]
+    trash: NotRequired[bool]
+    digests: NotRequired[list[Digest]]
+    repositories: NotRequired[list[str]]
+    defaultDeploymentRepo: NotRequired[str | None]
+    usedBytes: NotRequired[int]
+
+
+class RepositoryEntry(TypedDict):
+    key: str
+    type: Literal["LOCAL", "VIRTUAL"]
+    description: str
+    url: str
+    packageType: str
 
 
 def read_document(key: str, body: Any) -> RepositoryDocument:

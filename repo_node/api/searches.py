@@ -4,12 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Annotated, Any, NotRequired, Required
 
 from aiohttp import web
+from pydantic import Field
+from typing_extensions import TypedDict
 
-from repo_node.api.artifacts import parse_digest
-from repo_node.api.documents import download_uri, file_info, folder_document, json_response, storage_uri, timestamp
+from repo_node.api.artifacts import DIGEST_BYTES, parse_digest
+from repo_node.api.documents import (
+    FileInfo,
+    FolderDocument,
+    Time,
+    download_uri,
+    file_info,
+    folder_document,
+    json_response,
+    storage_uri,
+    timestamp,
+)
 from repo_node.auth.permissions import Permission
 from repo_node.db.artifacts import Item, place_of
 from repo_node.db.searches import Hit, Times
@@ -18,6 +30,7 @@ from repo_node.paths import ArtifactPath, check_property_key, check_property_val
 from repo_node.searches import VERSION, Area, Wanted
 from repo_node.versions import is_snapshot
 from repo_node.web.context import SERVICES, TARGET, base_url, principal_of, require_below
+from repo_node.web.descriptions import TEXT, Content, Flag, described
 from repo_node.web.queries import flag
 from repo_node.web.routes import ANYWHERE, Routes
 from repo_node.web.streaming import media_type
@@ -31,6 +44,80 @@ TIME_FIELDS = {"created": "created", "lastModified": "modified", "lastDownloaded
 ANY = "_any"
 OWN = frozenset({"repos", "listFiles"})
 """Parameters of a search by properties that are no properties."""
+
+
+Pattern = Annotated[str, Field(min_length=1, max_length=PATTERN_CHARACTERS_MAX)]
+Milliseconds = Annotated[int, Field(ge=0, le=MILLISECONDS_MAX, description="Milliseconds since 1970.")]
+REPOS = {"repos": Annotated[str, Field(description="Repositories, separated by commas; none: all.")]}
+DIGESTS = {name: Annotated[str, Field(pattern=f"^[0-9A-Fa-f]{{{2 * size}}}$")] for name, size in DIGEST_BYTES.items()}
+MODULE = {"g": Required[Pattern], "a": Required[Pattern], "v": Pattern, **REPOS}
+DETAIL = {"X-Result-Detail": Annotated[str, Field(description="info, properties, or both with a comma between.")]}
+
+
+class Uri(TypedDict):
+    uri: str
+    properties: NotRequired[dict[str, list[str]]]
+
+
+class FileResult(FileInfo):
+    properties: NotRequired[dict[str, list[str]]]
+
+
+class FolderResult(FolderDocument):
+    properties: NotRequired[dict[str, list[str]]]
+
+
+class Results(TypedDict):
+    """What was found, in the detail that was asked for."""
+
+    results: list[FileResult | FolderResult | Uri]
+
+
+class PathList(TypedDict):
+    repositoryUri: str
+    sourcePattern: str
+    files: list[str]
+
+
+class DatedResult(TypedDict):
+    uri: str
+    created: NotRequired[Time]
+    lastModified: NotRequired[Time]
+    lastDownloaded: NotRequired[Time]
+
+
+class DatedResults(TypedDict):
+    results: list[DatedResult]
+
+
+class UsageResult(TypedDict):
+    uri: str
+    downloadCount: int
+    lastDownloaded: NotRequired[Time]
+    remoteDownloadCount: int
+
+
+class UsageResults(TypedDict):
+    results: list[UsageResult]
+
+
+class Version(TypedDict):
+    version: str
+    integration: bool
+
+
+class Versions(TypedDict):
+    results: list[Version]
+
+
+class LatestVersion(TypedDict):
+    version: str
+    artifacts: list[Uri]
+
+
+def found(kind: str) -> Content:
+    """Return how results of a kind are told."""
+    return Content(f"{SEARCH}.{kind}+json", Results)
 
 
 def add_routes(routes: Routes) -> None:
@@ -107,13 +194,17 @@ def result(base: str, item: Item, detail: Iterable[str]) -> dict[str, Any]:
 # ------------------------------------------------------------------ the searches
 
 
+@described({200: found("ArtifactSearchResult")}, query={"name": Required[Pattern], **REPOS}, headers=DETAIL)
 async def by_name(request: web.Request) -> web.StreamResponse:
+    """Find artifacts and folders by their name, in which * and ? stand for others."""
     searches = request.app[SERVICES].searches
     hits = await searches.by_name(required(request, "name"), area_of(request))
     return results(request, hits, "ArtifactSearchResult")
 
 
+@described({200: found("MetadataSearchResult")}, query=REPOS, headers=DETAIL)
 async def by_properties(request: web.Request) -> web.StreamResponse:
+    """Find artifacts and folders by properties: each parameter besides ``repos`` names one and its values."""
     asked = wanted(request)
     if not asked.properties:
         raise RequestError("Say which properties to search for: ?name=value.")
@@ -121,7 +212,9 @@ async def by_properties(request: web.Request) -> web.StreamResponse:
     return results(request, hits, "MetadataSearchResult")
 
 
+@described({200: found("ChecksumSearchResult")}, query={**DIGESTS, **REPOS}, headers=DETAIL)
 async def by_checksum(request: web.Request) -> web.StreamResponse:
+    """Find artifacts by a checksum of their content."""
     for kind in ("sha256", "sha1", "md5"):
         if kind in request.query:
             digest = parse_digest(kind, kind, request.query[kind])
@@ -130,7 +223,9 @@ async def by_checksum(request: web.Request) -> web.StreamResponse:
     raise RequestError("Say which checksum to search for: ?sha256=, ?sha1= or ?md5=.")
 
 
+@described({200: found("GavcSearchResult")}, query={**dict.fromkeys("gavc", Pattern), **REPOS}, headers=DETAIL)
 async def by_gavc(request: web.Request) -> web.StreamResponse:
+    """Find Maven artifacts by group, artifact, version and classifier."""
     parts = [text(request, name) for name in "gavc"]
     if not any(parts):
         raise RequestError("Say what to search for: ?g=, ?a=, ?v= or ?c=.")
@@ -140,6 +235,7 @@ async def by_gavc(request: web.Request) -> web.StreamResponse:
     return results(request, hits, "GavcSearchResult")
 
 
+@described({200: Content(f"{SEARCH}.PatternResultFileSet+json", PathList)}, query={"pattern": Required[Pattern]})
 async def by_pattern(request: web.Request) -> web.StreamResponse:
     """Answer with the paths in one repository that match ``repository:pattern``."""
     asked = required(request, "pattern")
@@ -154,7 +250,12 @@ async def by_pattern(request: web.Request) -> web.StreamResponse:
     return json_response(document, kind=f"{SEARCH}.PatternResultFileSet+json")
 
 
+@described(
+    {200: Content(f"{SEARCH}.ArtifactResults+json", DatedResults)},
+    query={"from": Required[Milliseconds], "to": Milliseconds, "dateFields": str, **REPOS},
+)
 async def by_dates(request: web.Request) -> web.StreamResponse:
+    """Find artifacts by when they were created, modified or downloaded."""
     asked = request.query.get("dateFields", "created,lastModified,lastDownloaded").split(",")
     if unknown := set(asked) - set(TIME_FIELDS):
         raise RequestError(f"dateFields may name {', '.join(TIME_FIELDS)}, not {min(unknown)!r}.")
@@ -164,7 +265,12 @@ async def by_dates(request: web.Request) -> web.StreamResponse:
     return json_response({"results": documents}, kind=f"{SEARCH}.ArtifactResults+json")
 
 
+@described(
+    {200: Content(f"{SEARCH}.CreatedInRangeSearchResult+json", DatedResults)},
+    query={"from": Required[Milliseconds], "to": Milliseconds, **REPOS},
+)
 async def by_creation(request: web.Request) -> web.StreamResponse:
+    """Find artifacts by when they were created."""
     hits = await between(request, Times(created=True))
     base = base_url(request)
     documents = [{"uri": storage_uri(base, place_of(hit.item)), **times_of(hit, ["created"])} for hit in hits]
@@ -185,7 +291,12 @@ def times_of(hit: Hit, names: Iterable[str]) -> dict[str, str]:
     return {name: timestamp(at) for name in names if (at := times[name]) is not None}
 
 
+@described(
+    {200: Content(f"{SEARCH}.ArtifactUsageResult+json", UsageResults)},
+    query={"notUsedSince": Required[Milliseconds], "createdBefore": Milliseconds, **REPOS},
+)
 async def by_usage(request: web.Request) -> web.StreamResponse:
+    """Find artifacts that were not downloaded since a time."""
     since = time(request, "notUsedSince")
     before = time(request, "createdBefore", since)
     hits = await request.app[SERVICES].searches.by_usage(since, before, area_of(request))
@@ -213,12 +324,15 @@ async def versions_of(request: web.Request) -> list[str]:
     return found
 
 
+@described({200: Content(f"{SEARCH}.ArtifactVersionsResult+json", Versions)}, query=MODULE, errors={404})
 async def all_versions(request: web.Request) -> web.StreamResponse:
+    """List the versions of a Maven module, latest first."""
     found = await versions_of(request)
     documents = [{"version": version, "integration": is_snapshot(version)} for version in found]
     return json_response({"results": documents}, kind=f"{SEARCH}.ArtifactVersionsResult+json")
 
 
+@described({200: TEXT}, query=MODULE, errors={404})
 async def latest_version(request: web.Request) -> web.StreamResponse:
     """Answer with the latest release as text; with ``v`` the latest that begins so, a snapshot too."""
     found = await versions_of(request)
@@ -228,6 +342,7 @@ async def latest_version(request: web.Request) -> web.StreamResponse:
     return web.Response(text=found[0] if "v" in request.query else releases[0])
 
 
+@described({200: LatestVersion}, query={"listFiles": Flag}, root=True)
 async def latest_by_property(request: web.Request) -> web.StreamResponse:
     """Answer with the highest ``version`` property below a path, and with ``listFiles=1`` what has it."""
     key, *segments = request[TARGET].segments[3:]

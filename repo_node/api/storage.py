@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from contextlib import aclosing
-from typing import Any
+from typing import Annotated, Any
 
 from aiohttp import web
+from pydantic import Field
+from typing_extensions import TypedDict
 
 from repo_node.api.documents import (
+    FileInfo,
+    FolderInfo,
     child_documents,
     file_info,
     folder_document,
@@ -16,14 +20,15 @@ from repo_node.api.documents import (
     timestamp,
     to_json,
 )
-from repo_node.api.item_permissions import permissions
-from repo_node.api.listing import last_modified, list_files, refuse_artifact, statistics
+from repo_node.api.item_permissions import ITEM_PERMISSIONS, ItemPermissions, permissions
+from repo_node.api.listing import LISTINGS, last_modified, list_files, refuse_artifact, statistics
 from repo_node.auth.permissions import Permission
 from repo_node.db.artifacts import Item, place_of
 from repo_node.errors import NotFound, RequestError
 from repo_node.merging import PAGE
 from repo_node.paths import ArtifactPath
 from repo_node.web.context import SERVICES, artifact_at, base_url, principal_of, require
+from repo_node.web.descriptions import Content, Count, Flag, Present, described
 from repo_node.web.routes import Place, Routes
 from repo_node.web.streaming import media_type
 
@@ -36,12 +41,45 @@ QUESTIONS = frozenset({"list", "lastModified", "permissions", "properties", "sta
 """One of them at a time."""
 
 
+class ItemProperties(TypedDict):
+    uri: str
+    properties: dict[str, list[str]]
+
+
+INFOS = (
+    Content(FILE_INFO, FileInfo),
+    Content(FOLDER_INFO, FolderInfo),
+    Content(ITEM_PROPERTIES, ItemProperties),
+)
+
+
 def add_routes(routes: Routes) -> None:
     at = Place(3, below=True, absent="Unable to find item")
     routes.add("GET", "/artifactory/api/storage/{item:.+}", info, Permission.READ, at=at)
 
 
+@described(
+    {200: (*INFOS, *LISTINGS, Content(ITEM_PERMISSIONS, ItemPermissions))},
+    query={
+        "list": Present,
+        "deep": Flag,
+        "depth": Count,
+        "listFolders": Flag,
+        "mdTimestamps": Flag,
+        "includeRootPath": Flag,
+        "lastModified": Present,
+        "permissions": Present,
+        "properties": Annotated[str, Field(description="Names, separated by commas; none: all.")],
+        "stats": Present,
+    },
+    root=True,
+)
 async def info(request: web.Request) -> web.StreamResponse:
+    """Answer with what is known of an artifact or a folder.
+
+    Or with one thing that is asked for: the files in a folder (``list``, with what follows it), what was modified last
+    in it, who may do what there (for who manages it), its properties, or an artifact's downloads.
+    """
     at = artifact_at(request, skip=3)
     if len(asked := QUESTIONS & set(request.query)) > 1:
         raise RequestError(f"Ask one thing at a time: {', '.join(sorted(asked))}.")

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal, NotRequired, Required
 
 from aiohttp import web
+from typing_extensions import TypedDict
 
 from repo_node.api.documents import json_response
 from repo_node.auth.path_patterns import both
 from repo_node.auth.permissions import Permission, Principal
 from repo_node.auth.read_scope import ReadScope
 from repo_node.db.artifacts import place_of
-from repo_node.errors import Forbidden, RequestError
+from repo_node.errors import ErrorOne, Forbidden, RequestError
 from repo_node.paths import ArtifactPath
 from repo_node.transfers import Limits, Transferred, TransferRequest
 from repo_node.web.addresses import origin_of
 from repo_node.web.context import SERVICES, TARGET, artifact_at, artifact_in, principal_of, require_below
+from repo_node.web.descriptions import Content, Flag, PlacePath, described
 from repo_node.web.queries import flag
 from repo_node.web.routes import Place, Routes, WhileReadOnly
 
@@ -31,6 +33,20 @@ REASONS = {
 }
 
 
+class Message(TypedDict):
+    level: Literal["INFO", "ERROR"]
+    message: str
+
+
+class TransferResult(TypedDict):
+    messages: list[Message]
+    errors: NotRequired[list[ErrorOne]]
+
+
+RESULTS = Content(RESULT, TransferResult)
+QUERY = {"to": Required[PlacePath], "dry": Flag, "failFast": Flag, "suppressLayouts": Flag}
+
+
 def add_routes(routes: Routes) -> None:
     by_postgres = WhileReadOnly.REFUSED_BY_POSTGRES
     at = Place(3, below=True, absent="Unable to find item")
@@ -39,11 +55,15 @@ def add_routes(routes: Routes) -> None:
         routes.add("POST", path, handler, Permission.READ, at=at, while_read_only=by_postgres)
 
 
+@described({200: RESULTS, 409: RESULTS}, query=QUERY, root=True)
 async def copy(request: web.Request) -> web.StreamResponse:
+    """Copy an artifact, or a folder with all that lies in it."""
     return await transfer(request, is_move=False)
 
 
+@described({200: RESULTS, 409: RESULTS}, query=QUERY, root=True)
 async def move(request: web.Request) -> web.StreamResponse:
+    """Move an artifact, or a folder with all that lies in it."""
     return await transfer(request, is_move=True)
 
 

@@ -2,21 +2,47 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal
 
 from aiohttp import web
+from typing_extensions import TypedDict
 
-from repo_node.api.documents import json_response, timestamp
+from repo_node.api.documents import Sha256, Time, json_response, timestamp
 from repo_node.auth.permissions import Permission
 from repo_node.db.trash import Position, Trashed
 from repo_node.errors import RequestError
 from repo_node.web.addresses import origin_of
 from repo_node.web.context import SERVICES, artifact_at, artifact_in
+from repo_node.web.descriptions import TEXT, Digits, PlacePath, described
 from repo_node.web.routes import Routes
 
 BASE = "/artifactory/api/trash"
 LIST = "/artifactory/api/holdfast/trash"
 PAGE_MAX = 1_000
+
+
+class TrashedDocument(TypedDict):
+    repository: str
+    path: str
+    size: int
+    sha256: Sha256
+    reason: str
+    trashed_at: Time
+    trashed_by: str
+
+
+class NextTrash(TypedDict):
+    """The parameters of the next page."""
+
+    after_repository: str
+    after_folder: str
+    after_name: str
+    after_id: str
+
+
+class TrashPage(TypedDict):
+    items: list[TrashedDocument]
+    next: NextTrash | None
 
 
 def add_routes(routes: Routes) -> None:
@@ -26,6 +52,10 @@ def add_routes(routes: Routes) -> None:
     routes.add("DELETE", f"{BASE}/clean/{{item:.+}}", clean, Permission.ADMIN)
 
 
+@described(
+    {200: TrashPage},
+    query={"path": PlacePath, "after_repository": str, "after_folder": str, "after_name": str, "after_id": Digits},
+)
 async def list_trash(request: web.Request) -> web.StreamResponse:
     """Answer with a page of the trash, at and below ``path`` if it is given; ``next`` names the next one."""
     at = artifact_in(request, "path") if "path" in request.query else None
@@ -34,7 +64,7 @@ async def list_trash(request: web.Request) -> web.StreamResponse:
     return json_response({"items": [document_of(one) for one in page], "next": next_of(page[-1]) if more else None})
 
 
-def document_of(one: Trashed) -> dict[str, Any]:
+def document_of(one: Trashed) -> TrashedDocument:
     return {
         "repository": one.repository,
         "path": one.path,
@@ -46,7 +76,7 @@ def document_of(one: Trashed) -> dict[str, Any]:
     }
 
 
-def next_of(last: Trashed) -> dict[str, str]:
+def next_of(last: Trashed) -> NextTrash:
     return {
         "after_repository": last.repository,
         "after_folder": last.folder,
@@ -65,6 +95,7 @@ def position_of(request: web.Request) -> Position:
     )
 
 
+@described({200: TEXT, 202: TEXT, 409: TEXT}, query={"to": PlacePath, "replace": Literal["0", "1"]}, root=True)
 async def restore(request: web.Request) -> web.StreamResponse:
     """Bring an artifact or a folder back, to where it was or to ``to``; with ``replace=1`` whatever is there now.
 
@@ -86,12 +117,16 @@ async def restore(request: web.Request) -> web.StreamResponse:
     return web.Response(text=text + "\n", status=202 if done.restored else 200 if done.already else 409)
 
 
+@described({200: TEXT})
 async def empty(request: web.Request) -> web.StreamResponse:
+    """Take everything out of the trash, for good."""
     gone = await request.app[SERVICES].trash.empty(None, by=origin_of(request))
     return web.Response(text=f"{artifacts(gone)} left the trash.\n")
 
 
+@described({200: TEXT}, root=True)
 async def clean(request: web.Request) -> web.StreamResponse:
+    """Take an artifact or a folder out of the trash, for good."""
     gone = await request.app[SERVICES].trash.empty(artifact_at(request, skip=4), by=origin_of(request))
     return web.Response(text=f"{artifacts(gone)} left the trash.\n")
 

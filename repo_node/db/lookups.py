@@ -35,9 +35,5 @@ class LookUps:
 
     async def _resolve(self, paths: Sequence[ArtifactPath]) -> list[LookUp]:
         if len(paths) == 1:
-            return [await rows.resolve(self._database, *key_of(paths[0]))]
-        return await rows.resolve_each(self._database, [key_of(at) for at in paths])
-
-
-def key_of(at: ArtifactPath) -> tuple[str, str, str]:
-    return at.repository, at.folder, at.name
+            return [await rows.resolve(self._database, *paths[0])]
+        return await rows.resolve_each(self._database, paths)

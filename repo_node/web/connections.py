@@ -18,6 +18,7 @@ from repo_node.errors import Answer
 from repo_node.metrics import Metrics
 from repo_node.tls.handshakes import Handshakes
 from repo_node.web.arrival import on_arrival
+from repo_node.web.dispatch import dispatcher
 from repo_node.web.routes import NO_ROUTE
 
 log = logging.getLogger("holdfast.http")
@@ -280,5 +281,5 @@ class LimitedRunner(web.AppRunner):
         options = {**self._kwargs, **self._limits}
         options.pop("access_log_class", None)
         return LimitedServer(
-            made.request_handler, request_factory=on_arrival(made.request_factory, self._app), **options
+            dispatcher(self._app), request_factory=on_arrival(made.request_factory, self._app), **options
         )

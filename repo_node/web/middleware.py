@@ -33,15 +33,7 @@ from repo_node.web.context import (
     require,
     require_below,
 )
-from repo_node.web.routes import (
-    Place,
-    WhileReadOnly,
-    is_proved_by_body,
-    permission_of,
-    place_of,
-    template_of,
-    while_read_only,
-)
+from repo_node.web.routes import Place, WhileReadOnly, declared_by
 from repo_node.web.state import NODE
 from sharding.identifiers import uuid7
 
@@ -87,7 +79,7 @@ async def handle(request: web.Request, handler: Handler) -> web.StreamResponse:
     try:
         if REFUSED in request:
             raise request[REFUSED]
-        if permission_of(request) is Permission.PUBLIC:
+        if declared_by(request).permission is Permission.PUBLIC:
             return await handler(request)
         await let_in(request)
         refuse_while_read_only(request)
@@ -107,7 +99,7 @@ async def handle(request: web.Request, handler: Handler) -> web.StreamResponse:
 
 def refuse_while_read_only(request: web.Request) -> None:
     """Raise ``ReadOnly`` where the request may change nothing now."""
-    match while_read_only(request):
+    match declared_by(request).while_read_only:
         case WhileReadOnly.REFUSED:
             require_heard(request.app[SERVICES].settings)
         case WhileReadOnly.REFUSED_BY_POSTGRES:
@@ -119,13 +111,14 @@ async def let_in(request: web.Request) -> None:
     try:
         await authorise(request)
     except (Unauthenticated, Forbidden):
-        if not await is_proved_by_body(request):
+        proof = declared_by(request).proved_by
+        if proof is None or not await proof(request):
             raise
 
 
 async def authorise(request: web.Request) -> None:
     """Prove who the client is and that the route allows them. Raises ``Unauthenticated``, ``Forbidden``."""
-    permission, services = permission_of(request), request.app[SERVICES]
+    permission, services = declared_by(request).permission, request.app[SERVICES]
     try:
         reading = permission is Permission.READ
         address = client_address(request) or ""
@@ -146,7 +139,7 @@ async def authorise(request: web.Request) -> None:
 
 async def require_in_place(request: web.Request, permission: Permission) -> None:
     """Require the permission of a route where the route needs it. Raises ``Forbidden``, ``BadPath``."""
-    place = place_of(request)
+    place = declared_by(request).place
     if place is None or not place.skip or principal_of(request).is_unlimited(permission):
         require(request, permission)
     elif (view := await view_of(request, place)) is not None:
@@ -186,7 +179,7 @@ def require_through(request: web.Request, permission: Permission, view: View, pl
 
 def as_told(request: web.Request, error: Forbidden) -> Exception:
     """Return how a refusal is told: who brought no credentials may bring some; others may not know what is there."""
-    principal, place = principal_of(request), place_of(request)
+    principal, place = principal_of(request), declared_by(request).place
     if principal.name == ANONYMOUS:
         return Unauthenticated("Authentication is required.")
     hides = request.app[SERVICES].settings.now.hide_unauthorised_resources
@@ -231,7 +224,7 @@ def refuse(request: web.Request, found: Answer, headers: Mapping[str, str]) -> w
 
 def record(request: web.Request, status: int, seconds: float) -> None:
     """Count the request and write its line of the log."""
-    metrics, route = request.app[SERVICES].metrics, template_of(request)
+    metrics, route = request.app[SERVICES].metrics, declared_by(request).template
     method = request.method if request.method in METHODS else "other"
     metrics.requests.labels(method, route, status).inc()
     metrics.request_seconds.labels(method, route).observe(seconds)

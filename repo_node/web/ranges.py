@@ -86,10 +86,14 @@ def is_not_modified(headers: Mapping[str, str], have: Validators) -> bool:
     """Say whether the client's copy is still right: 304. If-None-Match goes before If-Modified-Since."""
     if_none_match = headers.get("If-None-Match")
     if if_none_match is not None:
-        tags = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
-        return "*" in tags or have.etag in tags
+        return is_named(have.etag, if_none_match)
     since = parse_date(headers.get("If-Modified-Since"))
     return since is not None and have.modified_at.replace(microsecond=0) <= since
+
+
+def is_named(etag: str, if_none_match: str) -> bool:
+    tags = [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]
+    return "*" in tags or etag in tags
 
 
 def range_applies(headers: Mapping[str, str], have: Validators) -> bool:

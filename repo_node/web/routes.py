@@ -1,4 +1,4 @@
-"""Routes that declare the permission they need; one without cannot be added."""
+"""Routes that declare the permission they need, and what clients are told of them; one without cannot be added."""
 
 from __future__ import annotations
 
@@ -10,14 +10,10 @@ from aiohttp import web
 
 from repo_node.auth.permissions import Permission
 from repo_node.auth.rights import ACTIONS
+from repo_node.web.descriptions import Handler, check_description
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 Proof = Callable[[web.Request], Awaitable[bool]]
 """Says of a request that credentials do not let in whether its body proves who sends it."""
-
-Permissions = dict[tuple[str, str], Permission]
-
-PERMISSIONS = web.AppKey("permissions", Permissions)
 
 
 class WhileReadOnly(Enum):
@@ -45,11 +41,24 @@ class Place:
 ANYWHERE = Place(0)
 """The permission is needed in some repository: the handler gives to each what they may have."""
 
-PLACES = web.AppKey("places", dict[tuple[str, str], Place])
-PROOFS = web.AppKey("proofs", dict[tuple[str, str], Proof])
-WHILE_READ_ONLY = web.AppKey("while_read_only", dict[tuple[str, str], WhileReadOnly])
 HARMLESS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+
+@dataclass(frozen=True, slots=True)
+class Declared:
+    """What a route says of itself; ``template`` is its path with names in place of what varies, never a path."""
+
+    template: str
+    permission: Permission
+    place: Place | None
+    while_read_only: WhileReadOnly
+    proved_by: Proof | None = None
+
+
+DECLARED = web.AppKey("declared", dict[web.AbstractRoute, Declared])
 NO_ROUTE = "none"
+UNROUTED = Declared(NO_ROUTE, Permission.ADMIN, None, WhileReadOnly.REFUSED)
+"""Of what no route is for: it needs the most."""
 
 
 class Routes:
@@ -57,10 +66,7 @@ class Routes:
 
     def __init__(self, app: web.Application) -> None:
         self._app = app
-        app[PERMISSIONS] = {}
-        app[WHILE_READ_ONLY] = {}
-        app[PLACES] = {}
-        app[PROOFS] = {}
+        app[DECLARED] = {}
 
     def add(
         self,
@@ -77,43 +83,19 @@ class Routes:
 
         ``proved_by`` lets in whom credentials do not; its handler does for them what the proof is for, and no more.
 
-        Raises ``ValueError`` for a permission that is given by places without ``at``, and the other way round.
+        Raises ``ValueError`` for a permission that is given by places without ``at``, and the other way round, and
+        for a handler that is not ``described``.
         """
         if (permission in ACTIONS) is (at is None):
             raise ValueError(f"{method} {path} must say at which path it needs the permission {permission}")
+        check_description(path, handler)
         for verb in ("GET", "HEAD") if method == "GET" else (method,):
             route = self._app.router.add_route(verb, path, handler)
             assert route.resource is not None
-            self._app[PERMISSIONS][verb, route.resource.canonical] = permission
-            self._app[WHILE_READ_ONLY][verb, route.resource.canonical] = while_read_only
-            if at is not None:
-                self._app[PLACES][verb, route.resource.canonical] = at
-            if proved_by is not None:
-                self._app[PROOFS][verb, route.resource.canonical] = proved_by
+            served = WhileReadOnly.SERVED if verb in HARMLESS else while_read_only
+            self._app[DECLARED][route] = Declared(route.resource.canonical, permission, at, served, proved_by)
 
 
-def template_of(request: web.Request) -> str:
-    """Return the route's template, which is a closed set, never the path."""
-    resource = request.match_info.route.resource
-    return NO_ROUTE if resource is None else resource.canonical
-
-
-def permission_of(request: web.Request) -> Permission:
-    """Return what the request's route needs; what has no route needs the most."""
-    return request.app[PERMISSIONS].get((request.method, template_of(request)), Permission.ADMIN)
-
-
-def place_of(request: web.Request) -> Place | None:
-    """Return where the request's route needs its permission; None where no path is meant."""
-    return request.app[PLACES].get((request.method, template_of(request)))
-
-
-async def is_proved_by_body(request: web.Request) -> bool:
-    proof = request.app[PROOFS].get((request.method, template_of(request)))
-    return proof is not None and await proof(request)
-
-
-def while_read_only(request: web.Request) -> WhileReadOnly:
-    if request.method in HARMLESS:
-        return WhileReadOnly.SERVED
-    return request.app[WHILE_READ_ONLY].get((request.method, template_of(request)), WhileReadOnly.REFUSED)
+def declared_by(request: web.Request) -> Declared:
+    """Return what the request's route says of itself."""
+    return request.app[DECLARED].get(request.match_info.route, UNROUTED)

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from aiohttp import web
 
 from repo_node.artifacts import Artifacts
-from repo_node.checksums import checksums_of
+from repo_node.checksums import CHECKSUM_HEADERS, checksums_of
 from repo_node.db.artifacts import Blob, Item
 from repo_node.recent import Found
 from repo_node.web.context import SERVICES, Services
@@ -104,7 +104,7 @@ def artifact_headers(item: Item, blob: Blob, have: Validators) -> dict[str, str]
         "ETag": have.etag,
         "Last-Modified": have.last_modified,
         "Accept-Ranges": "bytes",
-        **{f"X-Checksum-{name.capitalize()}": value for name, value in checksums_of(blob).items()},
+        **{CHECKSUM_HEADERS[name]: value for name, value in checksums_of(blob).items()},
         "X-Artifactory-Filename": item.name if SAFE_NAME.fullmatch(item.name) else quote(item.name),
         "Content-Security-Policy": "sandbox; default-src 'none'",
     }

@@ -15,7 +15,7 @@ from repo_node.assembly import public_app
 from repo_node.auth import logins, passwords, tokens
 from repo_node.auth.passwords import PasswordVerifier, hash_password
 from repo_node.auth.permissions import CONTAINED_IN, SCOPES, Permission, Principal
-from repo_node.web.routes import PERMISSIONS
+from repo_node.web.routes import DECLARED
 from tests.repo_node.nodes import PASSWORD, RunningCluster, basic, new_path, wait_until
 
 REPOSITORIES = "/artifactory/api/repositories"
@@ -25,8 +25,9 @@ TOKENS = "/artifactory/api/holdfast/tokens"
 def all_routes() -> list[tuple[str, str, Permission]]:
     """Return method, template and permission of every route of the public listener."""
     app = public_app(None, None)  # type: ignore[arg-type]
-    keys = [(route.method, route.resource.canonical) for route in app.router.routes() if route.resource]
-    return [(*key, app[PERMISSIONS][key]) for key in keys]
+    return [
+        (route.method, app[DECLARED][route].template, app[DECLARED][route].permission) for route in app.router.routes()
+    ]
 
 
 ROUTES = all_routes()

@@ -19,6 +19,7 @@ from repo_node.read_only import require_writable
 from repo_node.web.addresses import client_address, origin_of
 from repo_node.web.body import read_document
 from repo_node.web.context import REQUEST_ID, SERVICES
+from repo_node.web.descriptions import TEXT, described
 from repo_node.web.routes import Routes
 from repo_node.web.state import NODE
 
@@ -45,7 +46,9 @@ def add_routes(routes: Routes) -> None:
     routes.add("POST", f"{BASE}/unlockAllUsers", unlock_all, Permission.ADMIN)
 
 
+@described({200: TEXT}, errors={401, 403, 409}, body=PasswordDocument)
 async def change_password(request: web.Request) -> web.StreamResponse:
+    """Change a user's password, for whoever knows the one before."""
     document = await read_as(request, PasswordDocument, "passwords")
     services = request.app[SERVICES]
     require_writable(services.settings)
@@ -72,6 +75,7 @@ async def change_password(request: web.Request) -> web.StreamResponse:
     return web.Response(text="Password has been successfully changed")
 
 
+@described({200: TEXT}, errors={409})
 async def expire_password(request: web.Request) -> web.StreamResponse:
     """Demand another password of a user before anything else."""
     name = name_in(request, -1)
@@ -83,7 +87,9 @@ async def expire_password(request: web.Request) -> web.StreamResponse:
     return web.Response(text=f"The password of {name} must be changed now.")
 
 
+@described({200: list[str]})
 async def list_locked(request: web.Request) -> web.StreamResponse:
+    """List the users who may not log in now, after too many failures."""
     now = request.app[SERVICES].settings.now
     found = await login_failures.list_locked(
         request.app[NODE].database, user_max=now.login_failures_max, lock_seconds=now.login_lock_seconds
@@ -91,11 +97,15 @@ async def list_locked(request: web.Request) -> web.StreamResponse:
     return json_response(found)
 
 
+@described({200: TEXT})
 async def unlock_one(request: web.Request) -> web.StreamResponse:
+    """Let a user log in again."""
     return await unlock(request, [name_in(request, -1)])
 
 
+@described({200: TEXT}, body=list[PlainText])
 async def unlock_named(request: web.Request) -> web.StreamResponse:
+    """Let users log in again."""
     try:
         names = json.loads(await read_document(request))
     except (ValueError, RecursionError):
@@ -106,7 +116,9 @@ async def unlock_named(request: web.Request) -> web.StreamResponse:
         raise RequestError("The body must be a list of the users' names.") from None
 
 
+@described({200: TEXT})
 async def unlock_all(request: web.Request) -> web.StreamResponse:
+    """Let all users log in again."""
     return await unlock(request, None)
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import NotRequired
 
 from aiohttp import web
+from typing_extensions import TypedDict
 
 from repo_node.api.documents import json_response
 from repo_node.api.security.requests import forget_tokens, name_in
@@ -16,12 +18,21 @@ from repo_node.db import api_keys
 from repo_node.errors import Forbidden, NotFound, RequestError
 from repo_node.web.addresses import origin_of
 from repo_node.web.context import principal_of, require
+from repo_node.web.descriptions import described
 from repo_node.web.queries import flag
 from repo_node.web.routes import Routes, WhileReadOnly
 from repo_node.web.state import NODE
 
 PATH = "/artifactory/api/security/apiKey"
 KIND = api_keys.Kind("API key", OF_USER)
+
+
+class KeyDocument(TypedDict):
+    apiKey: NotRequired[str]
+
+
+class KeyRevoked(TypedDict):
+    info: str
 
 
 def add_routes(routes: Routes) -> None:
@@ -33,12 +44,14 @@ def add_routes(routes: Routes) -> None:
     routes.add("DELETE", f"{PATH}/{{name}}", revoke_named, Permission.ADMIN, while_read_only=WhileReadOnly.SERVED)
 
 
+@described({200: KeyDocument})
 async def read(request: web.Request) -> web.StreamResponse:
     """Say that there is a key, by its last characters: nobody but its owner has it. An empty object: there is none."""
     ending = await api_keys.find_ending(request.app[NODE].database, principal_of(request).name, KIND)
     return json_response({} if ending is None else {"apiKey": f"...{ending}"})
 
 
+@described({201: KeyDocument}, errors={409})
 async def create(request: web.Request) -> web.StreamResponse:
     """Make a key and answer with it, once."""
     secret = await make(request, replaces=False)
@@ -47,6 +60,7 @@ async def create(request: web.Request) -> web.StreamResponse:
     return json_response({"apiKey": secret}, status=201, headers={"Cache-Control": "no-store"})
 
 
+@described({200: KeyDocument})
 async def regenerate(request: web.Request) -> web.StreamResponse:
     """Make another key, and end the one before."""
     return json_response({"apiKey": await make(request, replaces=True)}, headers={"Cache-Control": "no-store"})
@@ -68,6 +82,7 @@ async def make(request: web.Request, *, replaces: bool) -> str | None:
     return secret if made else None
 
 
+@described({200: KeyRevoked}, errors={404})
 async def revoke(request: web.Request) -> web.StreamResponse:
     """End the caller's own key or, for administrators with ``deleteAll``, everybody's."""
     if not flag(request, "deleteAll", False):
@@ -80,7 +95,9 @@ async def revoke(request: web.Request) -> web.StreamResponse:
     return json_response({"info": f"{count} API keys are revoked."})
 
 
+@described({200: KeyRevoked}, errors={404})
 async def revoke_named(request: web.Request) -> web.StreamResponse:
+    """End the key of another user at once."""
     return await revoke_of(request, name_in(request))
 
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import NotRequired
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypedDict
 
 from repo_node.api.documents import PlainText, json_response
-from repo_node.api.security.requests import check_group_name, forget, listed, name_in, read_as
+from repo_node.api.security.requests import Named, check_group_name, forget, listed, name_in, read_as
 from repo_node.auth.permissions import Permission
 from repo_node.db import groups
 from repo_node.errors import NotFound, RequestError
 from repo_node.web.addresses import origin_of
+from repo_node.web.descriptions import TEXT, Flag, described
 from repo_node.web.queries import flag
 from repo_node.web.routes import Routes
 from repo_node.web.state import NODE
@@ -31,6 +33,15 @@ class GroupDocument(BaseModel):
     userNames: list[PlainText] | None = Field(None, max_length=10_000)
 
 
+class GroupState(TypedDict):
+    name: str
+    description: str
+    autoJoin: bool
+    adminPrivileges: bool
+    realm: str
+    userNames: NotRequired[list[str]]
+
+
 def add_routes(routes: Routes) -> None:
     routes.add("GET", BASE, list_all, Permission.ADMIN)
     routes.add("GET", f"{BASE}/{{name}}", read, Permission.ADMIN)
@@ -39,17 +50,20 @@ def add_routes(routes: Routes) -> None:
     routes.add("DELETE", f"{BASE}/{{name}}", delete, Permission.ADMIN)
 
 
+@described({200: list[Named]})
 async def list_all(request: web.Request) -> web.StreamResponse:
+    """List the groups."""
     return json_response(listed(request, "groups", await groups.list_names(request.app[NODE].database)))
 
 
+@described({200: GroupState}, query={"includeUsers": Flag})
 async def read(request: web.Request) -> web.StreamResponse:
     """Answer with a group; with ``includeUsers`` its members too."""
     name = name_in(request)
     group = await groups.find(request.app[NODE].database, name)
     if group is None:
         raise NotFound(f"There is no group {name}: Not Found.")
-    document: dict[str, Any] = {
+    document: GroupState = {
         "name": group.name,
         "description": group.description,
         "autoJoin": group.auto_join,
@@ -61,13 +75,16 @@ async def read(request: web.Request) -> web.StreamResponse:
     return json_response(document)
 
 
+@described({200: None, 201: None}, body=GroupDocument, errors={409})
 async def put(request: web.Request) -> web.StreamResponse:
     """Make a group, or say anew what one is: 201 and 200. Members that are not said stay."""
     made = await save(request, check_group_name(name_in(request)), is_new=None)
     return web.Response(status=201 if made else 200)
 
 
+@described({200: None}, body=GroupDocument, errors={409})
 async def change(request: web.Request) -> web.StreamResponse:
+    """Change what is said of a group."""
     await save(request, name_in(request), is_new=False)
     return web.Response(status=200)
 
@@ -92,7 +109,9 @@ async def save(request: web.Request, name: str, *, is_new: bool | None) -> bool:
         forget(request)
 
 
+@described({200: TEXT})
 async def delete(request: web.Request) -> web.StreamResponse:
+    """Delete a group; its members lose what it gave them."""
     name = name_in(request)
     try:
         gone = await groups.delete(request.app[NODE].database, name, by=origin_of(request))

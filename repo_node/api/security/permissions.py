@@ -10,6 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from repo_node.api.documents import PlainText, json_response
 from repo_node.api.security.requests import (
+    Named,
     Pattern,
     check_target_name,
     forget,
@@ -26,6 +27,7 @@ from repo_node.errors import Forbidden, NotFound, RequestError
 from repo_node.paths import check_repository_key
 from repo_node.web.addresses import origin_of
 from repo_node.web.context import principal_of
+from repo_node.web.descriptions import TEXT, described
 from repo_node.web.routes import ANYWHERE, Routes
 from repo_node.web.state import NODE
 
@@ -86,6 +88,7 @@ def add_routes(routes: Routes) -> None:
     routes.add("POST", f"{V2}/{{name}}", create_v2, Permission.ADMIN)
 
 
+@described({200: list[Named]})
 async def list_all(request: web.Request) -> web.StreamResponse:
     """Answer with all permission targets or, for who is no administrator, with those they manage."""
     refuse_parts(request)
@@ -117,7 +120,9 @@ async def find(request: web.Request, place: int) -> Target:
     return target
 
 
+@described({200: TargetDocument})
 async def read_v1(request: web.Request) -> web.StreamResponse:
+    """Answer with a permission target: patterns separated by commas, actions by letters."""
     target = await find(request, 4)
 
     def letters(granted: Actions) -> Granted:
@@ -134,7 +139,9 @@ async def read_v1(request: web.Request) -> web.StreamResponse:
     )
 
 
+@described({200: TargetDocument2})
 async def read_v2(request: web.Request) -> web.StreamResponse:
+    """Answer with a permission target: patterns in lists, actions by words."""
     target = await find(request, 5)
     repo = {
         "include-patterns": list(target.includes),
@@ -145,7 +152,9 @@ async def read_v2(request: web.Request) -> web.StreamResponse:
     return json_response({"name": target.name, "repo": repo})
 
 
+@described({200: None, 201: None}, body=TargetDocument, errors={409})
 async def put_v1(request: web.Request) -> web.StreamResponse:
+    """Make a permission target, or say anew what one is: 201 and 200."""
     document, name = await read_as(request, TargetDocument, "permission target"), name_in(request, 4)
     return await save(
         request,
@@ -168,12 +177,16 @@ def patterns_in(text: str) -> list[str]:
     return patterns
 
 
+@described({200: None, 201: None}, body=TargetDocument2, errors={409})
 async def put_v2(request: web.Request) -> web.StreamResponse:
+    """Make a permission target, or say anew what one is: 201 and 200."""
     document = await read_as(request, TargetDocument2, "permission target")
     return await save(request, name_in(request, 5), document.name, document.repo)
 
 
+@described({201: None}, body=TargetDocument2, errors={409})
 async def create_v2(request: web.Request) -> web.StreamResponse:
+    """Make a permission target."""
     document = await read_as(request, TargetDocument2, "permission target")
     return await save(request, name_in(request, 5), document.name, document.repo, is_new=True)
 
@@ -272,7 +285,9 @@ def pairs(target: Target) -> set[tuple[str, str, str]]:
     }
 
 
+@described({200: TEXT})
 async def delete(request: web.Request) -> web.StreamResponse:
+    """Delete a permission target, and with it what it gave."""
     name = name_in(request, -1)
     try:
         gone = await rows.delete(request.app[NODE].database, name, by=origin_of(request))

@@ -8,6 +8,7 @@ from unicodedata import normalize
 
 from aiohttp import web
 from pydantic import AfterValidator, BaseModel, ValidationError
+from typing_extensions import TypedDict
 
 from repo_node.api.documents import first_fault
 from repo_node.auth.permissions import Permission
@@ -74,7 +75,12 @@ def is_admin(request: web.Request) -> bool:
     return principal_of(request).may(Permission.ADMIN)
 
 
-def listed(request: web.Request, kind: str, names: list[str]) -> list[dict[str, str]]:
+class Named(TypedDict):
+    name: str
+    uri: str
+
+
+def listed(request: web.Request, kind: str, names: list[str]) -> list[Named]:
     """Return what lists of users, groups and permissions are made of."""
     base = f"{base_url(request)}/api/security/{kind}"
     return [{"name": name, "uri": f"{base}/{name}"} for name in names]

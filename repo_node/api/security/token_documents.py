@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NotRequired
 from urllib.parse import parse_qsl
 
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypedDict
 
 from repo_node.api.documents import PlainText, json_response
 from repo_node.api.security.requests import validated
@@ -46,6 +47,27 @@ class TokenDocument(BaseModel):
     refresh_token: str | None = None
     access_token: str | None = None
     include_reference_token: bool = False
+
+
+class MadeToken(TypedDict):
+    token_id: str
+    access_token: str
+    scope: str
+    token_type: str
+    expires_in: NotRequired[int]
+    refresh_token: NotRequired[str]
+    reference_token: NotRequired[str]
+
+
+class TokenInfo(TypedDict):
+    token_id: str
+    subject: str
+    issuer: str
+    scope: str
+    description: str
+    issued_at: int
+    expiry: NotRequired[int]
+    refreshable: bool
 
 
 async def read_fields(request: web.Request) -> dict[str, Any]:
@@ -117,9 +139,9 @@ def answer(
     return json_response(document, headers={"Cache-Control": "no-store"})
 
 
-def document_of(token: Token) -> dict[str, Any]:
+def document_of(token: Token) -> TokenInfo:
     """Return what lists tell of a token."""
-    document: dict[str, Any] = {
+    document: TokenInfo = {
         "token_id": str(token.id),
         "subject": f"users/{token.user}",
         "issuer": ISSUER,

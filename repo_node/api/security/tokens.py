@@ -6,14 +6,24 @@ import math
 import time
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import NotRequired
 
 from aiohttp import web
+from typing_extensions import TypedDict
 
 from repo_node.api.documents import json_response
 from repo_node.api.security import token_documents as documents
 from repo_node.api.security.refresh import brings_refresh_token, kept, refresh
 from repo_node.api.security.requests import forget_tokens, is_admin, name_in
-from repo_node.api.security.token_documents import TokenDocument, read_fields, read_token_document, words_of
+from repo_node.api.security.token_documents import (
+    FORM,
+    MadeToken,
+    TokenDocument,
+    TokenInfo,
+    read_fields,
+    read_token_document,
+    words_of,
+)
 from repo_node.auth import tokens
 from repo_node.auth.permissions import Permission
 from repo_node.auth.scopes import UnknownScope, read_scope_words
@@ -22,6 +32,7 @@ from repo_node.db.principals import Refreshable
 from repo_node.errors import Forbidden, NotFound, RequestError
 from repo_node.web.addresses import origin_of
 from repo_node.web.context import SERVICES, principal_of
+from repo_node.web.descriptions import JSON, TEXT, Body, Content, Digits, described
 from repo_node.web.routes import Routes, WhileReadOnly
 from repo_node.web.state import NODE
 
@@ -29,6 +40,21 @@ ACCESS = ("/artifactory/access/api/v1/tokens", "/access/api/v1/tokens")
 V1 = "/artifactory/api/security/token"
 V1_SECONDS = 3600
 """Lifetime of a token made by the first form of the API, unless another is asked for; 0 is for ever."""
+
+
+class RevokedDocument(TypedDict):
+    """The token itself, or its id."""
+
+    token: NotRequired[str]
+    token_id: NotRequired[str]
+
+
+ASKED = Body((Content(JSON, TokenDocument), Content(FORM, TokenDocument)), required=False)
+REVOKED = Body((Content(JSON, RevokedDocument), Content(FORM, RevokedDocument)))
+
+
+class TokenList(TypedDict):
+    tokens: list[TokenInfo]
 
 
 def add_routes(routes: Routes) -> None:
@@ -48,11 +74,18 @@ def add_routes(routes: Routes) -> None:
 # ------------------------------------------------------------------ making tokens
 
 
+@described({200: MadeToken}, body=ASKED)
 async def create(request: web.Request) -> web.StreamResponse:
+    """Make a token of the caller's or, for administrators, of another user, or refresh one (``grant_type``).
+
+    Its secret is in this one answer. A refresh token needs no other credentials.
+    """
     return await answer_request(request, request.app[SERVICES].settings.now.token_seconds_default)
 
 
+@described({200: MadeToken}, body=ASKED)
 async def create_v1(request: web.Request) -> web.StreamResponse:
+    """Make a token that lives for an hour, unless ``expires_in`` says otherwise, or refresh one (``grant_type``)."""
     return await answer_request(request, V1_SECONDS)
 
 
@@ -159,6 +192,7 @@ async def check_scopes(request: web.Request, owner: str, words: list[str]) -> No
 # ------------------------------------------------------------------ listing, revoking
 
 
+@described({200: TokenList})
 async def list_all(request: web.Request) -> web.StreamResponse:
     """Answer with one's own tokens or, for administrators, with all."""
     owner = None if is_admin(request) else principal_of(request).name
@@ -166,7 +200,9 @@ async def list_all(request: web.Request) -> web.StreamResponse:
     return json_response({"tokens": [documents.document_of(token) for token in found]})
 
 
+@described({200: TokenInfo}, path={"id": Digits})
 async def read(request: web.Request) -> web.StreamResponse:
+    """Answer with a token, without its secret."""
     text = name_in(request, -1)
     token = await principals.find_token_by_id(request.app[NODE].database, token_number(text))
     if token is None or not (is_admin(request) or token.user == principal_of(request).name):
@@ -180,10 +216,13 @@ def token_number(text: str) -> int:
     return int(text)
 
 
+@described({200: TEXT}, path={"id": Digits})
 async def revoke_by_id(request: web.Request) -> web.StreamResponse:
+    """Revoke one's own token or, for administrators, any."""
     return await revoke(request, token_number(name_in(request, -1)))
 
 
+@described({200: TEXT}, body=REVOKED, errors={404})
 async def revoke_by_secret(request: web.Request) -> web.StreamResponse:
     """Revoke the token in the body's ``token``, or of that refresh token, or the one of ``token_id``."""
     fields = await read_fields(request)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field
+from typing_extensions import TypedDict
 
 from repo_node.api.documents import PlainText, json_response
-from repo_node.api.security.requests import check_user_name, forget, is_admin, listed, name_in, read_as
+from repo_node.api.security.requests import Named, check_user_name, forget, is_admin, listed, name_in, read_as
 from repo_node.auth.password_policy import fault_of
 from repo_node.auth.permissions import ANONYMOUS, Permission
 from repo_node.db import users
@@ -17,6 +16,7 @@ from repo_node.db.users import Account, AccountChanges
 from repo_node.errors import Forbidden, NotFound, RequestError
 from repo_node.web.addresses import origin_of
 from repo_node.web.context import SERVICES, principal_of
+from repo_node.web.descriptions import TEXT, described
 from repo_node.web.routes import Routes
 from repo_node.web.state import NODE
 
@@ -37,6 +37,23 @@ class UserDocument(BaseModel):
     groups: list[PlainText] | None = Field(None, max_length=1000)
 
 
+class NamedUser(Named):
+    realm: str
+
+
+class UserState(TypedDict):
+    name: str
+    email: str | None
+    admin: bool
+    enabled: bool
+    profileUpdatable: bool
+    disableUIAccess: bool
+    internalPasswordDisabled: bool
+    mustChangePassword: bool
+    realm: str
+    groups: list[str]
+
+
 def add_routes(routes: Routes) -> None:
     routes.add("GET", BASE, list_all, Permission.ADMIN)
     routes.add("GET", f"{BASE}/{{name}}", read, Permission.ACCOUNT)
@@ -45,11 +62,14 @@ def add_routes(routes: Routes) -> None:
     routes.add("DELETE", f"{BASE}/{{name}}", delete, Permission.ADMIN)
 
 
+@described({200: list[NamedUser]})
 async def list_all(request: web.Request) -> web.StreamResponse:
+    """List the users."""
     names = await users.list_names(request.app[NODE].database)
     return json_response([{**one, "realm": "internal"} for one in listed(request, "users", names)])
 
 
+@described({200: UserState})
 async def read(request: web.Request) -> web.StreamResponse:
     """Answer with a user: with oneself or, for administrators, with anybody."""
     name = name_in(request)
@@ -65,7 +85,7 @@ def refuse_others(request: web.Request, name: str) -> None:
         raise Forbidden("Only an administrator may see or change another user.")
 
 
-def document_of(account: Account) -> dict[str, Any]:
+def document_of(account: Account) -> UserState:
     return {
         "name": account.name,
         "email": account.email,
@@ -80,6 +100,7 @@ def document_of(account: Account) -> dict[str, Any]:
     }
 
 
+@described({200: None, 201: None}, body=UserDocument, errors={409})
 async def put(request: web.Request) -> web.StreamResponse:
     """Make a user, or say anew all of one who is there: 201 and 200."""
     name = check_user_name(name_in(request))
@@ -92,6 +113,7 @@ async def put(request: web.Request) -> web.StreamResponse:
     return web.Response(status=201 if made else 200)
 
 
+@described({200: None}, body=UserDocument, errors={409})
 async def change(request: web.Request) -> web.StreamResponse:
     """Change what is said of a user. Who is no administrator may change their own email."""
     name = name_in(request)
@@ -143,7 +165,9 @@ async def hash_new_password(request: web.Request, name: str, password: str) -> s
     return await services.authenticator.hash_password(password)
 
 
+@described({200: TEXT}, errors={409})
 async def delete(request: web.Request) -> web.StreamResponse:
+    """Delete a user, with their tokens."""
     name = name_in(request)
     if name in (ANONYMOUS, principal_of(request).name):
         raise RequestError(
