@@ -34,14 +34,17 @@ class Refreshed:
     expires_in_seconds: int
 
 
-# Of two who bring one refresh token, the second finds another one here when the first is done.
+# Of two who bring one refresh token, the second finds another one here when the first is done. The user is looked up
+# by the token found, in whatever order a join would be planned while the tables are small.
 FIND = Statement(
     "refresh_token_find",
     """
-    SELECT t.id, u.name AS "user", t.scopes, t.secret_sha256 FROM tokens t JOIN users u ON u.id = t.user_id
+    SELECT t.id, t.scopes, (SELECT u.name FROM users u
+                             WHERE u.id = t.user_id AND u.is_enabled AND NOT u.must_change_password) AS "user"
+      FROM tokens t
      WHERE t.refresh_sha256 = $1 AND t.revoked_at IS NULL AND t.refreshable_until > clock_timestamp()
-       AND u.is_enabled AND NOT u.must_change_password
-       FOR NO KEY UPDATE OF t
+       AND ($2::bytea IS NULL OR t.secret_sha256 = $2)
+       FOR NO KEY UPDATE
     """,
 )
 RENEW = Statement(
@@ -66,8 +69,8 @@ REVOKE_USED = Statement(
     "refresh_token_used_again",
     """
     WITH gone AS MATERIALIZED (
-        SELECT r.token_id, revoke_tokens(ARRAY[r.token_id]) AS ended
-          FROM used_refresh_tokens r JOIN tokens t ON t.id = r.token_id WHERE r.sha256 = $1 AND t.revoked_at IS NULL
+        SELECT r.token_id, revoke_tokens(ARRAY[r.token_id]) AS ended FROM used_refresh_tokens r
+         WHERE r.sha256 = $1 AND (SELECT t.revoked_at FROM tokens t WHERE t.id = r.token_id) IS NULL
     )
     INSERT INTO events (kind, principal, request_id, address, detail)
     SELECT 'token_revoke', $2, $3, $4,
@@ -94,8 +97,8 @@ async def refresh(
     """
 
     async def work(connection: asyncpg.Connection) -> Refreshed | None:
-        row: Any = await connection.fetchrow(FIND.sql, refresh_sha256)
-        if row is None or secret_sha256 not in (None, row["secret_sha256"]):
+        row: Any = await connection.fetchrow(FIND.sql, refresh_sha256, secret_sha256)
+        if row is None or row["user"] is None:
             return None
         seconds: Any = await connection.fetchval(
             RENEW.sql, row["id"], refresh_sha256, new.secret_sha256, new.ending, new.refresh_sha256, new.kept

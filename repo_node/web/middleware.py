@@ -33,7 +33,7 @@ from repo_node.web.context import (
     require,
     require_below,
 )
-from repo_node.web.routes import Place, WhileReadOnly, declared_by, is_proved_by_body
+from repo_node.web.routes import Place, WhileReadOnly, declared_by
 from repo_node.web.state import NODE
 from sharding.identifiers import uuid7
 
@@ -111,7 +111,8 @@ async def let_in(request: web.Request) -> None:
     try:
         await authorise(request)
     except (Unauthenticated, Forbidden):
-        if not await is_proved_by_body(request):
+        proof = declared_by(request).proved_by
+        if proof is None or not await proof(request):
             raise
 
 

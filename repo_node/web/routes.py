@@ -99,8 +99,3 @@ class Routes:
 def declared_by(request: web.Request) -> Declared:
     """Return what the request's route says of itself."""
     return request.app[DECLARED].get(request.match_info.route, UNROUTED)
-
-
-async def is_proved_by_body(request: web.Request) -> bool:
-    proof = declared_by(request).proved_by
-    return proof is not None and await proof(request)

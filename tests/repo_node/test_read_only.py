@@ -231,7 +231,8 @@ def test_node_whose_heartbeats_are_broken_changes_only_what_postgres_allows(pair
         settings.now = settings.now.model_copy(update={"read_only_reason": ""})
         answer = first.admin.put(path, b"x")
         assert answer.status == 503 and b"read-only" in answer.body and b"not heard" not in answer.body
-    # The next heartbeat is a minute away.
+    # Of the switch, which reads as off here already; the next heartbeat is a minute away.
+    wait_until(lambda: settings.age_seconds < 60)
     deafen()
     assert first.admin.put(path, b"x").status == 201
     assert first.admin.request("DELETE", path).status == 204

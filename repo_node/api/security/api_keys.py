@@ -97,7 +97,7 @@ async def revoke(request: web.Request) -> web.StreamResponse:
 
 @described({200: KeyRevoked}, errors={404})
 async def revoke_named(request: web.Request) -> web.StreamResponse:
-    """Revoke a user's key."""
+    """End the key of another user at once."""
     return await revoke_of(request, name_in(request))
 
 

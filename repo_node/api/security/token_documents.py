@@ -49,21 +49,14 @@ class TokenDocument(BaseModel):
     include_reference_token: bool = False
 
 
-class RevokedDocument(TypedDict):
-    """The token itself, or its id."""
-
-    token: NotRequired[str]
-    token_id: NotRequired[str]
-
-
 class MadeToken(TypedDict):
     token_id: str
     access_token: str
     scope: str
     token_type: str
     expires_in: NotRequired[int]
-    reference_token: NotRequired[str]
     refresh_token: NotRequired[str]
+    reference_token: NotRequired[str]
 
 
 class TokenInfo(TypedDict):
@@ -75,10 +68,6 @@ class TokenInfo(TypedDict):
     issued_at: int
     expiry: NotRequired[int]
     refreshable: bool
-
-
-class TokenList(TypedDict):
-    tokens: list[TokenInfo]
 
 
 async def read_fields(request: web.Request) -> dict[str, Any]:

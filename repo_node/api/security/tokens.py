@@ -6,19 +6,20 @@ import math
 import time
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import NotRequired
 
 from aiohttp import web
+from typing_extensions import TypedDict
 
 from repo_node.api.documents import json_response
 from repo_node.api.security import token_documents as documents
 from repo_node.api.security.refresh import brings_refresh_token, kept, refresh
 from repo_node.api.security.requests import forget_tokens, is_admin, name_in
 from repo_node.api.security.token_documents import (
+    FORM,
     MadeToken,
-    RevokedDocument,
     TokenDocument,
     TokenInfo,
-    TokenList,
     read_fields,
     read_token_document,
     words_of,
@@ -40,8 +41,20 @@ V1 = "/artifactory/api/security/token"
 V1_SECONDS = 3600
 """Lifetime of a token made by the first form of the API, unless another is asked for; 0 is for ever."""
 
-ASKED = Body((Content(JSON, TokenDocument), Content(documents.FORM, TokenDocument)), required=False)
-REVOKED = Body((Content(JSON, RevokedDocument), Content(documents.FORM, RevokedDocument)))
+
+class RevokedDocument(TypedDict):
+    """The token itself, or its id."""
+
+    token: NotRequired[str]
+    token_id: NotRequired[str]
+
+
+ASKED = Body((Content(JSON, TokenDocument), Content(FORM, TokenDocument)), required=False)
+REVOKED = Body((Content(JSON, RevokedDocument), Content(FORM, RevokedDocument)))
+
+
+class TokenList(TypedDict):
+    tokens: list[TokenInfo]
 
 
 def add_routes(routes: Routes) -> None:
@@ -63,16 +76,16 @@ def add_routes(routes: Routes) -> None:
 
 @described({200: MadeToken}, body=ASKED)
 async def create(request: web.Request) -> web.StreamResponse:
-    """Make a token of the caller's or, for administrators, of another user, or refresh one.
+    """Make a token of the caller's or, for administrators, of another user, or refresh one (``grant_type``).
 
-    Its secret is in this one answer. Who brings a refresh token needs no other credentials.
+    Its secret is in this one answer. A refresh token needs no other credentials.
     """
     return await answer_request(request, request.app[SERVICES].settings.now.token_seconds_default)
 
 
 @described({200: MadeToken}, body=ASKED)
 async def create_v1(request: web.Request) -> web.StreamResponse:
-    """Make a token that lives for an hour, unless ``expires_in`` says otherwise, or refresh one."""
+    """Make a token that lives for an hour, unless ``expires_in`` says otherwise, or refresh one (``grant_type``)."""
     return await answer_request(request, V1_SECONDS)
 
 
