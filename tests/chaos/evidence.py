@@ -7,8 +7,7 @@ import base64
 import hashlib
 import json
 import time
-from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,11 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from tests.chaos import load
-from tests.chaos.ledger import Ledger, Version, Violation
+from tests.chaos.answers import Answers, ask_node
+from tests.chaos.audit import EventRow
+from tests.chaos.client import Client, open_session
+from tests.chaos.ledger import Ledger, Violation
+from tests.chaos.places import through_view
 from tests.chaos.scene import GRACE_SECONDS, REST_SECONDS_MAX, UPLOAD_SECONDS_MAX, Scene
 from tests.cluster.processes import PASSWORD, curl, status
 
@@ -52,8 +54,12 @@ TERMS_SQL = """
       FROM events WHERE kind IN ('primary', 'gc') ORDER BY id
 """
 AUDIT_SQL = """
-    SELECT repository || '/' || path AS path, kind, count(*) AS events FROM events
-     WHERE kind IN ('deploy', 'delete') GROUP BY 1, 2
+    SELECT id, extract(epoch FROM at)::float8 AS at, kind, coalesce(concat_ws('/', repository, path), '') AS place,
+           encode(sha256, 'hex') AS sha256, principal, request_id, coalesce(detail, '{}')::text AS detail
+      FROM events
+     WHERE kind IN ('deploy', 'delete', 'folder', 'properties', 'copy', 'move', 'restore')
+        OR (request_id ~ '^chaos-' AND kind ~ '^(user|permission)_')
+     ORDER BY id
 """
 
 
@@ -104,7 +110,7 @@ class Read:
     """What a path had in the end, by GET or by a listing and the file's info; ``status`` of the last answer."""
 
     status: int
-    version: Version = None
+    sha256: str | None = None
     size: int | None = None
 
 
@@ -123,7 +129,11 @@ class Evidence:
 
     ledger: Ledger = field(default_factory=Ledger)
     reads: Mapping[str, Read] = field(default_factory=dict)
+    viewed: Mapping[str, Read] = field(default_factory=dict)
+    """Through the virtual repository."""
     listed: Mapping[str, Read] = field(default_factory=dict)
+    answers: Mapping[str, Answers] = field(default_factory=dict)
+    """By node."""
     blobs: Sequence[BlobRow] = ()
     replicas: Sequence[ReplicaRow] = ()
     on_lists: frozenset[str] = frozenset()
@@ -132,7 +142,7 @@ class Evidence:
     terms: Sequence[Term] = ()
     epoch: int = 0
     epochs_on_disk: Mapping[str, int] = field(default_factory=dict)
-    audit: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    events: Sequence[EventRow] = ()
     totals: Mapping[str, int] = field(default_factory=dict)
     sums: Mapping[str, int] = field(default_factory=dict)
     passes: Sequence[Pass] = ()
@@ -146,9 +156,7 @@ async def gather(scene: Scene) -> Evidence:
     """Wait until the cluster has come to rest, and look at everything."""
     evidence = Evidence(ledger=scene.ledger)
     evidence.unrest = await come_to_rest(scene)
-    async with load.open_session() as session:
-        evidence.reads = await read_all(scene, session)
-        evidence.listed = await list_all(scene, session)
+    await look_as_client(scene, evidence)
     scene.say(f"{len(evidence.reads)} paths are read; comparing shards and rows")
     evidence.passes = await scene.apart(check_until_clean, scene)
     for _ in range(SNAPSHOTS_MAX):
@@ -163,8 +171,8 @@ async def gather(scene: Scene) -> Evidence:
 
 async def gather_reads(scene: Scene) -> Evidence:
     """Look only at what clients see, of a cluster that may never come to rest."""
-    async with load.open_session() as session:
-        return Evidence(ledger=scene.ledger, reads=await read_all(scene, session))
+    async with Client(scene.url, scene.ledger) as client:
+        return Evidence(ledger=scene.ledger, reads=await read_all(scene, client))
 
 
 async def come_to_rest(scene: Scene) -> Sequence[Violation]:
@@ -184,14 +192,24 @@ async def come_to_rest(scene: Scene) -> Sequence[Violation]:
     return []
 
 
-async def read_all(scene: Scene, session: aiohttp.ClientSession) -> dict[str, Read]:
-    """Download every path, as often as a client would that is told to come again."""
+async def look_as_client(scene: Scene, evidence: Evidence) -> None:
+    """Take down what every client may see: through the load balancer, and of each node."""
+    async with Client(scene.url, scene.ledger) as client:
+        evidence.reads = await read_all(scene, client)
+        evidence.viewed = await read_all(scene, client, through_view)
+    async with open_session() as session:
+        evidence.listed = await list_all(scene, session)
+    evidence.answers = {node.id: await ask_node(node.url, scene.ledger, scene.tokens) for node in scene.nodes}
+
+
+async def read_all(scene: Scene, client: Client, way: Callable[[str], str] = str) -> dict[str, Read]:
+    """Download every path, by some ``way`` to it, as often as a client would that is told to come again."""
     turn, deadline = asyncio.Semaphore(READS_AT_ONCE), time.monotonic() + READ_SECONDS_MAX
 
     async def look(path: str) -> tuple[str, Read]:
         async with turn:
             while True:
-                code, version = await load.read(session, scene.url, scene.ledger, path, counted=False)
+                code, version = await client.read(path, way(path), counted=False)
                 if code in (200, 404) or time.monotonic() > deadline:
                     return path, Read(code, version)
                 await asyncio.sleep(1)
@@ -205,6 +223,8 @@ async def list_all(scene: Scene, session: aiohttp.ClientSession) -> dict[str, Re
     for folder in sorted({path.rpartition("/")[0] for path in scene.ledger.paths}):
         for child in (await get_json(session, f"{base}/{folder}")).get("children", []):
             path = folder + child["uri"]
+            if child["folder"]:
+                continue
             info = await get_json(session, f"{base}/{path}")
             found[path] = Read(200, info["checksums"]["sha256"], int(info["size"]))
     return found
@@ -286,7 +306,7 @@ def look_at_rest(scene: Scene, evidence: Evidence) -> None:
     evidence.epoch = int(scene.query("SELECT epoch FROM lease")[0][0])
     shards = [shard for node in scene.nodes for shard in node.shards]
     evidence.epochs_on_disk = {str(shard): int((shard / "epoch").read_text()) for shard in shards}
-    evidence.audit = Counter({(row["path"], row["kind"]): row["events"] for row in scene.query(AUDIT_SQL)})
+    evidence.events = [EventRow(**{**row, "detail": json.loads(row["detail"])}) for row in scene.query(AUDIT_SQL)]
     evidence.holds = [
         f"{row[0]}: {row[1]}" for row in scene.query("SELECT reason, detail FROM holds WHERE released_at IS NULL")
     ]
