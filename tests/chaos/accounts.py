@@ -6,8 +6,9 @@ import json
 import random
 import time
 
+from tests.chaos.acts import Deed
 from tests.chaos.client import Client, Request
-from tests.chaos.ledger import ACCOUNTS, Deed, Item, Version
+from tests.chaos.ledger import ACCOUNTS, Item, Version
 from tests.chaos.places import GUEST, target
 
 USERS = 3

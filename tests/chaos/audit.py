@@ -10,7 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.chaos.ledger import Act, Ledger, Outcome
+from tests.chaos.acts import Act, Outcome
+from tests.chaos.ledger import Ledger
 
 CLOCK_SECONDS = 0.5
 """How far the clients' clock and the database's may seem apart."""

@@ -15,7 +15,8 @@ from uuid import uuid4
 
 import aiohttp
 
-from tests.chaos.ledger import Ledger, Operation, Outcome, Properties
+from tests.chaos.acts import Outcome
+from tests.chaos.ledger import Ledger, Operation, Properties
 from tests.chaos.places import ADMIN
 from tests.cluster.ledger import GONE
 from tests.cluster.processes import PASSWORD

@@ -9,8 +9,9 @@ import time
 from collections.abc import Mapping
 from uuid import uuid4
 
+from tests.chaos.acts import Deed, Outcome
 from tests.chaos.client import Client, Request, send_part, sha256
-from tests.chaos.ledger import Deed, Item, Operation, Outcome
+from tests.chaos.ledger import Item, Operation
 from tests.chaos.places import LOCAL, SECOND, SUFFIX, folder_of, is_open, through_view
 from tests.cluster.ledger import GONE
 

@@ -10,13 +10,12 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any
+
+from tests.chaos.acts import ANY_TIME, Act, Deed, Outcome
 
 Properties = frozenset[tuple[str, str]]
 """Names and values; here each name has one value."""
 
-ANY_TIME = float("inf")
 ACCOUNTS = "api/security/"
 """Begins the name of a user or a permission target; all other paths are of artifacts."""
 
@@ -36,15 +35,6 @@ class Item:
 
 Version = Item | None
 """None where nothing is."""
-
-
-class Outcome(StrEnum):
-    """How an attempt ended, as its client saw it."""
-
-    ACKNOWLEDGED = "acknowledged"
-    REFUSED = "refused"
-    """By an answer that says that nothing was done, or by a client that never sent the whole of it."""
-    UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,34 +97,6 @@ class History:
         """Take back the end of the last holding: what was to replace it was refused."""
         if self.holdings and self.certain is not None and self.certain.sha256 == self.holdings[-1].sha256:
             self.holdings[-1].until = ANY_TIME
-
-
-@dataclass(frozen=True, slots=True)
-class Deed:
-    """What an operation is in the audit log: its kinds, where it is done, and what else its event tells.
-
-    ``repeats``: done again, it leaves another event, though nothing is left to be changed. Of ``kinds`` the first is
-    what a first attempt leaves.
-    """
-
-    kinds: tuple[str, ...]
-    place: str
-    principal: str = "admin"
-    sha256: str | None = None
-    detail: Mapping[str, Any] = field(default_factory=dict)
-    repeats: bool = False
-
-
-@dataclass(slots=True)
-class Act:
-    """One attempt at an operation, under the id of its request. ``is_first``: no attempt before it was in doubt."""
-
-    operation: int
-    deed: Deed
-    began: float
-    is_first: bool
-    ended: float = ANY_TIME
-    outcome: Outcome = Outcome.UNKNOWN
 
 
 @dataclass(frozen=True, slots=True)

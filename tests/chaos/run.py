@@ -7,8 +7,8 @@ import time
 from contextlib import suppress
 
 from tests.chaos.checker import check, misread
-from tests.chaos.evidence import gather, gather_reads
 from tests.chaos.faults import FAULTS, available
+from tests.chaos.gathering import gather, gather_reads
 from tests.chaos.ledger import Violation
 from tests.chaos.report import Report
 from tests.chaos.scene import Scene

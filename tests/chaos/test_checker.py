@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import pytest
 
+from tests.chaos.acts import Deed, Outcome
 from tests.chaos.answers import Answers
 from tests.chaos.audit import EventRow
 from tests.chaos.checker import check
 from tests.chaos.evidence import BlobRow, Evidence, FileFound, Pass, Read, ReplicaRow, Term
-from tests.chaos.ledger import Deed, Item, Ledger, Outcome, Version, Violation
+from tests.chaos.ledger import Item, Ledger, Version, Violation
 
 KEPT, OVERWRITTEN, DELETED, DOUBTFUL, TREED = (digit * 64 for digit in "abcde")
 TREE_PATHS = tuple(f"generic-local/worker-0/tree/{name}.bin" for name in ("one", "two"))

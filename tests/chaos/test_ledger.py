@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.chaos.ledger import Deed, Item, Ledger, Outcome, Version, digests
+from tests.chaos.acts import Deed, Outcome
+from tests.chaos.ledger import Item, Ledger, Version, digests
 
 OLD, NEW, OTHER = "0" * 64, "1" * 64, "2" * 64
 DONE, REFUSED, UNKNOWN = Outcome.ACKNOWLEDGED, Outcome.REFUSED, Outcome.UNKNOWN

@@ -11,9 +11,10 @@ from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from tests.chaos import client as client_module
+from tests.chaos.acts import Deed, Outcome
 from tests.chaos.client import Client
 from tests.chaos.files import Files
-from tests.chaos.ledger import Deed, Item, Ledger, Outcome, digests
+from tests.chaos.ledger import Item, Ledger, digests
 from tests.chaos.places import BUILDER
 from tests.chaos.reading import Reading, items_in, query
 

@@ -7,9 +7,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from tests.chaos.acts import Deed, Outcome
 from tests.chaos.client import Client, Request, sha256
 from tests.chaos.files import deploy, properties_request, put_request
-from tests.chaos.ledger import Deed, Item, Outcome, Version
+from tests.chaos.ledger import Item, Version
 from tests.chaos.places import LOCAL, SECOND, SUFFIX, folder_of, is_open
 
 NAMES = (f"one{SUFFIX}", f"deeper/two{SUFFIX}", f"deeper/three{SUFFIX}")
