@@ -31,6 +31,7 @@ STALE_MARGIN_SECONDS = 3.0
 HOLDFAST_HEADER = "X-Request-Id"
 """Told from answers of the load balancer's own by what every answer of a node carries."""
 
+SHA256_HEADER = "X-Checksum-Sha256"
 NO_PROPERTIES = "No properties could be found"
 
 
@@ -121,26 +122,33 @@ class Client:
     # ------------------------------------------------------------------ reads
 
     async def read(
-        self, path: str, url: str | None = None, *, refused: bool = False, counted: bool = True
+        self,
+        path: str,
+        url: str | None = None,
+        *,
+        method: str = "GET",
+        refused: bool = False,
+        counted: bool = True,
     ) -> tuple[int, str | None]:
         """Download and compare; return the status, 0 where the connection broke, and what was there.
 
-        ``url`` is another way to the same path; ``refused``: this user may not read it.
+        ``url`` is another way to the same path; by HEAD, the digest is what is told. ``refused``: this user may not
+        read it.
         """
         identity = f"chaos-{uuid4().hex}"
         url = url or path
         moment = self.ledger.moment(path)
-        what = f"GET {url} ({identity})"
+        what = f"{method} {url} ({identity})"
         outcome, found, status = "", None, 0
         try:
             headers = {"X-Request-Id": identity}
-            async with self._session.get(f"{self.url}/artifactory/{url}", headers=headers) as response:
+            async with self._session.request(method, f"{self.url}/artifactory/{url}", headers=headers) as response:
                 body = await response.read()
                 status = response.status
                 check_honesty(self.ledger, response, what)
                 outcome = f"get {status}"
                 if status == 200:
-                    found = sha256(body)
+                    found = sha256(body) if method == "GET" else response.headers.get(SHA256_HEADER)
                     check_advertised(self.ledger, response, found, what)
                 if refused and status in (200, 404):
                     self.ledger.violate("I10", f"{what} by {self.name}, who may not read it, was answered: {status}")
@@ -232,7 +240,7 @@ def check_honesty(ledger: Ledger, response: aiohttp.ClientResponse, what: str) -
 
 
 def check_advertised(ledger: Ledger, response: aiohttp.ClientResponse, found: str, what: str) -> None:
-    advertised = response.headers.get("X-Checksum-Sha256")
+    advertised = response.headers.get(SHA256_HEADER)
     if advertised != found:
         ledger.violate("I2", f"{what} advertised {advertised} and brought {found}")
 

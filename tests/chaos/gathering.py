@@ -7,9 +7,9 @@ import base64
 import hashlib
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -23,8 +23,10 @@ from tests.chaos.places import through_view
 from tests.chaos.scene import REST_SECONDS_MAX, UPLOAD_SECONDS_MAX, Scene
 from tests.cluster.processes import PASSWORD, curl, status
 
+T = TypeVar("T")
+
 READ_SECONDS_MAX = 90.0
-READS_AT_ONCE = 16
+AT_ONCE = 16
 CHECKS_MAX = 60
 CHECK_PAUSE_SECONDS = 3.0
 SNAPSHOTS_MAX = 6
@@ -106,38 +108,54 @@ async def look_as_client(scene: Scene, evidence: Evidence) -> None:
     """Take down what every client may see: through the load balancer, and of each node."""
     async with Client(scene.url, scene.ledger) as client:
         evidence.reads = await read_all(scene, client)
-        evidence.viewed = await read_all(scene, client, through_view)
+        evidence.viewed = await read_all(scene, client, through_view, "HEAD")
     async with open_session() as session:
         evidence.listed = await list_all(scene, session)
-    evidence.answers = {node.id: await ask_node(node.url, scene.ledger, scene.tokens) for node in scene.nodes}
+    answers = await asyncio.gather(*(ask_node(node.url, scene.ledger, scene.tokens) for node in scene.nodes))
+    evidence.answers = dict(zip((node.id for node in scene.nodes), answers, strict=True))
 
 
-async def read_all(scene: Scene, client: Client, way: Callable[[str], str] = str) -> dict[str, Read]:
-    """Download every path, by some ``way`` to it, as often as a client would that is told to come again."""
-    turn, deadline = asyncio.Semaphore(READS_AT_ONCE), time.monotonic() + READ_SECONDS_MAX
+async def read_all(
+    scene: Scene, client: Client, way: Callable[[str], str] = str, method: str = "GET"
+) -> dict[str, Read]:
+    """Read every path, by some ``way`` to it, as often as a client would that is told to come again."""
+    deadline = time.monotonic() + READ_SECONDS_MAX
 
     async def look(path: str) -> tuple[str, Read]:
-        async with turn:
-            while True:
-                code, version = await client.read(path, way(path), counted=False)
-                if code in (200, 404) or time.monotonic() > deadline:
-                    return path, Read(code, version)
-                await asyncio.sleep(1)
+        while True:
+            code, version = await client.read(path, way(path), method=method, counted=False)
+            if code in (200, 404) or time.monotonic() > deadline:
+                return path, Read(code, version)
+            await asyncio.sleep(1)
 
-    return dict(await asyncio.gather(*map(look, scene.ledger.paths)))
+    return dict(await side_by_side(map(look, scene.ledger.paths)))
 
 
 async def list_all(scene: Scene, session: aiohttp.ClientSession) -> dict[str, Read]:
     """Return every artifact that the listings of the load's folders name, with the digest its info shows."""
-    base, found = f"{scene.url}/artifactory/api/storage", dict[str, Read]()
-    for folder in sorted({path.rpartition("/")[0] for path in scene.ledger.paths}):
-        for child in (await get_json(session, f"{base}/{folder}")).get("children", []):
-            path = folder + child["uri"]
-            if child["folder"]:
-                continue
-            info = await get_json(session, f"{base}/{path}")
-            found[path] = Read(200, info["checksums"]["sha256"], int(info["size"]))
-    return found
+    base = f"{scene.url}/artifactory/api/storage"
+
+    async def list_folder(folder: str) -> list[str]:
+        children = (await get_json(session, f"{base}/{folder}")).get("children", [])
+        return [folder + child["uri"] for child in children if not child["folder"]]
+
+    async def look(path: str) -> tuple[str, Read]:
+        info = await get_json(session, f"{base}/{path}")
+        return path, Read(200, info["checksums"]["sha256"], int(info["size"]))
+
+    listings = await side_by_side(map(list_folder, {path.rpartition("/")[0] for path in scene.ledger.paths}))
+    return dict(await side_by_side(look(path) for paths in listings for path in paths))
+
+
+async def side_by_side(works: Iterable[Awaitable[T]]) -> list[T]:
+    """Wait for all, some of them at once."""
+    turn = asyncio.Semaphore(AT_ONCE)
+
+    async def wait(work: Awaitable[T]) -> T:
+        async with turn:
+            return await work
+
+    return await asyncio.gather(*map(wait, works))
 
 
 async def get_json(session: aiohttp.ClientSession, url: str) -> dict[str, Any]:
