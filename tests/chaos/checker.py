@@ -101,6 +101,9 @@ def miscounted(evidence: Evidence) -> Iterator[str]:
     """I9: counts and sizes are what the rows and files sum up to."""
     if evidence.totals != evidence.sums:
         yield f"the status shows {dict(evidence.totals)}, the rows sum up to {dict(evidence.sums)}"
+    for repository, (counted, summed) in evidence.usage.items():
+        if counted != summed:
+            yield f"{repository} is said to hold {counted} bytes, its artifacts have {summed}"
     sizes = {blob.sha256: blob.size for blob in evidence.blobs}
     for file in evidence.files:
         sha256 = file.name.partition(".")[0]

@@ -93,6 +93,8 @@ class Evidence:
     events: Sequence[EventRow] = ()
     totals: Mapping[str, int] = field(default_factory=dict)
     sums: Mapping[str, int] = field(default_factory=dict)
+    usage: Mapping[str, tuple[int | None, int]] = field(default_factory=dict)
+    """Of each repository with a quota, the bytes that are counted and those of its artifacts."""
     passes: Sequence[Pass] = ()
     holds: Sequence[str] = ()
     secrets: Sequence[str] = ()

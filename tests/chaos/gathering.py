@@ -50,6 +50,12 @@ QUEUES_SQL = """
     SELECT (SELECT count(*) FROM repair_queue) AS repairs, (SELECT count(*) FROM gc_candidates) AS candidates,
            (SELECT count(*) FROM removals) AS removals, (SELECT count(*) FROM quarantine WHERE moved_at IS NULL) AS unmoved
 """
+USAGE_SQL = """
+    SELECT r.key, used_bytes(r.id) AS counted,
+           (SELECT coalesce(sum(b.size), 0)::bigint FROM artifacts a JOIN blobs b ON b.id = a.blob_id
+             WHERE a.repo_id = r.id) AS summed
+      FROM repositories r WHERE r.quota_bytes IS NOT NULL
+"""
 TERMS_SQL = """
     SELECT kind, (detail ->> 'epoch')::bigint AS epoch, extract(epoch FROM at)::float8 AS at,
            encode(sha256, 'hex') AS sha256
@@ -235,6 +241,7 @@ def look_at_rest(scene: Scene, evidence: Evidence) -> None:
     shards = [shard for node in scene.nodes for shard in node.shards]
     evidence.epochs_on_disk = {str(shard): int((shard / "epoch").read_text()) for shard in shards}
     evidence.events = [EventRow(**{**row, "detail": json.loads(row["detail"])}) for row in scene.query(AUDIT_SQL)]
+    evidence.usage = {row["key"]: (row["counted"], row["summed"]) for row in scene.query(USAGE_SQL)}
     evidence.holds = [
         f"{row[0]}: {row[1]}" for row in scene.query("SELECT reason, detail FROM holds WHERE released_at IS NULL")
     ]

@@ -1,7 +1,7 @@
 """Where the clients of a run work, and who they are. Pure.
 
-``LOCAL`` and ``SECOND`` are shown together by ``VIRTUAL``, which puts what is deployed there into ``SECOND``. ``BUILDER``
-is an ordinary user, whose rights end at the folders that ``is_open``.
+``LOCAL`` and ``SECOND`` are shown together by ``VIRTUAL``, which puts what is deployed there into ``SECOND``, which has a
+quota, so that its use is counted. ``BUILDER`` is an ordinary user, whose rights end at the folders that ``is_open``.
 """
 
 from __future__ import annotations
@@ -13,6 +13,8 @@ ADMIN, BUILDER, GUEST = "admin", "builder", "guest"
 OPEN = "open"
 SUFFIX = ".bin"
 """Of every artifact's name, and of no folder's."""
+
+QUOTA_BYTES = 1 << 40
 
 VIRTUAL_DOCUMENT = {"rclass": "virtual", "repositories": [LOCAL, SECOND], "defaultDeploymentRepo": SECOND}
 

@@ -19,7 +19,7 @@ from typing import Any, ParamSpec, TypeVar
 
 from tests.chaos.ledger import Ledger
 from tests.chaos.load import Load
-from tests.chaos.places import BUILDER, GUEST, OPEN, SECOND, VIRTUAL, VIRTUAL_DOCUMENT, target
+from tests.chaos.places import BUILDER, GUEST, OPEN, QUOTA_BYTES, SECOND, VIRTUAL, VIRTUAL_DOCUMENT, target
 from tests.cluster.balancers import haproxy
 from tests.cluster.network import POSTGRES, Star, can_make_star, star
 from tests.cluster.processes import Cluster, NodeProcess, curl, is_ready, set_password
@@ -257,7 +257,7 @@ def make_places(cluster: Cluster) -> dict[str, str]:
             "-X", "PUT", "-d", json.dumps(document), "-H", "Content-Type: application/json", f"{base}/{url}", fail=True
         )
 
-    put(f"repositories/{SECOND}", {"rclass": "local"})
+    put(f"repositories/{SECOND}", {"rclass": "local", "quotaBytes": QUOTA_BYTES})
     put(f"repositories/{VIRTUAL}", VIRTUAL_DOCUMENT)
     for user in (BUILDER, GUEST):
         put(f"security/users/{user}", {"email": f"{user}@example.org", "internalPasswordDisabled": True})

@@ -110,6 +110,7 @@ def clean() -> Evidence:
         events=events_of(ledger),
         totals={"count": 3, "bytes": 300},
         sums={"count": 3, "bytes": 300},
+        usage={"generic-second": (300, 300)},
         passes=[Pass(frozenset({"1 stray x"}), 1, 0), CLEAN, CLEAN],
         grace_seconds=2,
     )
@@ -276,6 +277,8 @@ def collect(sha256: str, at: float) -> Callable[[Evidence], None]:
         ("I8", change(holds=["lost_history: a shard knows more"])),
         ("I9", grow_file),
         ("I9", change(totals={"count": 4, "bytes": 300})),
+        ("I9", change(usage={"generic-second": (299, 300)})),
+        ("I9", change(usage={"generic-second": (None, 300)})),
         ("I9", listed_as(KEPT_PATH, Read(200, KEPT, 1))),
         ("I10", listed_as(KEPT_PATH, None)),
         ("I10", listed_as(KEPT_PATH, Read(200, DOUBTFUL, SIZE))),
