@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-ANY_TIME = float("inf")
+NEVER = float("inf")
 
 
 class Outcome(StrEnum):
@@ -43,5 +43,5 @@ class Act:
     deed: Deed
     began: float
     is_first: bool
-    ended: float = ANY_TIME
+    ended: float = NEVER
     outcome: Outcome = Outcome.UNKNOWN

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any
 
 from tests.chaos.acts import Act, Outcome
@@ -95,6 +96,15 @@ def disordered(ledger: Ledger, events: Sequence[EventRow]) -> Iterator[str]:
             highest = max(highest, ended.pop()[1])
         if event.id < highest:
             yield f"event {event.id} of {text_of(event.request_id, act)} stands before event {highest}, done earlier"
+
+
+def unfollowed(ledger: Ledger, events: Sequence[EventRow]) -> Iterator[str]:
+    """Yield the events of acts that who followed the log was not told of, or was told of too late or twice."""
+    for missed in sorted({event.id for event in events if event.request_id in ledger.acts} - {*ledger.followed}):
+        yield f"event {missed} was told to nobody who followed"
+    for before, after in pairwise(ledger.followed):
+        if before >= after:
+            yield f"who followed was told of event {after} after {before}"
 
 
 def by_request(events: Sequence[EventRow]) -> Mapping[str, list[EventRow]]:

@@ -189,7 +189,7 @@ def done_twice(evidence: Evidence) -> Iterator[str]:
 
 def misaudited(evidence: Evidence) -> Iterator[str]:
     """I12: one event for each acknowledged write, none for what was refused or never asked for, all of them true."""
-    for find in (audit.missing, audit.unfounded, audit.untrue, audit.disordered):
+    for find in (audit.missing, audit.unfounded, audit.untrue, audit.disordered, audit.unfollowed):
         yield from find(evidence.ledger, evidence.events)
 
 

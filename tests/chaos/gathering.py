@@ -18,6 +18,7 @@ from tests.chaos.answers import ask_node
 from tests.chaos.audit import EventRow
 from tests.chaos.client import Client, open_session
 from tests.chaos.evidence import BlobRow, Evidence, FileFound, Pass, Read, ReplicaRow, Term
+from tests.chaos.following import follow_to_end
 from tests.chaos.ledger import Violation
 from tests.chaos.places import through_view
 from tests.chaos.scene import REST_SECONDS_MAX, UPLOAD_SECONDS_MAX, Scene
@@ -115,6 +116,7 @@ async def look_as_client(scene: Scene, evidence: Evidence) -> None:
     async with Client(scene.url, scene.ledger) as client:
         evidence.reads = await read_all(scene, client)
         evidence.viewed = await read_all(scene, client, through_view, "HEAD")
+        await follow_to_end(client)
     async with open_session() as session:
         evidence.listed = await list_all(scene, session)
     answers = await asyncio.gather(*(ask_node(node.url, scene.ledger, scene.tokens) for node in scene.nodes))

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from tests.chaos.acts import ANY_TIME, Act, Deed, Outcome
+from tests.chaos.acts import NEVER, Act, Deed, Outcome
 
 Properties = frozenset[tuple[str, str]]
 """Names and values; here each name has one value."""
@@ -54,7 +54,7 @@ class Holding:
 
     sha256: str
     since: float
-    until: float = ANY_TIME
+    until: float = NEVER
 
 
 @dataclass(slots=True)
@@ -86,17 +86,17 @@ class History:
 
     def release(self, version: Version, at: float) -> None:
         """End the holding of what ``version`` is to replace."""
-        if self.holdings and self.holdings[-1].until == ANY_TIME and self.holdings[-1].sha256 != digest(version):
+        if self.holdings and self.holdings[-1].until == NEVER and self.holdings[-1].sha256 != digest(version):
             self.holdings[-1].until = at
 
     def hold(self, version: Version, at: float) -> None:
-        if version is not None and not (self.holdings and self.holdings[-1].until == ANY_TIME):
+        if version is not None and not (self.holdings and self.holdings[-1].until == NEVER):
             self.holdings.append(Holding(version.sha256, at))
 
     def resume(self) -> None:
         """Take back the end of the last holding: what was to replace it was refused."""
         if self.holdings and self.certain is not None and self.certain.sha256 == self.holdings[-1].sha256:
-            self.holdings[-1].until = ANY_TIME
+            self.holdings[-1].until = NEVER
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +161,7 @@ class Ledger:
     """Every path with its history, every act by the id of its request, and what was seen that must not be.
 
     ``accounts`` are users and permission targets by their URLs; the digest of one is what its clients choose to compare.
+    ``followed`` are the ids of events that who follows the audit log was told of, ``follows_from`` where they go on.
     """
 
     def __init__(self) -> None:
@@ -169,6 +170,8 @@ class Ledger:
         self.acts: dict[str, Act] = {}
         self.acknowledged: set[int] = set()
         self.unknown: list[Change] = []
+        self.followed: list[int] = []
+        self.follows_from = 0
         self.outcomes: Counter[str] = Counter()
         self.violations: list[Violation] = []
         self._operations = 0

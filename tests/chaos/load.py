@@ -14,6 +14,7 @@ from contextlib import AsyncExitStack
 from tests.chaos.accounts import Accounts
 from tests.chaos.client import Client
 from tests.chaos.files import Files
+from tests.chaos.following import follow
 from tests.chaos.ledger import Ledger
 from tests.chaos.places import BUILDER
 from tests.chaos.reading import Reading
@@ -22,7 +23,7 @@ from tests.chaos.trees import Trees
 SHARED_BODIES = 16
 LIVE_PATHS_MAX = 40
 
-Deed = Callable[[], Awaitable[object]]
+Doing = Callable[[], Awaitable[object]]
 
 
 class Load:
@@ -48,7 +49,7 @@ class Load:
         async with AsyncExitStack() as stack:
             for client in (self.admin, self.builder):
                 await stack.enter_async_context(client)
-            await asyncio.gather(*(worker.run(stop) for worker in self._workers))
+            await asyncio.gather(follow(self.admin, stop), *(worker.run(stop) for worker in self._workers))
 
 
 class Worker:
@@ -69,7 +70,7 @@ class Worker:
             await deed()
             await asyncio.sleep(self._pause_seconds * self._random.uniform(0.5, 1.5))
 
-    def _deeds(self) -> dict[Deed, int]:
+    def _deeds(self) -> dict[Doing, int]:
         """Return what may be done, each as often as its number says."""
         files, trees, reading, accounts = self._files, self._trees, self._reading, self._accounts
         is_crowded = files.count >= LIVE_PATHS_MAX

@@ -81,6 +81,7 @@ def events_of(ledger: Ledger) -> list[EventRow]:
 def clean() -> Evidence:
     """A cluster with what is in ``known``; with two copies each of what is there."""
     ledger = known()
+    ledger.followed = list(range(1000))
     items = {KEPT_PATH: Item(KEPT, frozenset({TAG})), DOUBTFUL_PATH: Item(DOUBTFUL)}
     items |= dict.fromkeys(TREE_PATHS, Item(TREED))
     contents = (KEPT, DOUBTFUL, TREED)
@@ -181,6 +182,15 @@ def listed_as(path: str, found: Read | None) -> Callable[[Evidence], None]:
     def plant(evidence: Evidence) -> None:
         others = {name: one for name, one in evidence.listed.items() if name != path}
         evidence.listed = others if found is None else {**others, path: found}
+
+    return plant
+
+
+def follow(*ids: int, without: int | None = None) -> Callable[[Evidence], None]:
+    """Let who follows the log be told of these, or of all but one."""
+
+    def plant(evidence: Evidence) -> None:
+        evidence.ledger.followed = list(ids) or [one for one in evidence.ledger.followed if one != without]
 
     return plant
 
@@ -303,6 +313,8 @@ def collect(sha256: str, at: float) -> Callable[[Evidence], None]:
         ("I11", add_event("put-3")),
         ("I11", add_event("set")),
         ("I11", add_event("delete")),
+        ("I12", follow(without=30)),
+        ("I12", follow(*range(1000), 30)),
         ("I12", lose_event("put-4")),
         ("I12", lose_event("set")),
         ("I12", lose_event("delete")),
