@@ -37,11 +37,18 @@ class Deed:
 
 @dataclass(slots=True)
 class Act:
-    """One attempt at an operation, under the id of its request. ``is_first``: no attempt before it was in doubt."""
+    """One attempt at an operation, under the id of its request, with an event for each of ``deeds``.
+
+    ``is_first``: no attempt before it was in doubt.
+    """
 
     operation: int
-    deed: Deed
+    deeds: tuple[Deed, ...]
     began: float
     is_first: bool
     ended: float = NEVER
     outcome: Outcome = Outcome.UNKNOWN
+
+    def deed_at(self, place: str) -> Deed | None:
+        """Return what was to be done at a place."""
+        return next((deed for deed in self.deeds if deed.place == place), None)

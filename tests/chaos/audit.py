@@ -5,7 +5,7 @@ Acts and events belong together by the id of the request, which the client chose
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -33,24 +33,25 @@ class EventRow:
 
 
 def repeated(ledger: Ledger, events: Sequence[EventRow]) -> Iterator[str]:
-    """Yield the acts that have left more than one event."""
-    for request, found in by_request(events).items():
-        if request in ledger.acts and len(found) > 1:
-            yield f"{text_of(request, ledger.acts[request])} has left {len(found)} events"
+    """Yield what has left more than one event."""
+    for (request, place), count in Counter((event.request_id, event.place) for event in events).items():
+        if request in ledger.acts and count > 1:
+            yield f"{text_of(request, ledger.acts[request])} has left {count} events of {place}"
 
 
 def missing(ledger: Ledger, events: Sequence[EventRow]) -> Iterator[str]:
     """Yield what was acknowledged and left no event. Of an act done again that left nothing to do, one is enough."""
-    there = by_request(events)
-    done = {ledger.acts[request].operation for request in there if request in ledger.acts}
+    there = {(event.request_id, event.place) for event in events}
+    done = {(ledger.acts[request].operation, place) for request, place in there if request in ledger.acts}
     for request, act in ledger.acts.items():
-        if act.outcome is Outcome.ACKNOWLEDGED and request not in there:
-            is_done_before = act.operation in done and not (act.is_first or act.deed.repeats)
-            if not is_done_before:
-                yield f"{text_of(request, act)} was acknowledged and has left no event"
-    told = {act.operation: text_of(request, act) for request, act in ledger.acts.items()}
-    for operation in sorted(ledger.acknowledged - done):
-        yield f"{told.get(operation, operation)} was acknowledged in the end, and none of its attempts has left an event"
+        for deed in act.deeds if act.outcome is Outcome.ACKNOWLEDGED else ():
+            is_done_before = (act.operation, deed.place) in done and not (act.is_first or deed.repeats)
+            if (request, deed.place) not in there and not is_done_before:
+                yield f"{text_of(request, act)} was acknowledged and has left no event of {deed.place}"
+    for request, act in ledger.acts.items():
+        is_last = act.operation in ledger.acknowledged and act.outcome is not Outcome.ACKNOWLEDGED
+        if is_last and not any((act.operation, deed.place) in done for deed in act.deeds):
+            yield f"{text_of(request, act)} was acknowledged in the end, and no attempt has left an event"
 
 
 def unfounded(ledger: Ledger, events: Sequence[EventRow]) -> Iterator[str]:
@@ -72,10 +73,13 @@ def untrue(ledger: Ledger, events: Sequence[EventRow]) -> Iterator[str]:
 
 
 def differences(event: EventRow, act: Act) -> Iterator[str]:
-    deed = act.deed
+    deed = act.deed_at(event.place)
+    if deed is None:
+        yield f"its place is {event.place}"
+        return
     if event.kind not in (deed.kinds[:1] if act.is_first else deed.kinds):
         yield f"its kind is {event.kind}"
-    for what in ("place", "principal", "sha256"):
+    for what in ("principal", "sha256"):
         if (told := getattr(event, what)) != (right := getattr(deed, what)):
             yield f"{what} is {told}, not {right}"
     for key, value in deed.detail.items():
@@ -107,12 +111,6 @@ def unfollowed(ledger: Ledger, events: Sequence[EventRow]) -> Iterator[str]:
             yield f"who followed was told of event {after} after {before}"
 
 
-def by_request(events: Sequence[EventRow]) -> Mapping[str, list[EventRow]]:
-    found = defaultdict(list)
-    for event in events:
-        found[event.request_id].append(event)
-    return found
-
-
 def text_of(request: str, act: Act) -> str:
-    return f"{act.deed.kinds[0]} {act.deed.place or act.deed.detail.get('name')} ({request})"
+    first = act.deeds[0]
+    return f"{first.kinds[0]} {first.place or first.detail.get('name')} ({request})"

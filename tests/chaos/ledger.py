@@ -110,13 +110,23 @@ class Change:
 class Operation:
     """One write, of one attempt or several, on one path or more. Made by ``Ledger.begin``."""
 
-    def __init__(self, ledger: Ledger, number: int, deed: Deed, after: Mapping[str, Version], began: float) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        number: int,
+        deeds: tuple[Deed, ...],
+        after: Mapping[str, Version],
+        began: float,
+        *,
+        as_one: bool,
+    ) -> None:
         self._ledger = ledger
         self._number = number
         self._histories = {path: ledger.history(path) for path in after}
         self._before = {path: history.possible for path, history in self._histories.items()}
         self._after = after
-        self.deed = deed
+        self._is_one = as_one
+        self.deeds = deeds
         self.is_doubtful = False
         for path, history in self._histories.items():
             assert not history.retired, f"{path} is retired"
@@ -125,7 +135,7 @@ class Operation:
 
     def attempt(self, request: str, at: float) -> Act:
         """Begin an attempt, under the id of its request."""
-        act = self._ledger.acts[request] = Act(self._number, self.deed, at, not self.is_doubtful)
+        act = self._ledger.acts[request] = Act(self._number, self.deeds, at, not self.is_doubtful)
         return act
 
     def note(self, act: Act, outcome: Outcome, at: float) -> None:
@@ -152,7 +162,7 @@ class Operation:
                     history.resume()
                 case _:
                     history.enter(self._before[path] | {self._after[path]}, at)
-        if outcome is not Outcome.ACKNOWLEDGED and self.is_doubtful and len(self._after) > 1:
+        if outcome is not Outcome.ACKNOWLEDGED and self.is_doubtful and self._is_one and len(self._after) > 1:
             before = {path: next(iter(states)) for path, states in self._before.items() if len(states) == 1}
             self._ledger.unknown.append(Change(before, self._after))
 
@@ -176,13 +186,16 @@ class Ledger:
         self.violations: list[Violation] = []
         self._operations = 0
 
-    def begin(self, deed: Deed, after: Mapping[str, Version], at: float) -> Operation:
-        """Begin a write, after which each path has its version.
+    def begin(
+        self, deeds: Deed | tuple[Deed, ...], after: Mapping[str, Version], at: float, *, as_one: bool = True
+    ) -> Operation:
+        """Begin a write, after which each path has its version; ``as_one``: all at once, or not at all.
 
         No path may be retired, nor be written by anybody else.
         """
         self._operations += 1
-        return Operation(self, self._operations, deed, after, at)
+        deeds = (deeds,) if isinstance(deeds, Deed) else deeds
+        return Operation(self, self._operations, deeds, after, at, as_one=as_one)
 
     @property
     def retried(self) -> int:

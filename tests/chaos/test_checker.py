@@ -30,7 +30,14 @@ MARKED = ("stage", "1")
 DONE, REFUSED, UNKNOWN = Outcome.ACKNOWLEDGED, Outcome.REFUSED, Outcome.UNKNOWN
 
 
-def act(ledger: Ledger, request: str, deed: Deed, after: dict[str, Version], *outcomes: Outcome, at: float) -> None:
+def act(
+    ledger: Ledger,
+    request: str,
+    deed: Deed | tuple[Deed, ...],
+    after: dict[str, Version],
+    *outcomes: Outcome,
+    at: float,
+) -> None:
     """Let something be done at a time, within a second; further attempts have a sign behind ``request``."""
     operation = ledger.begin(deed, after, at)
     for number, outcome in enumerate(outcomes):
@@ -70,7 +77,7 @@ def events_of(ledger: Ledger) -> list[EventRow]:
     for request, one in ledger.acts.items():
         if request in ("refused", "mark", "delete'"):
             continue
-        deed = one.deed
+        [deed] = one.deeds
         detail, number = {**deed.detail, "more": 1}, 10 * len(found)
         found.append(
             EventRow(number, one.began + 0.5, deed.kinds[0], deed.place, deed.sha256, deed.principal, request, detail)
@@ -207,7 +214,7 @@ def add_event(request: str, **changes: object) -> Callable[[Evidence], None]:
 
     def plant(evidence: Evidence) -> None:
         one = evidence.ledger.acts.get(request) or evidence.ledger.acts["put-4"]
-        deed = one.deed
+        [deed] = one.deeds
         number = 1 + max(other.id for other in evidence.events if other.at <= one.began + 0.5)
         row = EventRow(
             number, one.began + 0.5, deed.kinds[0], deed.place, deed.sha256, deed.principal, request, deed.detail
@@ -384,3 +391,23 @@ def test_guest_reads_what_the_permission_target_gives() -> None:
     answer_of = replace(evidence.answers["node-1"], admitted={DOUBTFUL_PATH: False})
     evidence.answers = {"node-1": answer_of}
     assert [one.invariant for one in check(evidence)] == ["I10"]
+
+
+@pytest.mark.parametrize(
+    ("places", "invariants"),
+    [
+        ((DELETED_PATH, DOUBTFUL_PATH), []),
+        ((DELETED_PATH,), ["I12"]),
+        ((DELETED_PATH, DOUBTFUL_PATH, DOUBTFUL_PATH), ["I11"]),
+        ((DELETED_PATH, DOUBTFUL_PATH, KEPT_PATH), ["I12"]),
+    ],
+)
+def test_act_on_several_places_leaves_an_event_of_each(places: tuple[str, ...], invariants: list[str]) -> None:
+    ledger, paths = Ledger(), (DELETED_PATH, DOUBTFUL_PATH)
+    deeds = tuple(deploy(path, TREED) for path in paths)
+    act(ledger, "explode", deeds, dict.fromkeys(paths, Item(TREED)), DONE, at=0)
+    ledger.followed = list(range(len(places)))
+    events = [
+        EventRow(number, 0.5, "deploy", place, TREED, "builder", "explode") for number, place in enumerate(places)
+    ]
+    assert [one.invariant for one in check(Evidence(ledger=ledger, events=events, passes=[CLEAN]))] == invariants

@@ -182,3 +182,11 @@ def test_accounts_are_no_paths() -> None:
     write_all(ledger, {"api/security/users/somebody": Item("mail")}, DONE)
     assert ledger.paths == {} and [*ledger.live()] == []
     assert digests(ledger.accounts["api/security/users/somebody"].possible) == {"mail"}
+
+
+def test_act_that_is_not_one_may_be_done_in_part() -> None:
+    ledger = Ledger()
+    operation = ledger.begin((Deed(("deploy",), "a"), Deed(("deploy",), "b")), {"a": None, "b": None}, 0, as_one=False)
+    operation.note(operation.attempt("explode", 0), UNKNOWN, 1)
+    operation.end(UNKNOWN, 1)
+    assert ledger.unknown == []

@@ -12,6 +12,7 @@ from tests.chaos.client import Client, Request, sha256
 from tests.chaos.files import deploy, properties_request, put_request
 from tests.chaos.ledger import Item, Version
 from tests.chaos.places import LOCAL, SECOND, SUFFIX, folder_of, is_open
+from tests.repo_node.archive_files import packed
 
 NAMES = (f"one{SUFFIX}", f"deeper/two{SUFFIX}", f"deeper/three{SUFFIX}")
 ITEMS = len(NAMES) + 2
@@ -47,6 +48,26 @@ class Trees:
 
     async def make(self) -> None:
         tree = self._new_tree(is_open=self._random.random() < 0.5)
+        if self._random.random() < 0.5:
+            await self._make_from_archive(tree)
+        else:
+            await self._make_singly(tree)
+
+    async def _make_from_archive(self, tree: Tree) -> None:
+        """Deploy an archive that is unpacked there, one artifact after the other or all at one moment."""
+        is_atomic = self._random.random() < 0.5
+        client, bodies = self._owner(tree), {name: self._random.randbytes(300) for name in NAMES}
+        after = {f"{tree.root}/{name}": Item(sha256(body)) for name, body in bodies.items()}
+        deeds = tuple(deploy(f"{tree.root}/{name}", body, client) for name, body in bodies.items())
+        operation = self._ledger.begin(deeds, after, time.time(), as_one=is_atomic)
+        headers = {f"X-Explode-Archive{'-Atomic' if is_atomic else ''}": "true"}
+        archive = packed("tgz", bodies)
+        request = Request("explode", "PUT", f"{tree.root}/it.tgz", (201,), body=archive, headers=headers)
+        outcome = await client.perform(operation, request)
+        if outcome is Outcome.ACKNOWLEDGED and not operation.is_doubtful:
+            self._trees.append(tree)
+
+    async def _make_singly(self, tree: Tree) -> None:
         properties = {"tag": f"{self._worker}-0"}
         for path in tree.paths:
             body = self._random.randbytes(300)
