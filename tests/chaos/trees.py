@@ -54,17 +54,7 @@ class Trees:
             await self._make_singly(tree)
 
     async def _make_from_archive(self, tree: Tree) -> None:
-        """Deploy an archive that is unpacked there, one artifact after the other or all at one moment."""
-        is_atomic = self._random.random() < 0.5
-        client, bodies = self._owner(tree), {name: self._random.randbytes(300) for name in NAMES}
-        after = {f"{tree.root}/{name}": Item(sha256(body)) for name, body in bodies.items()}
-        deeds = tuple(deploy(f"{tree.root}/{name}", body, client) for name, body in bodies.items())
-        operation = self._ledger.begin(deeds, after, time.time(), as_one=is_atomic)
-        headers = {f"X-Explode-Archive{'-Atomic' if is_atomic else ''}": "true"}
-        archive = packed("tgz", bodies)
-        request = Request("explode", "PUT", f"{tree.root}/it.tgz", (201,), body=archive, headers=headers)
-        outcome = await client.perform(operation, request)
-        if outcome is Outcome.ACKNOWLEDGED and not operation.is_doubtful:
+        if await deploy_archive(self._owner(tree), tree, self._random, is_atomic=self._random.random() < 0.5):
             self._trees.append(tree)
 
     async def _make_singly(self, tree: Tree) -> None:
@@ -148,3 +138,17 @@ class Trees:
 
     def _choose(self) -> Tree | None:
         return self._random.choice(self._trees) if self._trees else None
+
+
+async def deploy_archive(client: Client, tree: Tree, chance: random.Random, *, is_atomic: bool) -> bool:
+    """Deploy an archive that is unpacked there, its artifacts one after the other or all at one moment.
+
+    Return whether that is surely done, at the first attempt.
+    """
+    bodies = {name: chance.randbytes(300) for name in NAMES}
+    after = {f"{tree.root}/{name}": Item(sha256(body)) for name, body in bodies.items()}
+    deeds = tuple(deploy(f"{tree.root}/{name}", body, client) for name, body in bodies.items())
+    operation = client.ledger.begin(deeds, after, time.time(), as_one=is_atomic)
+    headers = {f"X-Explode-Archive{'-Atomic' if is_atomic else ''}": "true"}
+    request = Request("explode", "PUT", f"{tree.root}/it.tgz", (201,), body=packed("tgz", bodies), headers=headers)
+    return await client.perform(operation, request) is Outcome.ACKNOWLEDGED and not operation.is_doubtful
