@@ -317,6 +317,7 @@ CREATE TABLE events (
     id          bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     at          timestamptz NOT NULL DEFAULT clock_timestamp(),
     kind        text NOT NULL,
+    -- Of what may be asked for again though it was done: an upload's, or that of a page of a copy or a move.
     upload_id   uuid UNIQUE,
     repository  text COLLATE "C",
     path        text COLLATE "C",
@@ -1768,12 +1769,13 @@ $$;
 
 -- Copy or move a page of a tree (tree_page) to p_target in p_to: each artifact whole, the folders of a move stay until
 -- prune_folders. What cannot be done is told in failed and reasons and hinders nothing else, but with p_fail_fast
--- it is the last of this page, and stopped says so. Safe to repeat.
+-- it is the last of this page, and stopped says so. Safe to repeat: of calls with one p_event, which is not NULL, the first
+-- that does something leaves an event.
 CREATE FUNCTION transfer_page(
     p_move boolean, p_fail_fast boolean, p_from integer, p_folder text, p_name text, p_to integer, p_target text,
     p_after_folder text, p_after_name text, p_max bigint, p_path_bytes integer, p_principal text, p_request text,
     p_from_limit text DEFAULT NULL, p_to_limit text DEFAULT NULL, p_overwrite_limit text DEFAULT NULL,
-    p_address inet DEFAULT NULL,
+    p_address inet DEFAULT NULL, p_event uuid DEFAULT NULL,
     OUT seen bigint, OUT artifacts bigint, OUT folders bigint, OUT last_folder text, OUT last_name text,
     OUT failed text[], OUT reasons text[], OUT stopped boolean
 )
@@ -1840,12 +1842,13 @@ BEGIN
         END IF;
     END LOOP;
     IF artifacts + folders > 0 THEN
-        INSERT INTO events (kind, repository, path, sha256, principal, request_id, address, detail)
-        SELECT CASE WHEN p_move THEN 'move' ELSE 'copy' END, t.key, p_target,
+        INSERT INTO events (kind, upload_id, repository, path, sha256, principal, request_id, address, detail)
+        SELECT CASE WHEN p_move THEN 'move' ELSE 'copy' END, p_event, t.key, p_target,
                CASE WHEN folders = 0 AND seen = 1 THEN (SELECT b.sha256 FROM blobs b WHERE b.id = v_row.blob_id) END,
                p_principal, p_request, p_address,
                jsonb_build_object('from', concat_ws('/', f.key, nullif(v_source, '')), 'items', artifacts + folders)
-          FROM repositories t, repositories f WHERE t.id = p_to AND f.id = p_from;
+          FROM repositories t, repositories f WHERE t.id = p_to AND f.id = p_from
+        ON CONFLICT (upload_id) DO NOTHING;
     END IF;
 END
 $$;

@@ -20,6 +20,7 @@ from repo_node.recent import RecentItems
 from repo_node.repositories import Repositories
 from repo_node.settings import LiveSettings
 from sharding.crash_points import crash_point
+from sharding.identifiers import uuid7
 
 T = TypeVar("T")
 
@@ -142,8 +143,9 @@ class Transfers:
         begun = False
         while seen == PAGE:
             require_writable(self._settings, begun=begun)
+            event = uuid7()
             known = await until_known(
-                lambda after=after: rows.page(  # type: ignore[misc]
+                lambda after=after, event=event: rows.page(  # type: ignore[misc]
                     self._database,
                     transfer,
                     after,
@@ -151,6 +153,7 @@ class Transfers:
                     dry=request.dry,
                     items_max=PAGE,
                     path_bytes_max=self._settings.now.path_bytes_max,
+                    event=event,
                 ),
                 wait_seconds=self._settings.now.outcome_wait_seconds,
             )

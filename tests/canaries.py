@@ -14,7 +14,7 @@ from urllib.parse import quote
 
 import asyncpg
 
-from repo_node.auth.tokens import looks_like_token
+from repo_node.auth.tokens import Kind, looks_like_token
 from repo_node.logs import JsonFormatter
 
 MARK = "canary-5dd1"
@@ -42,6 +42,11 @@ def forms(secret: str) -> Iterator[str]:
         yield coded[(0, 2, 3)[offset] : 8 * (offset + len(raw)) // 6]
 
 
+def is_token(text: str) -> bool:
+    """Say whether ``text`` can be a token of any kind."""
+    return any(looks_like_token(text, kind) for kind in Kind)
+
+
 class Watch:
     """Looks for secrets, and keeps where it found some until somebody takes note."""
 
@@ -64,7 +69,7 @@ class Watch:
     def secrets_in(self, text: str) -> Iterator[str]:
         """Yield what stands in ``text``, and around what."""
         found = [(one, self._names[one[0]]) for one in self._pattern.finditer(text)]
-        found += [(one, "a token") for one in TOKEN.finditer(text) if looks_like_token(one[0])]
+        found += [(one, "a token") for one in TOKEN.finditer(text) if is_token(one[0])]
         for one, name in found:
             yield f"{name} in: {text[max(0, one.start() - AROUND_CHARACTERS) : one.end() + AROUND_CHARACTERS]}"
 

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 import asyncpg
 
@@ -90,7 +91,7 @@ PAGE = Statement(
     """
     SELECT p.seen, p.artifacts, p.folders, p.last_folder, p.last_name, p.failed, p.reasons, p.stopped
       FROM require_writable(), transfer_page($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13,
-                                             $14, $15, $16, $17) p
+                                             $14, $15, $16, $17, $18) p
     """,
 )
 PRUNE = Statement(
@@ -133,8 +134,11 @@ async def page(
     dry: bool,
     items_max: int,
     path_bytes_max: int,
+    event: UUID,
 ) -> Page:
-    """Copy or move a page of a tree; with ``dry``, only find out what would become of it. Safe to repeat.
+    """Copy or move a page of a tree; with ``dry``, only find out what would become of it.
+
+    Safe to repeat with the same ``event``, which is that of this page alone: it is left once.
 
     A page that is not full is the last.
     """
@@ -153,6 +157,7 @@ async def page(
         transfer.by.request_id,
         *transfer.limits,
         transfer.by.address,
+        event,
     )
 
     async def and_undo(connection: asyncpg.Connection) -> asyncpg.Record:

@@ -7,13 +7,15 @@ I1, I3, I4 and I14.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
+from tests.chaos import audit
+from tests.chaos.answers import Answers, may_admit
+from tests.chaos.audit import CLOCK_SECONDS
 from tests.chaos.evidence import Evidence, ReplicaRow
-from tests.chaos.ledger import History, Outcome, Violation, invariant_of, name, names
-
-CLOCK_SECONDS = 0.5
-"""How far the clients' clock and the database's may seem apart."""
+from tests.chaos.ledger import Change, Item, Ledger, Violation, digests, invariant_of, name, names
+from tests.chaos.places import is_open
+from tests.chaos.reading import order
 
 
 def check(evidence: Evidence) -> list[Violation]:
@@ -24,13 +26,14 @@ def check(evidence: Evidence) -> list[Violation]:
 def misread(evidence: Evidence) -> list[Violation]:
     """What a path has in the end is what it may have: I1 for what is gone, I4 for what came back, I3 for the rest."""
     found = []
-    for path, read in evidence.reads.items():
-        possible = evidence.ledger.paths[path].possible
-        if read.status not in (200, 404):
-            found.append(Violation("I1", f"{path} cannot be read: {read.status}"))
-        elif read.version not in possible:
-            invariant = invariant_of(read.version, possible)
-            found.append(Violation(invariant, f"{path} has {name(read.version)}; {names(possible)}"))
+    for way, reads in (("", evidence.reads), (", through the virtual repository,", evidence.viewed)):
+        for path, read in reads.items():
+            possible = digests(evidence.ledger.paths[path].possible)
+            if read.status not in (200, 404):
+                found.append(Violation("I1", f"{path}{way} cannot be read: {read.status}"))
+            elif read.sha256 not in possible:
+                invariant = invariant_of(read.sha256, possible)
+                found.append(Violation(invariant, f"{path}{way} has {name(read.sha256)}; {names(possible)}"))
     return found
 
 
@@ -98,39 +101,96 @@ def miscounted(evidence: Evidence) -> Iterator[str]:
     """I9: counts and sizes are what the rows and files sum up to."""
     if evidence.totals != evidence.sums:
         yield f"the status shows {dict(evidence.totals)}, the rows sum up to {dict(evidence.sums)}"
+    for repository, (counted, summed) in evidence.usage.items():
+        if counted != summed:
+            yield f"{repository} is said to hold {counted} bytes, its artifacts have {summed}"
     sizes = {blob.sha256: blob.size for blob in evidence.blobs}
     for file in evidence.files:
         sha256 = file.name.partition(".")[0]
         if file.directory == "blobs" and sha256 in sizes and file.size != sizes[sha256]:
             yield f"{file.name} has {file.size} bytes, its row says {sizes[sha256]}"
     for path, read in evidence.listed.items():
-        if read.version in sizes and read.size != sizes[read.version]:
-            yield f"{path} is listed with {read.size} bytes, its blob has {sizes[read.version]}"
+        if read.sha256 in sizes and read.size != sizes[read.sha256]:
+            yield f"{path} is listed with {read.size} bytes, its blob has {sizes[read.sha256]}"
 
 
 def mislisted(evidence: Evidence) -> Iterator[str]:
     """I10: a listing names exactly what GET finds, with the same digest."""
-    there = {path: read.version for path, read in evidence.reads.items() if read.status == 200}
-    listed = {path: read.version for path, read in evidence.listed.items()}
+    there = {path: read.sha256 for path, read in evidence.reads.items() if read.status == 200}
+    listed = {path: read.sha256 for path, read in evidence.listed.items()}
     for path in sorted(there.keys() | listed.keys()):
         if there.get(path) != listed.get(path):
             yield f"{path}: GET finds {name(there.get(path))}, the listing {name(listed.get(path))}"
 
 
+def misfound(evidence: Evidence) -> Iterator[str]:
+    """I10: each node's searches find what the ledger says, with its properties, and agree with GET."""
+    there = {path: read.sha256 for path, read in evidence.reads.items() if read.status == 200}
+    for node, answers in evidence.answers.items():
+        found = {path: item.sha256 for path, item in answers.items.items()}
+        for path in sorted(there.keys() | found.keys()):
+            if there.get(path) != found.get(path):
+                yield f"{path}: GET finds {name(there.get(path))}, AQL of {node} {name(found.get(path))}"
+        for text in (*misremembered(evidence.ledger, answers), *disagreeing(answers)):
+            yield f"{node}: {text}"
+
+
+def misremembered(ledger: Ledger, answers: Answers) -> Iterator[str]:
+    """Yield what has other properties than it may have, and accounts that are not what they were made."""
+    for path, item in answers.items.items():
+        possible = ledger.paths[path].possible if path in ledger.paths else frozenset()
+        if item not in possible and item.sha256 in digests(possible):
+            told = sorted(sorted(one.properties) for one in possible if one is not None)
+            yield f"{path} has the properties {sorted(item.properties)}, possible: {told}"
+    for account, told_of in answers.accounts.items():
+        if told_of not in digests(ledger.accounts[account].possible):
+            yield f"{account} is {told_of}, {names(digests(ledger.accounts[account].possible))}"
+    for path, is_admitted in answers.admitted.items():
+        if is_admitted not in may_admit(ledger, path):
+            yield f"{path} {'may' if is_admitted else 'may not'} be read by who was{' not' if is_admitted else ''} given that"
+
+
+def disagreeing(answers: Answers) -> Iterator[str]:
+    """Yield how the searches of one node differ from one another."""
+    items = answers.items
+    if list(answers.paged) != sorted(items, key=order):
+        yield f"sorted pages have {len(answers.paged)} of {len(items)} artifacts, or another order"
+    readable = frozenset(filter(is_open, items))
+    if answers.readable != readable:
+        yield f"an ordinary user finds {sorted(answers.readable ^ readable)[:3]} wrongly or not at all"
+    for pair, paths in answers.tagged.items():
+        if odd := paths ^ {path for path, item in items.items() if pair in item.properties}:
+            yield f"the search for {pair} is wrong about {sorted(odd)[:3]}"
+    for sha256, paths in answers.contents.items():
+        if odd := paths ^ {path for path, item in items.items() if item.sha256 == sha256}:
+            yield f"the search for {name(sha256)} is wrong about {sorted(odd)[:3]}"
+
+
+def half_done(evidence: Evidence) -> Iterator[str]:
+    """I3: what was done to several paths at once, and may have been done or not, was done to all or to none."""
+    for node, answers in evidence.answers.items():
+        for change in evidence.ledger.unknown:
+            if len(set(sides(change, answers.items))) > 1:
+                yield f"{node}: a part of it was done: {sorted(change.after)}"
+
+
+def sides(change: Change, items: Mapping[str, Item]) -> Iterator[bool]:
+    """Yield, of each path that tells, whether it was changed."""
+    for path, before in change.before.items():
+        now, after = items.get(path), change.after[path]
+        if before != after and now in (before, after):
+            yield now == after
+
+
 def done_twice(evidence: Evidence) -> Iterator[str]:
-    """I11, and the audit of I12: each acknowledged write has its event, and no other write has."""
-    for path, history in evidence.ledger.paths.items():
-        for verb, kind in (("put", "deploy"), ("delete", "delete")):
-            least, most = bounds(history, verb)
-            events = evidence.audit.get((path, kind), 0)
-            if not least <= events <= most:
-                yield f"{path}: {events} events of kind {kind} for {least} to {most} writes"
+    """I11: no request has left two events."""
+    yield from audit.repeated(evidence.ledger, evidence.events)
 
 
-def bounds(history: History, verb: str) -> tuple[int, int]:
-    """Return how many writes of a kind have surely been done, and how many may have been."""
-    least = history.attempts[verb, Outcome.ACKNOWLEDGED]
-    return least, least + history.attempts[verb, Outcome.UNKNOWN]
+def misaudited(evidence: Evidence) -> Iterator[str]:
+    """I12: one event for each acknowledged write, none for what was refused or never asked for, all of them true."""
+    for find in (audit.missing, audit.unfounded, audit.untrue, audit.disordered, audit.unfollowed):
+        yield from find(evidence.ledger, evidence.events)
 
 
 def logged(evidence: Evidence) -> Iterator[str]:
@@ -160,7 +220,10 @@ INVARIANTS = (
     ("I8", out_of_office),
     ("I9", miscounted),
     ("I10", mislisted),
+    ("I10", misfound),
+    ("I3", half_done),
     ("I11", done_twice),
+    ("I12", misaudited),
     ("I12", logged),
     ("I13", found_again),
 )

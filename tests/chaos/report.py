@@ -37,10 +37,7 @@ class Report:
     def count(self, ledger: Ledger) -> None:
         """Take over what the ledger has counted."""
         self.outcomes = dict(ledger.outcomes)
-        attempts: Counter[str] = Counter()
-        for history in ledger.paths.values():
-            for (_, outcome), number in history.attempts.items():
-                attempts[outcome.value] += number
+        attempts = Counter(act.outcome.value for act in ledger.acts.values())
         self.ledger = {
             "paths": len(ledger.paths),
             "live": sum(1 for _ in ledger.live()),

@@ -7,8 +7,8 @@ import time
 from contextlib import suppress
 
 from tests.chaos.checker import check, misread
-from tests.chaos.evidence import gather, gather_reads
 from tests.chaos.faults import FAULTS, available
+from tests.chaos.gathering import gather, gather_reads
 from tests.chaos.ledger import Violation
 from tests.chaos.report import Report
 from tests.chaos.scene import Scene
@@ -66,7 +66,7 @@ async def play(scene: Scene, report: Report, names: list[str], seconds: float) -
         scene.say(
             f"{draw.number:3} {draw.name}: {what}; {draw.hold_seconds:.1f} s, whole after {recovered_seconds:.1f} s;"
             f" {counts['put 201']} puts, {counts['get 200']} gets, {counts['delete 204']} deletes,"
-            f" {counts['put retried'] + counts['delete retried']} retried, {len(scene.ledger.violations)} violations"
+            f" {scene.ledger.retried} retried, {len(scene.ledger.violations)} violations"
         )
 
 

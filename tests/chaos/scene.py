@@ -5,12 +5,13 @@ HAProxy in front, clients, and on Linux as root a network and disks that can be 
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,9 +19,10 @@ from typing import Any, ParamSpec, TypeVar
 
 from tests.chaos.ledger import Ledger
 from tests.chaos.load import Load
+from tests.chaos.places import BUILDER, GUEST, OPEN, QUOTA_BYTES, SECOND, VIRTUAL, VIRTUAL_DOCUMENT, target
 from tests.cluster.balancers import haproxy
 from tests.cluster.network import POSTGRES, Star, can_make_star, star
-from tests.cluster.processes import Cluster, NodeProcess, is_ready, set_password
+from tests.cluster.processes import Cluster, NodeProcess, curl, is_ready, set_password
 from tests.cluster.standby import PostgresPair
 from tests.postgres import run_apart
 from tests.sharding import disks
@@ -105,6 +107,8 @@ class Scene:
     images: dict[Path, Path]
     ledger: Ledger
     load: Load
+    tokens: Mapping[str, str]
+    """Of ordinary users, by their names."""
     resting: set[str] = field(default_factory=set)
     """The nodes that a fault has ended or will end."""
     damages: list[Damage] = field(default_factory=list)
@@ -237,10 +241,34 @@ def open_scene(seed: int, *, workers: int = WORKERS) -> Iterator[Scene]:
         made.start()
         for key, value in SETTINGS.items():
             made.set_setting(key, value)
+        tokens = make_places(made)
         url = stack.enter_context(haproxy(made, directory))
         ledger = Ledger()
-        load = Load(url, ledger, seed, workers=workers, pause_seconds=PAUSE_SECONDS)
-        yield Scene(directory, made, pair, url, network, images, ledger, load)
+        load = Load(url, ledger, seed, workers=workers, pause_seconds=PAUSE_SECONDS, tokens=tokens)
+        yield Scene(directory, made, pair, url, network, images, ledger, load, tokens)
+
+
+def make_places(cluster: Cluster) -> dict[str, str]:
+    """Make the repositories, and the ordinary users with their rights; return these users' tokens."""
+    base = f"{cluster.live.url}/artifactory/api"
+
+    def put(url: str, document: object) -> None:
+        curl(
+            "-X", "PUT", "-d", json.dumps(document), "-H", "Content-Type: application/json", f"{base}/{url}", fail=True
+        )
+
+    put(f"repositories/{SECOND}", {"rclass": "local", "quotaBytes": QUOTA_BYTES})
+    put(f"repositories/{VIRTUAL}", VIRTUAL_DOCUMENT)
+    for user in (BUILDER, GUEST):
+        put(f"security/users/{user}", {"email": f"{user}@example.org", "internalPasswordDisabled": True})
+    put(f"security/permissions/{BUILDER}s", target(BUILDER, f"*/{OPEN}/**", "rwnd"))
+    return {user: make_token(base, user) for user in (BUILDER, GUEST)}
+
+
+def make_token(base: str, user: str) -> str:
+    form = f"username={user}&scope=applied-permissions/user&expires_in=0"
+    answer = json.loads(curl("-d", form, f"{base}/security/token", fail=True)[1])
+    return str(answer["access_token"])
 
 
 def mount_disks(stack: ExitStack, directory: Path) -> dict[Path, Path]:

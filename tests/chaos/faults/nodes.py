@@ -6,16 +6,26 @@ import asyncio
 import random
 from collections.abc import Callable
 from functools import partial
+from uuid import uuid4
 
 from sharding.crash_points import ALLOWED, AT, NAMES
+from tests.chaos.client import Client
 from tests.chaos.faults.disks import Spoil, delete, flip_bit
 from tests.chaos.faults.fault import Fault
+from tests.chaos.places import folder_of
 from tests.chaos.scene import LEASE_SECONDS, Scene, find_faketime
+from tests.chaos.trees import Tree, deploy_archive
 from tests.cluster.processes import NodeProcess, is_ready
 
 CRASH_SECONDS_MAX = 60.0
 ELECTIONS_MAX = 6
 AWAY_SECONDS = 4.0
+NOBODY = 99
+"""No worker has this number."""
+
+ATOMIC = ("explode.durable", "explode.committed")
+"""Where only those archives pass that come all at one moment."""
+
 HOUR = 3_600
 
 
@@ -128,6 +138,10 @@ class Crash:
         while self._node.running and not await scene.apart(answers, self._node):
             await asyncio.sleep(0.2)
         match self._point.partition(".")[0]:
+            case "explode":
+                tree = Tree(f"{folder_of(NOBODY)}/{self._node.id}-{uuid4().hex}")
+                async with Client(self._node.url, scene.ledger) as client:
+                    await deploy_archive(client, tree, chance, is_atomic=self._point in ATOMIC)
             case "gc":
                 await make_primary(scene, self._node)
             case "repair":
