@@ -172,11 +172,10 @@ def test_what_is_hardly_drawn_is_answered_as_described(fuzzed: RunningCluster, s
     url = f"http://{LOOPBACK}:{fuzzed.first.port}"
     credentials = {"Authorization": fuzzed.admin.authorization}
     for method, path, said, status in RARE:
-        said = {"repo": "libs-local", **said}
-        named = {name: said.pop(name) for name in list(said) if f"{{{name}}}" in path}
-        said.pop("repo", None)
-        body = {"body": said.pop("body"), "media_type": "application/json"} if "body" in said else {}
-        case = SCHEMA[path][method].Case(path_parameters=named, query=said, **body)
+        query = {"repo": "libs-local", **said} if "{repo}" in path else dict(said)
+        named = {name: query.pop(name) for name in list(query) if f"{{{name}}}" in path}
+        body = {"body": query.pop("body"), "media_type": "application/json"} if "body" in query else {}
+        case = SCHEMA[path][method].Case(path_parameters=named, query=query, **body)
         assert case.call_and_validate(url, session=session, headers=credentials, checks=CHECKS).status_code == status
 
 
