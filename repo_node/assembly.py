@@ -325,7 +325,7 @@ def public_app_of(
     transfers = Transfers(parts.database, artifacts, parts.repositories, parts.recent, parts.settings)
     downloads = DownloadCounts(parts.database, parts.settings, parts.metrics, parts.membership.database_time)
     stack.push_async_callback(downloads.close)
-    trees = Trees(parts.database, parts.repositories)
+    trees = Trees(parts.database, parts.repositories, parts.settings)
     trash = Trash(parts.database, parts.recent, parts.settings)
     services = Services(
         artifacts,

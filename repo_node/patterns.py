@@ -62,6 +62,14 @@ def folder_span(pattern: str) -> Span:
     return Span(folder, BEYOND_ALL if not folder else f"{folder}0")
 
 
+def name_start(pattern: str) -> str:
+    """Return what the names of all that matches a pattern for paths begin with."""
+    *above, last = pattern.split("/")
+    # "x**/y" is "xy" too.
+    joined = bool(above) and above[-1] != "**" and above[-1].endswith("**")
+    return "" if joined or "**" in last else literal_start(last)
+
+
 def gavc(group: str | None, artifact: str | None, version: str | None, classifier: str | None) -> tuple[str, str]:
     """Return a regular expression for the Maven coordinates, and an Ant pattern that contains what it matches."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -15,7 +15,7 @@ from repo_node.db.pool import Database
 from repo_node.db.scopes import RowScope
 from repo_node.db.searches import Hit, Search, Times
 from repo_node.errors import RequestError
-from repo_node.patterns import folder_span, is_wild, like, literal_start, span
+from repo_node.patterns import folder_span, is_wild, like, literal_start, name_start, span
 from repo_node.repositories import Repositories
 from repo_node.settings import LiveSettings
 from repo_node.versions import version_key
@@ -25,7 +25,6 @@ VERSION = "version"
 """The property by whose value the latest version is told."""
 
 VERSIONS_MAX = 10_000
-EVERYTHING = span("")
 BY_DIGEST = {"sha256": rows.BY_SHA256, "sha1": rows.BY_SHA1, "md5": rows.BY_MD5}
 
 
@@ -75,8 +74,8 @@ class Searches:
 
     async def by_path(self, pattern: str, area: Area) -> list[Hit]:
         """Return artifacts whose path matches an Ant pattern."""
-        folders = folder_span(pattern)
-        places = (folders.low, folders.high, EVERYTHING.low, EVERYTHING.high)
+        folders, names = folder_span(pattern), span(name_start(pattern))
+        places = (folders.low, folders.high, names.low, names.high)
         return await self._search(rows.BY_PATH, area, *places, patterns.regex(pattern))
 
     async def by_gavc(
@@ -166,10 +165,15 @@ class Searches:
         return list((found | {one.key: Source(one) for one in asked if not one.is_virtual}).values())
 
 
-def rows_in(scope: ReadScope, sources: Iterable[Source]) -> RowScope:
+def rows_in(scope: ReadScope, sources: Collection[Source]) -> RowScope:
     """Return what ``scope`` lets be read, without what patterns hide."""
     found = scope.rows({one.repository.id: one.key for one in sources})
     known = {*found.whole, *found.partial}
     shown = {one.repository.id: one.limit(scope) for one in sources if one.repository.id in known}
     partial = {number: limit for number, limit in shown.items() if limit is not None}
-    return RowScope(tuple(shown.keys() - partial.keys()), tuple(partial), tuple(partial.values()))
+    subtrees = [
+        (one.repository.id, root) for one in sources if one.repository.id in partial for root in one.roots(scope)
+    ]
+    return RowScope(
+        tuple(shown.keys() - partial.keys()), tuple(partial), tuple(partial.values()), tuple(sorted(subtrees))
+    )

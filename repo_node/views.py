@@ -36,6 +36,19 @@ class Source:
         """Say whether ``shows`` is true of everything in a folder."""
         return not self.above and scope.covers(self.key, path)
 
+    def reach(self, scope: ReadScope, *, folders: bool) -> str | None:
+        """Return a regular expression for the folders in which something may be shown, None for all.
+
+        With ``folders``, a folder is shown whatever the repositories' patterns keep out of it.
+        """
+        patterns = () if folders else (one.reach_regex for one in (self.repository, *self.above))
+        return both(scope.reach(self.key), *patterns)
+
+    def roots(self, scope: ReadScope) -> tuple[str, ...]:
+        """Return folders at or below one of which lies all that is shown; '' is the whole repository."""
+        readable = scope.roots(self.key)
+        return self.repository.roots if "" in readable else readable
+
     def limit(self, scope: ReadScope) -> str | None:
         """Return a regular expression for the artifacts that are shown, None for all."""
         seen_through = (one.paths_regex for one in self.above)

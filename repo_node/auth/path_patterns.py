@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import translate
 from functools import cached_property, lru_cache
+from itertools import takewhile
 
 from repo_node.patterns import re_escape
 
@@ -96,6 +97,20 @@ class AntPattern:
                 text += name_expression(name) + ("" if place == last else "/")
         return text
 
+    @property
+    def root(self) -> str:
+        """The folder at or below which lies all that matches; '' where it may lie anywhere."""
+        return "/".join(takewhile(lambda name: not re.search(r"[*?]", name), self.names[:-1]))
+
+    def reach_expression(self) -> str:
+        """Return a regular expression, without its ends, for the folders that ``reaches`` admits, '' among them."""
+        text = ""
+        for place in reversed(range(len(self.names))):
+            slash = "/" if place else ""
+            deeper = f"{slash}.*" if self.names[place] == DEEP else f"{slash}{name_expression(self.names[place])}{text}"
+            text = f"(?:{deeper})?"
+        return text
+
 
 def name_expression(name: str) -> str:
     if not name.strip("*"):
@@ -145,6 +160,11 @@ class PathPatterns:
         )
 
     @cached_property
+    def roots(self) -> tuple[str, ...]:
+        """Folders at or below one of which lies all that fits; '' is the whole."""
+        return tuple({pattern.root: None for pattern in self.includes})
+
+    @cached_property
     def expression(self) -> str:
         """The same as a regular expression for Postgres, without its ends."""
         included = "|".join(pattern.expression() for pattern in self.includes)
@@ -157,6 +177,17 @@ def expression_of(patterns: Sequence[PathPatterns]) -> str | None:
     if any(one.is_everything for one in patterns):
         return None
     return f"^(?:{'|'.join(one.expression for one in patterns)})$" if patterns else NEVER
+
+
+def reach_of(patterns: Sequence[PathPatterns]) -> str | None:
+    """Return a regular expression for the folders in which something may fit one of ``patterns``; None for all.
+
+    Excludes count for nothing: where it matches, there may be nothing. Where it does not, nothing is below either.
+    """
+    included = [pattern for one in patterns for pattern in one.includes]
+    if any(pattern.names[0] == DEEP for pattern in included):
+        return None
+    return f"^(?:{'|'.join(pattern.reach_expression() for pattern in included)})$" if included else NEVER
 
 
 def both(*expressions: str | None) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from repo_node.auth.path_patterns import expression_of
+from repo_node.auth.path_patterns import expression_of, reach_of
 from repo_node.auth.rights import NOWHERE, Places
 from repo_node.db.scopes import RowScope
 
@@ -32,6 +32,16 @@ class ReadScope:
     def limit(self, repository: str) -> str | None:
         """Return a regular expression for the readable paths of a repository, None for all of them."""
         return None if self.everything else expression_of(self.places.of(repository))
+
+    def reach(self, repository: str) -> str | None:
+        """Return a regular expression for the folders in which something may be readable, None for all of them."""
+        return None if self.everything else reach_of(self.places.of(repository))
+
+    def roots(self, repository: str) -> tuple[str, ...]:
+        """Return folders at or below one of which lies all that is readable; '' is the whole repository."""
+        if self.everything:
+            return ("",)
+        return tuple({root: None for patterns in self.places.of(repository) for root in patterns.roots})
 
     def rows(self, repositories: Mapping[int, str]) -> RowScope:
         """Return the same for the rows of these repositories, by id and key."""

@@ -17,8 +17,8 @@ from repo_node.db.aql_operators import Arguments
 from repo_node.db.aql_repositories import Names
 from repo_node.db.errors import CatalogueError
 from repo_node.db.pool import Database, Statement
-from repo_node.db.scopes import RowScope, in_scope, scope_args
-from repo_node.db.searches import BLOB, COLUMNS, PLAN, Hit, SearchTooLong, hit_from
+from repo_node.db.scopes import RowScope, in_scope, in_subtrees, scope_args
+from repo_node.db.searches import BLOB, COLUMNS, Hit, bounded, hit_from
 
 PAGE = 1_000
 PLACE = "a.repo_id, a.folder, a.name"
@@ -78,7 +78,9 @@ class ItemFinder:
         repositories = f"a.repo_id = ANY ({self._where.add(within, 'integer[]')})"
         self._condition = f"{repositories} AND {compiler.write(query.condition)}"
         if set(within) & set(scope.partial):
-            self._condition += f" AND {in_scope(1 + len(self._where.values))}"
+            narrowed, args = in_subtrees(scope.within(within), 1 + len(self._where.values))
+            self._where.values += args
+            self._condition += f" AND {narrowed} AND {in_scope(1 + len(self._where.values))}"
             self._where.values += scope_args(scope)
 
     async def pages(self) -> AsyncGenerator[list[Hit], None]:
@@ -174,13 +176,10 @@ async def fetch_once(
     statement = Statement("search_aql", sql)
 
     async def work(connection: asyncpg.Connection) -> Sequence[asyncpg.Record]:
-        await connection.fetchrow(PLAN, f"{int(seconds_max * 1000)}ms")
-        try:
+        async with bounded(connection, statement.name, seconds_max):
             # Unnamed: what the connection keeps prepared are the statements that come all the time.
             prepared = await connection.prepare(statement.sql, name="")
             rows: Sequence[asyncpg.Record] = await prepared.fetch(*arguments)
-        except asyncpg.QueryCanceledError:
-            raise SearchTooLong(f"{statement.name}: ended after {seconds_max:g} s") from None
         return rows
 
     return await database.transact(statement, work)

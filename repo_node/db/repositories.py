@@ -11,7 +11,7 @@ from typing import Any
 
 import asyncpg
 
-from repo_node.auth.path_patterns import EVERYTHING, NEVER, PathPatterns, expression_of
+from repo_node.auth.path_patterns import EVERYTHING, NEVER, PathPatterns, expression_of, reach_of
 from repo_node.db.artifacts import DELETE_PAGE
 from repo_node.db.errors import CatalogueError
 from repo_node.db.pool import Database, Statement
@@ -76,6 +76,16 @@ class Configuration:
         if self.blacked_out:
             return NEVER
         return expression_of([patterns_of(self.includes_pattern, self.excludes_pattern)])
+
+    @property
+    def reach_regex(self) -> str | None:
+        """What a folder must match for the patterns to let in anything below it; None where all do."""
+        return NEVER if self.blacked_out else reach_of([patterns_of(self.includes_pattern, self.excludes_pattern)])
+
+    @property
+    def roots(self) -> tuple[str, ...]:
+        """Folders at or below one of which lies all that the patterns let in; '' is the whole repository."""
+        return patterns_of(self.includes_pattern, self.excludes_pattern).roots
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -7,7 +7,8 @@ a pattern that begins with letters and one that begins with a star want differen
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -18,7 +19,7 @@ from repo_node.db.artifacts import Blob, Item, item_from
 from repo_node.db.downloads import Downloads
 from repo_node.db.errors import CatalogueError
 from repo_node.db.pool import Database, Statement
-from repo_node.db.scopes import RowScope, in_scope, scope_args
+from repo_node.db.scopes import RowScope, in_scope, in_subtrees, scope_args
 
 
 class SearchTooLong(CatalogueError):
@@ -57,16 +58,23 @@ PLAN = """
 
 @dataclass(frozen=True, slots=True)
 class Search(Statement):
-    """A search through whole repositories; ``scoped`` sees only the rows in a scope, which are its last arguments."""
+    """A search through whole repositories; ``form`` gives the one that sees only rows of which a condition holds."""
 
-    scoped: Statement
+    form: Callable[[str], str]
+    args_count: int
+
+    def scoped(self, scope: RowScope) -> tuple[Statement, tuple[Any, ...]]:
+        """Return the search that sees only the rows in a scope, and its last arguments."""
+        first = 1 + self.args_count
+        args = scope_args(scope)
+        narrowed, more = in_subtrees(scope, first + len(args))
+        return Statement(f"{self.name}_in_scope", self.form(f"{narrowed} AND {in_scope(first)}")), (*args, *more)
 
 
 def search(name: str, sql: Callable[[str], str]) -> Search:
     """Return a search for what ``sql`` gives, which is told a further condition on the rows ``a``."""
     plain = sql("true")
-    beyond = 1 + max(int(number) for number in re.findall(r"\$(\d+)", plain))
-    return Search(f"search_{name}", plain, scoped=Statement(f"search_{name}_in_scope", sql(in_scope(beyond))))
+    return Search(f"search_{name}", plain, sql, max(int(number) for number in re.findall(r"\$(\d+)", plain)))
 
 
 def search_rows(name: str, condition: str) -> Search:
@@ -177,19 +185,29 @@ async def values(
     return [row[0] for row in await _bounded(database, asked, scope, seconds_max, results_max, *args)]
 
 
+@asynccontextmanager
+async def bounded(connection: asyncpg.Connection, name: str, seconds_max: float) -> AsyncIterator[None]:
+    """Let statements of the transaction be planned for their values, each for ``seconds_max`` at most.
+
+    Raises ``SearchTooLong``.
+    """
+    await connection.fetchrow(PLAN, f"{int(seconds_max * 1000)}ms")
+    try:
+        yield
+    except asyncpg.QueryCanceledError:
+        raise SearchTooLong(f"{name}: ended after {seconds_max:g} s") from None
+
+
 async def _bounded(
     database: Database, asked: Search, scope: RowScope, seconds_max: float, results_max: int, *args: Any
 ) -> Sequence[asyncpg.Record]:
     # Whoever may read whole repositories pays for no condition on their rows.
-    statement = asked.scoped if scope.partial else asked
-    every = ([*scope.whole, *scope.partial], results_max, *args, *(scope_args(scope) if scope.partial else ()))
+    statement, limits = asked.scoped(scope) if scope.partial else (asked, ())
+    every = ([*scope.whole, *scope.partial], results_max, *args, *limits)
 
     async def work(connection: asyncpg.Connection) -> Sequence[asyncpg.Record]:
-        await connection.fetchrow(PLAN, f"{int(seconds_max * 1000)}ms")
-        try:
+        async with bounded(connection, statement.name, seconds_max):
             rows: Sequence[asyncpg.Record] = await connection.fetch(statement.sql, *every)
-        except asyncpg.QueryCanceledError:
-            raise SearchTooLong(f"{statement.name}: ended after {seconds_max:g} s") from None
         return rows
 
     return await database.transact(statement, work)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -26,6 +27,13 @@ class Totals:
     replicas: Mapping[ShardId, int]
 
 
+IDS = 100_000
+"""Of blobs, that one statement looks at: it ends well within its deadline, however many there are in all."""
+
+LAST = Statement(
+    "totals_last",
+    "SELECT coalesce(max(b.id), 0) AS last, (SELECT count(*) FROM repair_queue) AS repair_queue FROM blobs b",
+)
 BLOBS = Statement(
     "totals_blobs",
     f"""
@@ -35,36 +43,46 @@ BLOBS = Statement(
     ), good AS (
         SELECT r.blob_id, count(DISTINCT r.shard_id) AS copies
           FROM replicas r JOIN good_shards g ON g.id = r.shard_id
-         WHERE r.state = 'live' GROUP BY r.blob_id
+         WHERE r.state = 'live' AND r.blob_id > $1 AND r.blob_id <= $2 GROUP BY r.blob_id
     ), counted AS (
         SELECT b.size, {UNREFERENCED} AS unreferenced,
                CASE WHEN b.size > 0 THEN greatest(b.redundancy - coalesce(g.copies, 0), 0) ELSE 0 END AS missing
           FROM blobs b LEFT JOIN good g ON g.blob_id = b.id LEFT JOIN gc_candidates c ON c.blob_id = b.id
+         WHERE b.id > $1 AND b.id <= $2
     )
     SELECT count(*) AS blobs, coalesce(sum(size), 0)::bigint AS bytes,
            count(*) FILTER (WHERE unreferenced) AS unreferenced_blobs,
            coalesce(sum(missing) FILTER (WHERE NOT unreferenced), 0)::bigint AS missing_copies,
-           count(*) FILTER (WHERE missing > 0 AND NOT unreferenced) AS short_blobs,
-           (SELECT count(*) FROM repair_queue) AS repair_queue
+           count(*) FILTER (WHERE missing > 0 AND NOT unreferenced) AS short_blobs
       FROM counted
     """,
 )
+# What is condemned has no blob.
 REPLICAS = Statement(
     "totals_replicas",
-    "SELECT shard_id, count(*) AS replicas FROM replicas WHERE state <> 'condemned' GROUP BY shard_id",
+    """
+    SELECT shard_id, count(*) AS replicas FROM replicas WHERE blob_id > $1 AND blob_id <= $2 GROUP BY shard_id
+    """,
 )
 
 
 async def read(database: Database) -> Totals:
-    """Count everything; reads every blob's row."""
-    [row] = await database.survey(BLOBS)
-    shards = await database.survey(REPLICAS)
+    """Count everything, a stretch of blobs after another; reads every blob's row."""
+    [last] = await database.survey(LAST)
+    blobs: Counter[str] = Counter()
+    replicas: Counter[ShardId] = Counter()
+    for low in range(0, last["last"], IDS):
+        [row] = await database.survey(BLOBS, low, low + IDS)
+        blobs.update(dict(row))
+        replicas.update(
+            {ShardId(one["shard_id"]): one["replicas"] for one in await database.survey(REPLICAS, low, low + IDS)}
+        )
     return Totals(
-        row["blobs"],
-        row["bytes"],
-        row["unreferenced_blobs"],
-        row["missing_copies"],
-        row["short_blobs"],
-        row["repair_queue"],
-        {ShardId(shard["shard_id"]): shard["replicas"] for shard in shards},
+        blobs["blobs"],
+        blobs["bytes"],
+        blobs["unreferenced_blobs"],
+        blobs["missing_copies"],
+        blobs["short_blobs"],
+        last["repair_queue"],
+        replicas,
     )

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repo_node.auth.path_patterns import AntPattern, PathPatterns, both, expression_of
+from repo_node.auth.path_patterns import AntPattern, PathPatterns, both, expression_of, reach_of
 from repo_node.auth.permissions import Permission, Principal
 from repo_node.auth.rights import Grant, compile_rights
 from repo_node.paths import ArtifactPath
@@ -50,6 +50,24 @@ def test_the_expression_says_the_same_as_the_patterns(includes: list[str], exclu
     patterns = PathPatterns.of(includes, excludes)
     expression = expression_of([patterns])
     assert patterns.allow(path) is (expression is None or re.search(expression, path) is not None)
+
+
+@given(includes=LISTS, excludes=st.lists(PATTERNS, max_size=2), path=PATHS)
+def test_no_folder_is_passed_over_in_which_something_may_fit(
+    includes: list[str], excludes: list[str], path: str
+) -> None:
+    patterns = PathPatterns.of(includes, excludes)
+    expression = reach_of([patterns])
+    assert not patterns.reach(path) or expression is None or re.search(expression, path)
+    if expression is not None and not excludes:
+        assert patterns.reach(path) is (re.search(expression, path) is not None)
+
+
+@given(includes=LISTS, path=PATHS)
+def test_what_fits_lies_at_or_below_a_root(includes: list[str], path: str) -> None:
+    patterns = PathPatterns.of(includes, [])
+    if patterns.allow(path):
+        assert any(f"{path}/".startswith(f"{root}/") for root in patterns.roots if root) or "" in patterns.roots
 
 
 @given(includes=LISTS, excludes=st.lists(PATTERNS, max_size=2), path=PATHS, below=PATHS)

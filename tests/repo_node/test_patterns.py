@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repo_node.patterns import folder_span, gavc, like, literal_start, regex, span
+from repo_node.patterns import folder_span, gavc, like, literal_start, name_start, regex, span
 
 NAMES = st.text("ab.-+_%\\é", min_size=1, max_size=4)
 PATHS = st.lists(NAMES, min_size=1, max_size=5).map("/".join)
@@ -92,3 +92,16 @@ def test_maven_coordinates(asked: tuple[str | None, ...], path: str, expected: b
     if expected:
         folders = folder_span(wide)
         assert folders.low <= path.rpartition("/")[0] < folders.high
+
+
+@given(pattern=PATTERNS, path=PATHS)
+def test_what_matches_has_a_name_that_begins_as_the_pattern_says(pattern: str, path: str) -> None:
+    if matches(pattern, path):
+        assert path.rpartition("/")[2].startswith(name_start(pattern))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "start"), [("**/x-1.*", "x-1."), ("a/b", "b"), ("a/*", ""), ("a/**", ""), ("x**/y", ""), ("a**b", "")]
+)
+def test_the_start_of_names(pattern: str, start: str) -> None:
+    assert name_start(pattern) == start

@@ -152,7 +152,7 @@ async def test_the_services_say_that_something_is_absent_only_while_heartbeats_c
         monkeypatch.setattr(repository_rows, name, nothing)
     repositories = artifacts._repositories
     for work in (
-        anext(Trees(artifacts._database, repositories).children(AT, EVERYTHING)),
+        anext(Trees(artifacts._database, repositories, artifacts._settings).children(AT, EVERYTHING)),
         artifacts.make_folder(AT, **by),
         repositories.get("r"),
         repositories.recall("r"),

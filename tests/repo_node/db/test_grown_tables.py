@@ -123,6 +123,8 @@ async def test_what_is_meant_to_read_whole_tables_does(young: Scene) -> None:
     before = await whole_scans(young)
     counted = await totals.read(young.database)
     assert counted.blobs > 4_000
+    [row] = await young.database.survey(Statement("blobs", "SELECT count(*) AS blobs FROM blobs"))
+    assert row["blobs"] == counted.blobs
     after = await whole_scans(young)
     assert after["blobs"] > before["blobs"]
     await requests(young, "grown/0")

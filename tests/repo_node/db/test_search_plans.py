@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,11 +15,12 @@ import pytest
 
 from repo_node.aql.checking import QueryLimits, check
 from repo_node.aql.grammar import parse
-from repo_node.db import searches
+from repo_node.db import artifacts, downloads, searches
 from repo_node.db.aql import ItemFinder, Reach, ResultLimits
+from repo_node.db.pool import Statement
 from repo_node.db.scopes import RowScope
 from repo_node.db.searches import Times, time_args
-from repo_node.patterns import folder_span, like, literal_start, regex, span
+from repo_node.patterns import BEYOND_ALL, folder_span, like, literal_start, regex, span
 from repo_node.searches import Wanted
 from tests.postgres import TestServer, run_apart
 
@@ -114,6 +117,35 @@ async def test_no_search_exceeds_its_time(many: asyncpg.Connection) -> None:
         await many.fetch("SELECT pg_sleep(1)")
 
 
+LITTLE = RowScope((), (1, 2), ("^org/g20(?:/.*)?$", "^org/g7/a7/.*$"), ((1, "org/g20"), (2, "org/g7/a7")))
+OF_LITTLE = {
+    "path": (searches.BY_PATH, ("", BEYOND_ALL, "", BEYOND_ALL, regex("**/*.jar"))),
+    "property": (searches.BY_PROPERTIES, Wanted({"qa": ["*"]}).args),
+    "usage": (searches.BY_USAGE, (NOW, NOW)),
+}
+
+
+@pytest.mark.parametrize("search", OF_LITTLE)
+async def test_a_search_by_whoever_may_read_little_reads_little(many: asyncpg.Connection, search: str) -> None:
+    asked, args = OF_LITTLE[search]
+    found = []
+    for scope in (LITTLE, replace(LITTLE, subtrees=())):
+        statement, limits = asked.scoped(scope)
+        every = ([1, 2], 5_000, *args, *limits)
+        found.append({(row["folder"], row["name"]) for row in await many.fetch(statement.sql, *every)})
+        if scope is LITTLE:
+            plan = await plan_of(many, statement.sql, every)
+            assert "artifacts_pkey" in plan and rows_removed(plan) < 2_000, plan
+    assert found[0] == found[1] and found[0]
+
+
+@pytest.mark.parametrize("read", [artifacts.RESOLVE, downloads.FIND], ids=lambda read: read.name)
+async def test_a_plan_for_any_name_finds_an_artifact_by_its_place(many: asyncpg.Connection, read: Statement) -> None:
+    await many.execute("SET LOCAL plan_cache_mode = force_generic_plan")
+    plan = await plan_of(many, read.sql, ("other", "org/g7/a7/1.0", "a7-1.7.jar"))
+    assert "artifacts_pkey" in plan and "artifacts_by_name" not in plan, plan
+
+
 # ------------------------------------------------------------------ AQL
 
 KEYS = {1: "generic-local", 2: "other"}
@@ -171,6 +203,10 @@ async def statements_of(
     return seen
 
 
+def rows_removed(plan: str) -> int:
+    return sum(map(int, re.findall(r"Rows Removed by Filter: (\d+)", plan)))
+
+
 async def plan_of(connection: asyncpg.Connection, sql: str, arguments: Sequence[Any]) -> str:
     return "\n".join(
         row[0] for row in await connection.fetch(f"EXPLAIN (ANALYZE, BUFFERS OFF, TIMING OFF) {sql}", *arguments)
@@ -190,6 +226,19 @@ async def test_query_goes_by_its_index(many: asyncpg.Connection, query: str) -> 
         plan = await plan_of(many, sql, arguments)
         assert index in plan, plan
         assert "Seq Scan" not in plan, plan
+
+
+@pytest.mark.parametrize("rest", ["", ".limit(100)", '.sort({"$desc":["created"]}).limit(100)'])
+@pytest.mark.parametrize("criteria", ["", '{"name":{"$match":"*.jar"}}', '{"repo":"other"}'])
+async def test_a_query_by_whoever_may_read_little_reads_little(
+    many: asyncpg.Connection, criteria: str, rest: str
+) -> None:
+    query = f"items.find({criteria}){rest}"
+    seen, same = [await statements_of(many, query, one) for one in (LITTLE, replace(LITTLE, subtrees=()))]
+    assert [count for _, _, count in seen] == [count for _, _, count in same] and seen[0][2]
+    for sql, arguments, _ in seen:
+        plan = await plan_of(many, sql, arguments)
+        assert "artifacts_pkey" in plan and rows_removed(plan) < 2_000, plan
 
 
 @pytest.mark.parametrize("rest", [".limit(20000)", '.sort({"$asc":["size"]}).limit(10)'])

@@ -69,3 +69,12 @@ async def test_nothing_is_missing_of_a_blob_that_nothing_refers_to(
     found = await totals.read(scene.database)
     assert (found.blobs, found.unreferenced_blobs) == (3, 1)
     assert (found.missing_copies, found.short_blobs, found.repair_queue) == (4, 2, 3)
+
+
+async def test_totals_are_the_same_in_stretches_of_any_length(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(5):
+        await scene.upload(f"a{number}", b"1" * number, shards=(1, 3 + number % 2))
+    whole = await totals.read(scene.database)
+    for length in (1, 2):
+        monkeypatch.setattr(totals, "IDS", length)
+        assert await totals.read(scene.database) == whole
