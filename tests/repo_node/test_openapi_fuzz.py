@@ -25,7 +25,7 @@ from tests.repo_node.nodes import LOOPBACK, RunningCluster, configure, prepare, 
 from tests.repo_node.test_openapi import DOCUMENT
 
 EXAMPLES = 5
-"""Of each operation."""
+"""Of each operation, besides those that its description gives."""
 
 CHECKS = [
     status_code_conformance,
@@ -178,9 +178,10 @@ def test_what_is_hardly_drawn_is_answered_as_described(fuzzed: RunningCluster, s
         assert case.call_and_validate(url, session=session, headers=credentials, checks=CHECKS).status_code == status
 
 
-def cases_of(operation: Any) -> SearchStrategy[schemathesis.Case]:
-    """Return what may be sent, and what may not."""
-    return operation.as_strategy() | operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)
+def cases_of(operation: Any) -> list[SearchStrategy[schemathesis.Case]]:
+    """Return the examples that the description gives, and what else may be sent, with what may not."""
+    drawn = operation.as_strategy() | operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)
+    return [*operation.get_strategies_from_examples(), drawn]
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.label)
@@ -191,7 +192,6 @@ def test_answers_are_as_described(operation: Any, fuzzed: RunningCluster, sessio
     @settings(
         max_examples=EXAMPLES, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
     )
-    @given(cases_of(operation))
     def send(case: schemathesis.Case) -> None:
         aim(case)
         case.call_and_validate(url, session=session, headers=credentials, checks=CHECKS)
@@ -199,4 +199,5 @@ def test_answers_are_as_described(operation: Any, fuzzed: RunningCluster, sessio
             # What is no path is refused to anybody.
             assert case.call(url, session=session).status_code in (400, 401)
 
-    send()
+    for cases in cases_of(operation):
+        given(cases)(send)()
