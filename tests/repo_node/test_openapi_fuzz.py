@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import requests
 import schemathesis
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
+from hypothesis.strategies import SearchStrategy
 from schemathesis.core.parameters import ParameterLocation
 from schemathesis.generation import GenerationMode
 from schemathesis.specs.openapi.checks import (
@@ -90,10 +91,8 @@ def names_in(part: Any) -> set[str]:
 SCHEMA = schemathesis.openapi.from_dict(closed(DOCUMENT)).exclude(method="HEAD")
 """Without HEAD, which every GET answers by the same code."""
 
-SCHEMA.config.generation.update(
-    modes=[GenerationMode.POSITIVE, GenerationMode.NEGATIVE], with_security_parameters=False
-)
-SCHEMA.config.phases.coverage.enabled = False
+SCHEMA.config.generation.update(with_security_parameters=False)
+OPERATIONS = [found.ok() for found in SCHEMA.get_all_operations()]
 
 
 @pytest.fixture(scope="module")
@@ -179,15 +178,26 @@ def test_what_is_hardly_drawn_is_answered_as_described(fuzzed: RunningCluster, s
         assert case.call_and_validate(url, session=session, headers=credentials, checks=CHECKS).status_code == status
 
 
-@SCHEMA.parametrize()
-@settings(
-    max_examples=EXAMPLES, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
-)
-def test_answers_are_as_described(case: schemathesis.Case, fuzzed: RunningCluster, session: requests.Session) -> None:
+def cases_of(operation: Any) -> list[SearchStrategy[schemathesis.Case]]:
+    """Return the examples that the description gives, and what else may be sent, with what may not."""
+    drawn = operation.as_strategy() | operation.as_strategy(generation_mode=GenerationMode.NEGATIVE)
+    return [*operation.get_strategies_from_examples(), drawn]
+
+
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.label)
+def test_answers_are_as_described(operation: Any, fuzzed: RunningCluster, session: requests.Session) -> None:
     url = f"http://{LOOPBACK}:{fuzzed.first.port}"
     credentials = {"Authorization": fuzzed.admin.authorization}
-    aim(case)
-    case.call_and_validate(url, session=session, headers=credentials, checks=CHECKS)
-    if case.operation.definition.raw["security"]:
-        # What is no path is refused to anybody.
-        assert case.call(url, session=session).status_code in (400, 401)
+
+    @settings(
+        max_examples=EXAMPLES, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+    )
+    def send(case: schemathesis.Case) -> None:
+        aim(case)
+        case.call_and_validate(url, session=session, headers=credentials, checks=CHECKS)
+        if operation.definition.raw["security"]:
+            # What is no path is refused to anybody.
+            assert case.call(url, session=session).status_code in (400, 401)
+
+    for cases in cases_of(operation):
+        given(cases)(send)()
