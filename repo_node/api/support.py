@@ -109,7 +109,7 @@ def id_of(request: web.Request) -> str:
     return request[TARGET].segments[5]
 
 
-@described({201: BundleDocument}, body=OrderDocument)
+@described({201: BundleDocument}, body=OrderDocument, errors={409})
 async def order(request: web.Request) -> web.StreamResponse:
     """Begin a bundle; it is made after the answer, which says where to look for it."""
     try:

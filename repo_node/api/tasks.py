@@ -36,6 +36,7 @@ DESCRIPTIONS = {
     "usage": "Adds up what repositories with a quota use",
     "storageinfo": "Counts what is stored",
     "audit": "Lets go of old entries of the audit log",
+    "tokens": "Lets go of tokens that have ended and of old wrong logins",
     "schedule": "Asks all nodes for what is scheduled",
     "judge": "Reads suspect copies again",
     "scrub": "Reads every copy again and compares it with its digests",

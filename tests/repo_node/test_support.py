@@ -19,6 +19,7 @@ import pytest
 
 from repo_node import logs
 from repo_node.log_memory import LogMemory
+from tests.canaries import WATCH
 from tests.postgres import TestServer
 from tests.repo_node.http import Client
 from tests.repo_node.nodes import (
@@ -93,7 +94,7 @@ def test_a_bundle_holds_what_all_nodes_report_and_any_node_gives_it(
     for node in ("node-1", "node-2", "node-3"):
         part = f"nodes/{node}"
         assert json.loads(files[f"{part}/configuration.json"])["node"] == {
-            "id": node, "zone": f"zone-{node[-1]}", "cluster_key_file": "(hidden)", "workers": 1,
+            "id": node, "zone": f"zone-{node[-1]}", "cluster_key_file": "(hidden)", "accepted_key_files": "(hidden)", "workers": 1,
         }  # fmt: skip
         assert json.loads(files[f"{part}/system.json"])["ready"] is True
         assert "holdfast_build_info" in files[f"{part}/metrics.txt"]
@@ -237,6 +238,7 @@ def test_s33_no_secret_gets_into_a_bundle(
             careless.error("key %s, Authorization: Bearer %s", CLUSTER_KEY.hex(), token)
             careless.error("GET /x?token=%s as admin:%s", token, "query")
             careless.error("Authorization: %s", cluster.admin.authorization)
+            assert len(WATCH.take()) >= 4, "these lines are meant to show secrets, and nothing else is"
             session = cluster.on_loop(idle_session(own_dsn, "SELECT 'statement-canary-31'"))
             cluster.admin.get(f"/artifactory/generic-local/a?access_token={token}")
             files = files_of(cluster.admin, made(cluster.admin))

@@ -28,7 +28,7 @@ from tests.repo_node.nodes import CLUSTER_KEY, configure
 
 DSN = "postgresql://holdfast:pa%2Fss-canary@db-1.example:5432,db-2.example:5433/holdfast?sslmode=verify-full&sslkey=/k.pem"
 HIDDEN_FIELDS = {
-    "NodeSection": {"cluster_key_file"},
+    "NodeSection": {"cluster_key_file", "accepted_key_files"},
     "TlsSection": {"key_file"},
     "PeerTlsSection": {"key_file"},
 }
