@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -24,7 +25,7 @@ from rich.status import Status
 from benchmarks import report
 from benchmarks.cells import AIMS, JUDGED_CONCURRENCY, Cell, Operation, Way, closed, parse_cells, phases, stock_objects
 from benchmarks.cluster import BenchCluster, ClusterFailed, is_in_memory, open_cluster
-from benchmarks.dialects import SHA256_REPOSITORY
+from benchmarks.dialects import HOLDFAST, HOLDFAST_PROPERTIES, SHA256_REPOSITORY
 from benchmarks.floor import GB, Floor, least
 from benchmarks.generator import Stored
 from benchmarks.load import Load, LoadFailed, open_load
@@ -96,7 +97,9 @@ def parse_arguments() -> argparse.Namespace:
     add("--seconds", type=float, metavar="S", help=f"length of a cell; default {CELL_SECONDS:g}")
     add("--best-of", type=int, metavar="N", help=f"how often each cell is measured; default {ROUNDS}")
     add("--artifacts", type=int, metavar="N", help=f"stock of each small size; default {ARTIFACTS:,}")
-    add("--auth", choices=("token", "basic"), default="token", help="how the clients authenticate; default token")
+    who = "the administrator by a token (the default) or password, or a user with rights at some paths, by a token"
+    add("--auth", choices=("token", "basic", "user"), default="token", help=who)
+    add("--properties", action="store_true", help="PUT with two properties")
     add("--processes", type=int, default=2, metavar="N", help="processes that make the load; default 2")
     add("--no-floor", action="store_true", help="do not measure the floor")
     add("--port", type=int, metavar="PORT", help="front port; default the first free one from 18080")
@@ -231,10 +234,11 @@ def run_round(
     uploads, downloads, memory = phases(arguments.cells)
     is_last = number == arguments.best_of
     keep = arguments.keep and is_last
+    dialect = HOLDFAST_PROPERTIES if arguments.properties else HOLDFAST
     with (
         console.status("starting a cluster") as status,
         open_cluster(arguments.data, arguments.port, arguments.auth, later, keep=keep) as cluster,
-        open_load(cluster.target, arguments.processes) as load,
+        open_load(replace(cluster.target, dialect=dialect), arguments.processes) as load,
     ):
         cluster.make_repository(SHA256_REPOSITORY, digests=["sha256"])
         run = Round(cluster, load, pace, status, arguments.seconds)

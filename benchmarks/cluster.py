@@ -85,7 +85,7 @@ def open_cluster(
     """Start nodes of ``workers`` processes with redundancy 2 under ``parent``; stop them afterwards unless ``keep``.
 
     Their files are removed by ``later``: for half a minute after many files were removed, ext4 takes longer to
-    make new ones. ``authentication`` is token or basic. Raises ``ClusterFailed``.
+    make new ones. ``authentication`` is token, basic or user. Raises ``ClusterFailed``.
     """
     parent.mkdir(parents=True, exist_ok=True)
     directory = Path(tempfile.mkdtemp(prefix="cluster-", dir=parent))
@@ -111,12 +111,29 @@ def open_cluster(
 
 
 def authorize(directory: Path, authentication: str) -> str:
-    """Return the Authorization header of the load."""
+    """Return the Authorization header of the load: the administrator's, by token or password, or an ordinary user's."""
     if authentication == "basic":
         return admin_authorization(directory)
-    scopes = ["--scope", "read", "--scope", "write", "--scope", "delete"]
-    answer = run_holdfast("token", "create", "--data", str(directory), *scopes, "--expires", "1d", "--json")
-    return f"Bearer {json.loads(answer)['token']}"
+    if authentication == "user":
+        return f"Bearer {make_token(directory, '--for', make_user(directory), '--all-rights')}"
+    return f"Bearer {make_token(directory, '--scope', 'read', '--scope', 'write', '--scope', 'delete')}"
+
+
+def make_token(directory: Path, *what: str) -> str:
+    answer = run_holdfast("token", "create", "--data", str(directory), *what, "--expires", "1d", "--json")
+    token: str = json.loads(answer)["token"]
+    return token
+
+
+def make_user(directory: Path) -> str:
+    """Return the name of a new user who may work below one folder of all repositories, by a group's patterns."""
+    at = ("--data", str(directory))
+    run_holdfast("group", "create", "builders", *at)
+    run_holdfast("user", "create", "agent", "--email", "agent@example.org", "--group", "builders", "--no-password", *at)
+    where = ("--repository", "ANY", "--include", "bench/**", "--exclude", "bench/private/**")
+    rights = ("--grant-group", "builders=read,annotate,write,delete")
+    run_holdfast("permission", "set", "builds", *where, *rights, *at)
+    return "agent"
 
 
 def admin_authorization(directory: Path) -> str:

@@ -31,13 +31,14 @@ def expect(head: Head, *statuses: int) -> Head:
 
 @dataclass(frozen=True, slots=True)
 class PlainPut:
-    """One PUT to the path from which it is read: Holdfast, and WebDAV."""
+    """One PUT to the path from which it is read: Holdfast, and WebDAV. ``properties``: in matrix parameters."""
 
     root: str
+    properties: str = ""
 
     async def put(self, connection: Connection, name: str, size: int, blocks: Iterable[bytes]) -> str:
         path = f"{self.root}/{name}"
-        expect(await connection.send("PUT", path, size, blocks), 201)
+        expect(await connection.send("PUT", path + self.properties, size, blocks), 201)
         return path
 
 
@@ -71,5 +72,6 @@ def target_of(head: Head) -> str:
 
 
 HOLDFAST = PlainPut("/artifactory/generic-local/bench")
+HOLDFAST_PROPERTIES = PlainPut(HOLDFAST.root, ";build.name=bench;build.number=7")
 SHA256_REPOSITORY = "sha256-local"
 HOLDFAST_SHA256 = PlainPut(f"/artifactory/{SHA256_REPOSITORY}/bench")

@@ -293,7 +293,8 @@ def draw(figure: Figure, figures: Sequence[Figures], floor: Floor | None) -> Non
             for value, colour in [(least, "black"), *((bound, "tab:green") for bound in bounds)]:
                 if value:
                     axes.plot([value, value], [row - 0.38, row + 0.38], color=colour, lw=2)
-        axes.set(xlabel=f"CPU-s per {unit} (black: floor, green: aim)", xscale="log")
+        # An axis with nothing on it has no logarithm.
+        axes.set(xlabel=f"CPU-s per {unit} (black: floor, green: aim)", xscale="log" if chosen else "linear")
         axes.margins(x=0.15)
         axes.minorticks_off()
         axes.tick_params(axis="y", labelsize=8)
