@@ -13,6 +13,7 @@ from enum import Enum, auto
 from struct import Struct
 
 from sharding.model import BLOCK_BYTES, BLOCK_DIGEST_BYTES, block_count
+from sharding.room import room_for
 
 UPGRADE = "holdfast-frames-1"
 """What a connection is upgraded to before frames may flow."""
@@ -80,7 +81,7 @@ class StreamReceiver:
     __slots__ = ("_kind", "_left", "_parts", "_parts_filled", "before", "block", "ended", "filled")
 
     def __init__(self) -> None:
-        self.block = memoryview(bytearray(BLOCK_BYTES))
+        self.block = room_for(BLOCK_BYTES)
         self.filled = 0
         """Bytes of data in ``block``."""
         self.before = 0

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
 from sharding.crash_points import crash_point
+from sharding.direct_writes import DirectWrites
 from sharding.disk_errors import READING, WRITING, translated
 from sharding.errors import ReplicaCorrupt, ShardRefused, ShardUnavailable
 from sharding.files import OPEN_NEW, ShardFiles, fan_out_of, read_up_to
@@ -37,7 +38,7 @@ class StagedFile:
         self._file = -1
         self._unflushed = 0
         self._cached_from = self._leaving_to = 0
-        self._leave_cache_at = files.cached_bytes_max + WINDOW_BYTES
+        self._leave_cache_at = files.cached_bytes_max
         self._lock = threading.Lock()
         self._users = 0
         self._abandoned = False
@@ -53,8 +54,10 @@ class StagedFile:
         with self._in_use(), translated(self._files.shard, WRITING, f"writing tmp/{self._name}"):
             if self._unflushed >= FLUSH_BYTES:
                 self._flush()
+            if self.written >= self._files.cached_bytes_max:
+                self._direct.prefer(self.written, data)
             self._write(data)
-            if self.written >= self._leave_cache_at:
+            if self.written >= self._leave_cache_at and self._unflushed:
                 self._leave_cache()
 
     def read(self, offset: int, length: int) -> bytes:
@@ -126,14 +129,21 @@ class StagedFile:
 
     def _create(self) -> None:
         self._file = os.open(self._name, OPEN_NEW, 0o600, dir_fd=self._files.tmp)
+        self._direct = DirectWrites(self._file)
 
     def _write(self, data: Buffer) -> None:
         view = memoryview(data).cast("B")
         while view:
-            taken = os.write(self._file, view)
+            try:
+                taken = os.write(self._file, view)
+            except OSError as error:
+                if not self._direct.forgive(error):
+                    raise
+                continue
             view = view[taken:]
             self.written += taken
-            self._unflushed += taken
+            if not self._direct.is_on:
+                self._unflushed += taken
 
     def _final_name(self, sha256: bytes) -> str:
         return self._files.name(BlobName(sha256, self._generation))
