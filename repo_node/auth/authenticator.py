@@ -63,14 +63,14 @@ class Proof:
 
 
 class Authenticator:
-    """Checks credentials. ``fresh`` says whether announcements arrive."""
+    """Checks credentials. ``fresh`` says whether announcements arrive; ``key`` is the cluster's."""
 
-    def __init__(self, database: Database, fresh: Callable[[], bool], settings: LiveSettings) -> None:
+    def __init__(self, database: Database, fresh: Callable[[], bool], settings: LiveSettings, key: bytes) -> None:
         self._database = database
         self._fresh = fresh
         self._settings = settings
         self._verifier = PasswordVerifier()
-        self._logins = Logins(database, settings, self._verifier)
+        self._logins = Logins(database, settings, self._verifier, key)
         self._key = secrets.token_bytes(32)
         self._remembered: OrderedDict[bytes, Proof] = OrderedDict()
         self._forgotten = 0
