@@ -50,15 +50,21 @@ class Logins:
     async def close(self) -> None:
         await self._renewals.close(0)
 
-    async def check(self, name: str, password: str, address: str) -> User:
-        """Return the user of that name and password. Raises ``Unauthenticated``, ``Overloaded``."""
+    async def check(self, name: str, password: str, address: str, *, renews: bool = True) -> User:
+        """Return the user of that name and password. Raises ``Unauthenticated``, ``Overloaded``.
+
+        An old hash is renewed after that, without ``renews`` not: whoever is to change the password would find another.
+        """
         if self._waiting >= WAITING_MAX:
             raise Overloaded("Too many logins at once; retry, or use a token.")
         self._waiting += 1
         try:
-            return await self._check(name, password, address)
+            user = await self._check(name, password, address)
         finally:
             self._waiting -= 1
+        if renews and is_outdated(user.password_hash) and not self._settings.now.read_only_reason:
+            self._renewals.start(self._renew(user, password))
+        return user
 
     async def _check(self, name: str, password: str, address: str) -> User:
         now, address = self._settings.now, counted(address)
@@ -81,8 +87,6 @@ class Logins:
         # Others may have failed while this one waited.
         if counts and (await self._require_unlocked(name, address)).has_failed:
             await login_failures.note_success(self._database, name)
-        if is_outdated(user.password_hash) and not now.read_only_reason:
-            self._renewals.start(self._renew(user, password))
         return user
 
     def _disguise(self, name: str) -> str:

@@ -170,6 +170,16 @@ async def test_s30_no_login_waits_for_a_hash_to_be_renewed(
     assert await hash_of(connection) == changed
 
 
+async def test_s30_a_hash_is_not_renewed_under_the_hands_of_whoever_changes_the_password(
+    scene: Scene, connection: asyncpg.Connection, verifier: PasswordVerifier
+) -> None:
+    await connection.execute(SET_HASH, OLD_HASH)
+    logins = Logins(scene.database, LiveSettings(), verifier, CLUSTER_KEY)
+    found = await logins.check("admin", "right", ADDRESS, renews=False)
+    await ended(logins)
+    assert await hash_of(connection) == found.password_hash == OLD_HASH
+
+
 async def test_s30_nothing_is_renewed_while_the_cluster_is_read_only(
     scene: Scene, connection: asyncpg.Connection, verifier: PasswordVerifier
 ) -> None:
