@@ -149,7 +149,7 @@ async def assemble(
         HotBlobs(lambda: HotLimits(settings.now.hot_blob_bytes_max, settings.now.hot_blobs_bytes_max), metrics),
         TransferMemory(lambda: settings.now.transfer_blocks_max, lambda: settings.now.transfer_wait_seconds),
     )
-    authenticator = Authenticator(database, lambda: membership.is_fresh, settings)
+    authenticator = Authenticator(database, lambda: membership.is_fresh, settings, config.cluster_key)
     stack.push_async_callback(authenticator.close)
     recent = RecentItems(settings)
     repositories = Repositories(database, lambda: membership.is_fresh, recent, settings)

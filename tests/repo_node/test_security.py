@@ -120,7 +120,8 @@ def test_s13_what_needs_no_credentials_tells_nothing_of_the_inside(one: RunningC
         answer = one.first.client().get(template)
         told = str(answer.headers) + answer.body.decode()
         assert not [one for one in inside if one and one in told], template
-        assert len(answer.body) < 300
+        # The description of the API is long, and the same on every node of a release.
+        assert len(answer.body) < 300 or template.endswith("/openapi.json")
 
 
 HOSTILE = [
