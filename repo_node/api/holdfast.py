@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 from uuid import UUID
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
 
-from repo_node.api.documents import PlainText, Time, first_fault, json_response, timestamp
+from repo_node.api.bodies import OwnDocument, PlainText, read_as
+from repo_node.api.documents import Time, json_response, timestamp
 from repo_node.api.members import NodeDocument, node_document
 from repo_node.api.security.requests import forget_tokens
 from repo_node.api.security.token_documents import SCOPES_MAX
@@ -18,11 +19,10 @@ from repo_node.api.security.tokens import record, require_shorter_life
 from repo_node.auth.permissions import Permission
 from repo_node.db import principals, totals
 from repo_node.db import settings as rows
-from repo_node.errors import NotFound, RequestError
+from repo_node.errors import NotFound
 from repo_node.read_only import SWITCH, require_heard
 from repo_node.settings import SettingError, Settings, lenient, risk_of
 from repo_node.web.addresses import origin_of
-from repo_node.web.body import read_json
 from repo_node.web.context import SERVICES, TARGET, principal_of
 from repo_node.web.descriptions import Digits, described
 from repo_node.web.routes import Routes, WhileReadOnly
@@ -31,10 +31,10 @@ from repo_node.web.state import NODE
 BASE = "/artifactory/api/holdfast"
 
 
-class NewTokenDocument(BaseModel):
+class NewTokenDocument(OwnDocument):
     """What may be said of a new token."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [{"scopes": ["read"]}]})
+    model_config = ConfigDict(json_schema_extra={"examples": [{"scopes": ["read"]}]})
     description: PlainText = Field("", max_length=500)
     scopes: list[PlainText] = Field(min_length=1, max_length=SCOPES_MAX)
     user: PlainText | None = None
@@ -101,8 +101,8 @@ class SettingList(TypedDict):
     settings: list[SettingDocument]
 
 
-class ValueDocument(TypedDict):
-    value: Annotated[Any, Field(examples=[7])]
+class ValueDocument(OwnDocument):
+    value: Any = Field(examples=[7])
 
 
 class TokenState(TypedDict):
@@ -225,17 +225,16 @@ async def get_setting(request: web.Request) -> web.StreamResponse:
 @described({200: SettingDocument}, path={"key": SettingKey}, body=ValueDocument)
 async def set_setting(request: web.Request) -> web.StreamResponse:
     """Change a setting, on every node within a second."""
-    key, document = request[TARGET].segments[4], await read_json(request)
+    key = request[TARGET].segments[4]
     if key not in Settings.model_fields:
         raise SettingError(f"there is no setting {key}")
+    document = await read_as(request, ValueDocument)
     if key != SWITCH:
         require_heard(request.app[SERVICES].settings)
-    if set(document) != {"value"}:
-        raise RequestError('The body must be {"value": ...}.')
     await rows.write(
         request.app[NODE].database,
         key,
-        document["value"],
+        document.value,
         by=origin_of(request),
         check=lenient,  # a newer release may have set what this one does not know
     )
@@ -274,10 +273,7 @@ def token_document(token: principals.Token) -> TokenState:
 @described({201: NewToken}, body=NewTokenDocument)
 async def create_token(request: web.Request) -> web.StreamResponse:
     """Make a token of the caller's, or of ``user``; its secret is in this one answer and nowhere else."""
-    try:
-        document = NewTokenDocument.model_validate(await read_json(request))
-    except ValidationError as error:
-        raise RequestError(f"The token's description cannot be read: {first_fault(error)}") from None
+    document = await read_as(request, NewTokenDocument)
     scopes, seconds = sorted(set(document.scopes)), document.expires_in_seconds
     require_shorter_life(request, seconds)
     made = await record(request, document.user or principal_of(request).name, scopes, seconds, document.description)
