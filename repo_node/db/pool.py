@@ -31,7 +31,7 @@ from repo_node.db.errors import (
     QuotaExceeded,
     RacesLost,
 )
-from repo_node.db.servers import BROKEN, SESSION, Servers, describe, drop
+from repo_node.db.servers import BROKEN, HEEDFUL, SESSION, Servers, describe, drop
 from sharding.deadlines import Deadlines
 
 T = TypeVar("T")
@@ -161,9 +161,11 @@ class Database:
     async def apart(self) -> AsyncIterator[asyncpg.Connection]:
         """Open a connection outside the pool for one long reading, whose time the caller limits.
 
+        Postgres ends it soon after whoever asked is gone: what only one may do at a time, another one can begin.
+
         Raises ``CatalogueUnavailable``.
         """
-        connection = await self.servers.connect(server_settings={"application_name": "holdfast backup"})
+        connection = await self.servers.connect(server_settings={"application_name": "holdfast backup", **HEEDFUL})
         try:
             yield connection
         finally:
