@@ -14,38 +14,11 @@ from uuid import UUID
 from aiohttp import web
 
 from repo_node import keys
-from repo_node.api import aql as aql_api
-from repo_node.api import artifacts as artifacts_api
-from repo_node.api import audit as audit_api
-from repo_node.api import checks as checks_api
-from repo_node.api import folder_download as folder_download_api
-from repo_node.api import gc as gc_api
-from repo_node.api import holdfast as holdfast_api
-from repo_node.api import jobs as jobs_api
-from repo_node.api import members as members_api
-from repo_node.api import openapi as openapi_api
-from repo_node.api import properties as properties_api
-from repo_node.api import repositories as repositories_api
-from repo_node.api import searches as searches_api
-from repo_node.api import storage as storage_api
-from repo_node.api import storage_info as storage_info_api
-from repo_node.api import support as support_api
-from repo_node.api import system as system_api
-from repo_node.api import system_info as system_info_api
-from repo_node.api import tasks as tasks_api
-from repo_node.api import transfers as transfers_api
-from repo_node.api import trash as trash_api
 from repo_node.api.certified import CertifiedPeers
 from repo_node.api.epochs import EpochHandlers
 from repo_node.api.internal import STAGED_UPLOADS_MAX, internal_app
-from repo_node.api.openapi import API_DOCUMENT, ApiDocument
+from repo_node.api.public import public_app
 from repo_node.api.reports import report_route
-from repo_node.api.security import accounts as accounts_api
-from repo_node.api.security import api_keys as api_keys_api
-from repo_node.api.security import groups as groups_api
-from repo_node.api.security import permissions as permissions_api
-from repo_node.api.security import tokens as tokens_api
-from repo_node.api.security import users as users_api
 from repo_node.api.shards import ReadElsewhere
 from repo_node.api.staged import StagedUploads
 from repo_node.archive_deploy import ArchiveDeploy
@@ -82,11 +55,8 @@ from repo_node.transfers import Transfers
 from repo_node.trash import Trash
 from repo_node.trees import Trees
 from repo_node.web.admission import Admission
-from repo_node.web.context import SERVICES, Services
+from repo_node.web.context import Services
 from repo_node.web.listeners import Service, serving_internal
-from repo_node.web.middleware import answer, complete_head
-from repo_node.web.routes import Routes
-from repo_node.web.state import NODE
 from sharding import wire
 from sharding.hot_blobs import HotBlobs, HotLimits
 from sharding.local import LocalShard
@@ -149,7 +119,7 @@ async def assemble(
         HotBlobs(lambda: HotLimits(settings.now.hot_blob_bytes_max, settings.now.hot_blobs_bytes_max), metrics),
         TransferMemory(lambda: settings.now.transfer_blocks_max, lambda: settings.now.transfer_wait_seconds),
     )
-    authenticator = Authenticator(database, lambda: membership.is_fresh, settings)
+    authenticator = Authenticator(database, lambda: membership.is_fresh, settings, config.cluster_key)
     stack.push_async_callback(authenticator.close)
     recent = RecentItems(settings)
     repositories = Repositories(database, lambda: membership.is_fresh, recent, settings)
@@ -371,22 +341,6 @@ def archives_of(parts: Parts, artifacts: Artifacts) -> ArchiveDeploy:
         parts.store,
         lambda: parts.shards.shards,
     )
-
-
-def public_app(services: Services, node: Node) -> web.Application:
-    """Build the public application: every route with the permission it needs, and what clients are told of it."""
-    app = web.Application(middlewares=[answer])
-    app[SERVICES], app[NODE], app[API_DOCUMENT] = services, node, ApiDocument(app)
-    app.on_response_prepare.append(complete_head)
-    routes = Routes(app)
-    trees_apis = (storage_api, properties_api, transfers_api, searches_api, aql_api, folder_download_api)
-    own_apis = (holdfast_api, audit_api, jobs_api, members_api, checks_api, gc_api, trash_api)
-    system_apis = (system_api, openapi_api, system_info_api, storage_info_api, tasks_api, support_api)
-    # What is done to accounts comes before users, whose names it could be.
-    security_apis = (accounts_api, users_api, groups_api, permissions_api, tokens_api, api_keys_api)
-    for api in (*system_apis, repositories_api, *security_apis, *trees_apis, *own_apis, artifacts_api):
-        api.add_routes(routes)
-    return app
 
 
 @asynccontextmanager

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from repo_node.db import properties as rows
 from repo_node.db.pool import Database
@@ -20,6 +19,10 @@ from repo_node.settings import LiveSettings
 
 PAGE = 5_000
 """Items changed in one transaction: a tree up to this size changes as a whole, a larger one in steps."""
+
+Scalar = str | bool | int | float
+Value = Scalar | list[Scalar] | None
+"""What a property is to be, as JSON has it; null, and no value at all, drop it."""
 
 ESCAPED = re.compile(r"\\(.)|([,;|=])", re.DOTALL)
 
@@ -55,31 +58,19 @@ def split_properties(text: str) -> list[tuple[str, list[str]]]:
     return [(key, values or [""]) for key, *values in parts if key or values]
 
 
-def read_patch(document: Mapping[str, Any]) -> Changes:
-    """Read ``{"props": {name: value | [value] | null}}``; null, and no value, drops one.
-
-    Raises ``RequestError``, ``BadPath``.
-    """
-    props = document.get("props")
-    if not isinstance(props, dict) or not 0 < len(props) <= PROPERTIES_MAX:
-        raise RequestError(f'The body must be {{"props": {{name: value}}}} with 1 to {PROPERTIES_MAX} properties.')
+def read_patch(props: Mapping[str, Value]) -> Changes:
+    """Return the changes that are asked for. Raises ``BadPath``."""
     put = {check_property_key(key): values_of(value) for key, value in props.items() if value not in (None, [])}
     return Changes(put, [check_property_key(key) for key in props if key not in put])
 
 
-def values_of(value: Any) -> tuple[str, ...]:
+def values_of(value: Value) -> tuple[str, ...]:
     values = value if isinstance(value, list) else [value]
-    return each_once(check_property_value(text_of(one)) for one in values)
+    return each_once(check_property_value(text_of(one)) for one in values if one is not None)
 
 
-def text_of(value: Any) -> str:
-    match value:
-        case bool():
-            return str(value).lower()
-        case str() | int() | float():
-            return str(value)
-        case _:
-            raise RequestError("The value of a property must be a text, a list of texts, or null.")
+def text_of(value: Scalar) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 class Properties:

@@ -161,19 +161,22 @@ class Searches:
         """
         every = await self._repositories.list_all()
         asked = [one for one in every if one.key in area.keys] if area.keys else every
-        found = {source.key: source for one in asked if one.is_virtual for source in make_view(one, every).sources}
-        return list((found | {one.key: Source(one) for one in asked if not one.is_virtual}).values())
+        own = {one.key: Source(one) for one in asked if not one.is_virtual}
+        seen = [source for one in asked if one.is_virtual for source in make_view(one, every).sources]
+        return [*own.values(), *(source for source in seen if source.key not in own)]
 
 
 def rows_in(scope: ReadScope, sources: Collection[Source]) -> RowScope:
-    """Return what ``scope`` lets be read, without what patterns hide."""
+    """Return what ``scope`` lets be read, without what patterns hide: of a repository what any of its sources shows."""
     found = scope.rows({one.repository.id: one.key for one in sources})
     known = {*found.whole, *found.partial}
-    shown = {one.repository.id: one.limit(scope) for one in sources if one.repository.id in known}
-    partial = {number: limit for number, limit in shown.items() if limit is not None}
-    subtrees = [
-        (one.repository.id, root) for one in sources if one.repository.id in partial for root in one.roots(scope)
-    ]
+    shown = [(one, one.limit(scope)) for one in sources if one.repository.id in known]
+    whole = {one.repository.id for one, limit in shown if limit is None}
+    partial = [(one, limit) for one, limit in shown if limit is not None and one.repository.id not in whole]
+    subtrees = {(one.repository.id, root) for one, _ in partial for root in one.roots(scope)}
     return RowScope(
-        tuple(shown.keys() - partial.keys()), tuple(partial), tuple(partial.values()), tuple(sorted(subtrees))
+        tuple(whole),
+        tuple(one.repository.id for one, _ in partial),
+        tuple(limit for _, limit in partial),
+        tuple(sorted(subtrees)),
     )

@@ -6,15 +6,15 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 from typing_extensions import TypedDict
 
-from repo_node.api.documents import Time, first_fault, json_response, timestamp
+from repo_node.api.bodies import OwnDocument, read_as
+from repo_node.api.documents import Time, json_response, timestamp
 from repo_node.auth.permissions import Permission
 from repo_node.db import check_orders
 from repo_node.errors import NotFound, RequestError
 from repo_node.web.addresses import origin_of
-from repo_node.web.body import read_json
 from repo_node.web.context import TARGET
 from repo_node.web.descriptions import Body, described
 from repo_node.web.routes import Routes
@@ -23,10 +23,9 @@ from repo_node.web.state import NODE
 BASE = "/artifactory/api/holdfast/fsck"
 
 
-class CheckDocument(BaseModel):
+class CheckDocument(OwnDocument):
     """What may be said of a check that is ordered."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
     shard: int | None = Field(None, ge=1, le=32_767)
     dry_run: bool = False
     repair: bool = False
@@ -68,10 +67,7 @@ def add_routes(routes: Routes) -> None:
 @described({202: Ordered}, body=Body.of(CheckDocument, required=False), errors={404})
 async def order(request: web.Request) -> web.StreamResponse:
     """Order a check of one shard or of all; their owners do it after the answer."""
-    try:
-        document = CheckDocument.model_validate(await read_json(request))
-    except ValidationError as error:
-        raise RequestError(f"The order cannot be read: {first_fault(error)}") from None
+    document = await read_as(request, CheckDocument)
     if document.dry_run and document.repair:
         raise RequestError("A dry run repairs nothing: ask for one of dry_run and repair.")
     database, identity = request.app[NODE].database, uuid4()

@@ -9,22 +9,13 @@ from typing import Annotated, Any, NotRequired
 from urllib.parse import quote
 
 from aiohttp import web
-from pydantic import AfterValidator, Field, ValidationError
+from pydantic import Field
 from typing_extensions import TypedDict
 
 from repo_node.checksums import checksums_of
 from repo_node.db.artifacts import Child, Item
 from repo_node.paths import ArtifactPath
 
-
-def check_plain(text: str) -> str:
-    """Return ``text`` if Postgres can keep it. Raises ``ValueError``."""
-    if any(character == "\0" or "\ud800" <= character <= "\udfff" for character in text):
-        raise ValueError("a NUL and half of a surrogate pair cannot be kept")
-    return text
-
-
-PlainText = Annotated[str, AfterValidator(check_plain)]
 Time = Annotated[str, Field(json_schema_extra={"format": "date-time"})]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
@@ -76,12 +67,6 @@ class FolderDocument(TypedDict):
 
 class FolderInfo(FolderDocument):
     children: list[ChildDocument]
-
-
-def first_fault(error: ValidationError) -> str:
-    """Return what is wrong with a document, and where in it."""
-    fault = error.errors(include_url=False, include_context=False)[0]
-    return f"{'.'.join(map(str, fault['loc']))}: {fault['msg'].removeprefix('Value error, ')}"
 
 
 def json_response(

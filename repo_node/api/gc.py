@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated, NotRequired
-
 from aiohttp import web
 from pydantic import Field
 from typing_extensions import TypedDict
 
+from repo_node.api.bodies import OwnDocument, PlainText, read_as
 from repo_node.api.documents import Sha256, Time, json_response, timestamp
 from repo_node.auth.permissions import Permission
 from repo_node.db import holds, jobs
 from repo_node.db.garbage import GarbageRows
 from repo_node.db.removals import RemovalRows
-from repo_node.errors import RequestError
 from repo_node.web.addresses import origin_of
-from repo_node.web.body import read_json
 from repo_node.web.context import SERVICES
 from repo_node.web.descriptions import TEXT, Body, Count, described
 from repo_node.web.queries import number
@@ -68,8 +65,10 @@ class Candidates(TypedDict):
     next_after: int | None
 
 
-class HoldDocument(TypedDict):
-    detail: NotRequired[Annotated[str, Field(min_length=1, max_length=DETAIL_CHARACTERS_MAX)]]
+class HoldDocument(OwnDocument):
+    """Why deletions are held."""
+
+    detail: PlainText = Field("an operator wants it", min_length=1, max_length=DETAIL_CHARACTERS_MAX)
 
 
 class Placed(TypedDict):
@@ -157,10 +156,7 @@ def candidate_document(one: Candidate) -> CandidateDocument:
 @described({200: Placed}, body=Body.of(HoldDocument, required=False))
 async def hold(request: web.Request) -> web.StreamResponse:
     """Hold every deletion until it is released."""
-    detail = (await read_json(request)).get("detail", "an operator wants it")
-    if not isinstance(detail, str) or not 0 < len(detail) <= DETAIL_CHARACTERS_MAX or "\0" in detail:
-        raise RequestError(f"detail must be a text of 1 to {DETAIL_CHARACTERS_MAX} characters.")
-    by = origin_of(request)
+    detail, by = (await read_as(request, HoldDocument)).detail, origin_of(request)
     placed = await holds.place(request.app[NODE].database, "operator", f"{detail} ({by.principal})", by=by)
     return json_response({"placed": placed})
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import NotRequired
 
 from aiohttp import web
 from typing_extensions import TypedDict
 
+from repo_node.api.bodies import OwnDocument, PlainText, read_as
 from repo_node.api.documents import Time, json_response
 from repo_node.auth.permissions import Permission
 from repo_node.db import jobs
-from repo_node.errors import NotFound, RequestError
+from repo_node.errors import NotFound
 from repo_node.web.addresses import origin_of
-from repo_node.web.body import read_json
 from repo_node.web.context import TARGET
 from repo_node.web.descriptions import Body, described
 from repo_node.web.routes import Routes
@@ -43,8 +42,8 @@ class Jobs(TypedDict):
     jobs: list[JobDocument]
 
 
-class RunDocument(TypedDict):
-    node: NotRequired[str | None]
+class RunDocument(OwnDocument):
+    node: PlainText | None = None
 
 
 class AskedNode(TypedDict):
@@ -71,10 +70,7 @@ async def list_jobs(request: web.Request) -> web.StreamResponse:
 @described({202: Asked}, body=Body.of(RunDocument, required=False))
 async def run_job(request: web.Request) -> web.StreamResponse:
     """Ask for a run that begins from now on, on every living node or on ``node``; it goes on after the answer."""
-    job, document = request[TARGET].segments[4], await read_json(request)
-    node = document.get("node")
-    if set(document) - {"node"} or not isinstance(node, str | None):
-        raise RequestError('The body must be empty or {"node": "..."}.')
+    job, node = request[TARGET].segments[4], (await read_as(request, RunDocument)).node
     asked = await jobs.request(request.app[NODE].database, job, node, by=origin_of(request))
     if not asked:
         where = "any living node" if node is None else f"a living node {node}"

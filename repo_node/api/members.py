@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, NotRequired
+from typing import Annotated, Literal
 
 from aiohttp import web
-from pydantic import Field
+from pydantic import AfterValidator, Field
 from typing_extensions import TypedDict
 
+from repo_node.api.bodies import OwnDocument, PlainText, read_as
 from repo_node.api.documents import Time, json_response, timestamp
 from repo_node.auth.permissions import Permission
 from repo_node.db import shards
@@ -15,7 +16,6 @@ from repo_node.db.nodes import ClusterRows, NodeRow
 from repo_node.db.shards import Standing
 from repo_node.errors import NotFound, RequestError
 from repo_node.web.addresses import origin_of
-from repo_node.web.body import read_json
 from repo_node.web.context import TARGET
 from repo_node.web.descriptions import Body, described
 from repo_node.web.routes import Routes, WhileReadOnly
@@ -47,6 +47,13 @@ REFUSALS = {
 """Why an administrator's wish is not fulfilled, after the name of the shard or node."""
 
 
+def check_length(path: str) -> str:
+    if len(path.encode()) > PATH_BYTES_MAX:
+        raise ValueError(f"a path has at most {PATH_BYTES_MAX} bytes")
+    return path
+
+
+Directory = Annotated[PlainText, Field(pattern="^/", max_length=PATH_BYTES_MAX), AfterValidator(check_length)]
 ShardId = Annotated[int, Field(ge=0, le=SHARD_ID_MAX)]
 
 
@@ -135,8 +142,8 @@ class LastCopies(TypedDict):
     paths: list[str]
 
 
-class WeightDocument(TypedDict):
-    weight: Annotated[float, Field(ge=WEIGHT_MIN, le=WEIGHT_MAX)]
+class WeightDocument(OwnDocument):
+    weight: float = Field(ge=WEIGHT_MIN, le=WEIGHT_MAX)
 
 
 class ShardWeight(TypedDict):
@@ -144,14 +151,14 @@ class ShardWeight(TypedDict):
     weight: float
 
 
-class CopiesDocument(TypedDict):
-    copies: Annotated[int, Field(gt=0, lt=2**63)]
+class CopiesDocument(OwnDocument):
+    copies: int = Field(gt=0, lt=2**63)
 
 
-class ReloadDocument(TypedDict):
+class ReloadDocument(OwnDocument):
     """For ``reload`` alone: the directory that may become a new shard."""
 
-    shard: NotRequired[Annotated[str, Field(pattern="^/", max_length=PATH_BYTES_MAX)] | None]
+    shard: Directory | None = None
 
 
 def add_routes(routes: Routes) -> None:
@@ -213,15 +220,10 @@ async def change_shard(request: web.Request) -> web.StreamResponse:
 @described({200: ShardWeight}, path={"id": ShardId}, body=WeightDocument)
 async def weigh_shard(request: web.Request) -> web.StreamResponse:
     """Give a shard another share of its zone's copies; rebalance moves what the new ring wants elsewhere."""
-    shard, document = shard_of(request), await read_json(request)
-    weight = document.get("weight")
-    if set(document) != {"weight"} or isinstance(weight, bool) or not isinstance(weight, int | float):
-        raise RequestError('The body must be {"weight": ...}.')
-    if not WEIGHT_MIN <= weight <= WEIGHT_MAX:
-        raise RequestError(f"A weight is from {WEIGHT_MIN:g} to {WEIGHT_MAX:g}.")
-    if not await shards.weigh(request.app[NODE].database, shard, float(weight), by=origin_of(request)):
+    shard, weight = shard_of(request), (await read_as(request, WeightDocument)).weight
+    if not await shards.weigh(request.app[NODE].database, shard, weight, by=origin_of(request)):
         raise NotFound(f"There is no shard {shard}.")
-    return json_response({"shard": shard, "weight": float(weight)})
+    return json_response({"shard": shard, "weight": weight})
 
 
 @described({200: ShardOutcome, 202: ShardOutcome}, errors={409}, path={"id": ShardId})
@@ -247,10 +249,7 @@ async def show_last_copies(request: web.Request) -> web.StreamResponse:
 @described({202: ShardOutcome}, errors={409}, path={"id": ShardId}, body=CopiesDocument)
 async def give_up_last_copies(request: web.Request) -> web.StreamResponse:
     """Let a lost shard go although it has the last copies of so many blobs; wrong numbers change nothing."""
-    shard, document = shard_of(request), await read_json(request)
-    copies = document.get("copies")
-    if set(document) != {"copies"} or isinstance(copies, bool) or not isinstance(copies, int) or not 0 < copies < 2**63:
-        raise RequestError('The body must be {"copies": number of last copies}.')
+    shard, copies = shard_of(request), (await read_as(request, CopiesDocument)).copies
     outcome = await shards.give_up_last_copies(request.app[NODE].database, shard, copies, by=origin_of(request))
     return json_response({"shard": shard, "outcome": checked(f"Shard {shard}", outcome)}, status=202)
 
@@ -287,11 +286,7 @@ async def reload_node(request: web.Request, node: str) -> web.StreamResponse:
 
     Where another shard was known, an empty directory becomes a new one only if it is named as "shard".
     """
-    document = await read_json(request)
-    path = document.get("shard")
-    is_path = isinstance(path, str) and path.startswith("/") and len(path.encode()) <= PATH_BYTES_MAX
-    if not set(document) <= {"shard"} or not (path is None or is_path):
-        raise RequestError('The body must be {} or {"shard": absolute path of its directory}.')
+    path = (await read_as(request, ReloadDocument)).shard
     row = request.app[NODE].cluster().nodes.get(NodeId(node))
     outcome = "absent" if row is None else "asked" if row.up else "unread"
     checked(f"Node {node}", outcome)

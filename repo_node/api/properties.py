@@ -6,15 +6,14 @@ from typing import Annotated, Required
 
 from aiohttp import web
 from pydantic import Field
-from typing_extensions import TypedDict
 
+from repo_node.api.bodies import ArtifactoryDocument, read_as
 from repo_node.auth.permissions import Permission
 from repo_node.db.properties import Changes
 from repo_node.errors import RequestError
 from repo_node.paths import PROPERTIES_MAX
-from repo_node.properties import parse_properties, read_patch, without
+from repo_node.properties import Value, parse_properties, read_patch, without
 from repo_node.web.addresses import origin_of
-from repo_node.web.body import read_json
 from repo_node.web.context import SERVICES, artifact_at, principal_of, require_throughout
 from repo_node.web.descriptions import Flag, described
 from repo_node.web.queries import flag
@@ -29,16 +28,12 @@ Listed = Annotated[
     ),
 ]
 Names = Annotated[str, Field(min_length=1, description="Names, separated by commas.", examples=["a,b"])]
-Scalar = str | bool | int | float
 
 
-class PatchDocument(TypedDict):
+class PatchDocument(ArtifactoryDocument):
     """What each property is to be; null drops it."""
 
-    props: Annotated[
-        dict[str, Scalar | list[Scalar] | None],
-        Field(min_length=1, max_length=PROPERTIES_MAX, examples=[{"a": ["1", "2"], "b": None}]),
-    ]
+    props: dict[str, Value] = Field(min_length=1, max_length=PROPERTIES_MAX, examples=[{"a": ["1", "2"], "b": None}])
 
 
 def add_routes(routes: Routes) -> None:
@@ -73,7 +68,8 @@ async def drop_properties(request: web.Request) -> web.StreamResponse:
 async def patch_properties(request: web.Request) -> web.StreamResponse:
     """Set and drop in one go. Each step is atomic whatever ``atomicProperties`` says."""
     name = "recursiveProperties" if "recursiveProperties" in request.query else "recursive"
-    return await change(request, read_patch(await read_json(request)), recursive=flag(request, name, True))
+    props = (await read_as(request, PatchDocument)).props
+    return await change(request, read_patch(props), recursive=flag(request, name, True))
 
 
 def asked_for(request: web.Request) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, NotRequired, get_args
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, Field, model_validator
 from typing_extensions import TypedDict
 
-from repo_node.api.documents import PlainText, first_fault
+from repo_node.api.bodies import ArtifactoryDocument, PlainText, validated
 from repo_node.db.repositories import LOCAL, VIRTUAL, Repository
 from repo_node.errors import RequestError
 
@@ -70,10 +70,9 @@ OWN = frozenset({"allowOverwrite", "allowDelete", "quotaBytes", "redundancy"})
 """Holdfast's own fields: whoever sends one means it, so that it is refused where it has no meaning."""
 
 
-class RepositoryDocument(BaseModel):
-    """What may be said of a repository. Unknown fields are ignored, as clients send dozens of them."""
+class RepositoryDocument(ArtifactoryDocument):
+    """What may be said of a repository."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
     key: str | None = None
     rclass: str | None = None
     packageType: str | None = None
@@ -156,10 +155,7 @@ class RepositoryEntry(TypedDict):
 
 def read_document(key: str, body: Any) -> RepositoryDocument:
     """Return what a body says of the repository ``key``. Raises ``RequestError``."""
-    try:
-        document = RepositoryDocument.model_validate(body)
-    except ValidationError as error:
-        raise RequestError(f"The repository's configuration cannot be read: {first_fault(error)}") from None
+    document = validated(body, RepositoryDocument)
     if document.key not in (None, key):
         raise RequestError(f"The body names the repository {document.key}, the URL {key}.")
     return document

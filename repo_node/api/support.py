@@ -7,16 +7,15 @@ from datetime import UTC, date, datetime, timedelta
 from typing import Annotated, Any
 
 from aiohttp import web
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BeforeValidator, Field
 from typing_extensions import TypedDict
 
-from repo_node.api.documents import PlainText, Time, first_fault, json_response, timestamp
+from repo_node.api.bodies import ArtifactoryDocument, PlainText, read_as
+from repo_node.api.documents import Time, json_response, timestamp
 from repo_node.auth.permissions import Permission
 from repo_node.db.support_bundles import SUCCESS, BundleRow
-from repo_node.errors import RequestError
 from repo_node.support.wish import DUMPS_MAX, INTERVAL_MILLISECONDS_MAX, Wish
 from repo_node.web.addresses import origin_of
-from repo_node.web.body import read_json
 from repo_node.web.context import SERVICES, TARGET, base_url
 from repo_node.web.descriptions import Content, described
 from repo_node.web.routes import Routes, WhileReadOnly
@@ -34,37 +33,33 @@ def read_day(value: Any) -> Any:
 Day = Annotated[date, BeforeValidator(read_day)]
 
 
-class LogsDocument(BaseModel):
+class LogsDocument(ArtifactoryDocument):
     """Which lines of the log are wanted; both days are in UTC, and included."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
     include: bool = True
     start_date: Day | None = None
     end_date: Day | None = None
 
 
-class ThreadDumpDocument(BaseModel):
+class ThreadDumpDocument(ArtifactoryDocument):
     """How often stacks are dumped, and how many milliseconds lie between."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
     count: int = Field(1, ge=0, le=DUMPS_MAX)
     interval: int = Field(0, ge=0, le=INTERVAL_MILLISECONDS_MAX)
 
 
-class ParametersDocument(BaseModel):
+class ParametersDocument(ArtifactoryDocument):
     """What a bundle is to hold: everything by default."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
     configuration: bool = True
     system: bool = True
     logs: LogsDocument = LogsDocument()
     thread_dump: ThreadDumpDocument = ThreadDumpDocument()
 
 
-class OrderDocument(BaseModel):
+class OrderDocument(ArtifactoryDocument):
     """What may be said of a bundle that is ordered."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
     name: PlainText = Field("", max_length=200)
     description: PlainText = Field("", max_length=2000)
     parameters: ParametersDocument = ParametersDocument()
@@ -112,10 +107,7 @@ def id_of(request: web.Request) -> str:
 @described({201: BundleDocument}, body=OrderDocument, errors={409})
 async def order(request: web.Request) -> web.StreamResponse:
     """Begin a bundle; it is made after the answer, which says where to look for it."""
-    try:
-        document = OrderDocument.model_validate(await read_json(request))
-    except ValidationError as error:
-        raise RequestError(f"The order cannot be read: {first_fault(error)}") from None
+    document = await read_as(request, OrderDocument)
     service, by = request.app[SERVICES].support, origin_of(request)
     bundle = await service.order(document.name, document.description, wish_of(document.parameters), by=by)
     return json_response(bundle_document(request, await service.get(bundle)), status=201)

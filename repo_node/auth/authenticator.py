@@ -63,14 +63,14 @@ class Proof:
 
 
 class Authenticator:
-    """Checks credentials. ``fresh`` says whether announcements arrive."""
+    """Checks credentials. ``fresh`` says whether announcements arrive; ``key`` is the cluster's."""
 
-    def __init__(self, database: Database, fresh: Callable[[], bool], settings: LiveSettings) -> None:
+    def __init__(self, database: Database, fresh: Callable[[], bool], settings: LiveSettings, key: bytes) -> None:
         self._database = database
         self._fresh = fresh
         self._settings = settings
         self._verifier = PasswordVerifier()
-        self._logins = Logins(database, settings, self._verifier)
+        self._logins = Logins(database, settings, self._verifier, key)
         self._key = secrets.token_bytes(32)
         self._remembered: OrderedDict[bytes, Proof] = OrderedDict()
         self._forgotten = 0
@@ -248,8 +248,11 @@ class Authenticator:
         return compile_rights(map(grant_of, found))
 
     async def check_login(self, name: str, password: str, address: str) -> principals.User:
-        """Return the user of that name and password, also one who must change it. Errors as ``authenticate``."""
-        return await self._logins.check(name, password, address)
+        """Return the user of that name and password, also one who must change it. Errors as ``authenticate``.
+
+        The hash that is stored stays as it is: the caller may replace it.
+        """
+        return await self._logins.check(name, password, address, renews=False)
 
     async def hash_password(self, password: str) -> str:
         """Return what is stored of a password. Raises ``ValueError`` for one that cannot be."""

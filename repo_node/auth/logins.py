@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import logging
 from ipaddress import IPv6Address, IPv6Network, ip_address
 
@@ -11,6 +13,7 @@ from repo_node.db.errors import CatalogueError
 from repo_node.db.pool import Database
 from repo_node.db.principals import NO_PASSWORD, User
 from repo_node.errors import Overloaded, Unauthenticated
+from repo_node.keys import derive
 from repo_node.settings import LiveSettings
 from sharding.background import Background
 
@@ -26,10 +29,17 @@ WRONG = "Wrong user name, password or token."
 LOCKED = "Too many wrong logins by this name or from this address: none is accepted for a while."
 
 
-class Logins:
-    """Checks passwords. One that was in line when a lock began is not accepted any more, were it the right one."""
+DISGUISE_PURPOSE = "login-names-v1"
 
-    def __init__(self, database: Database, settings: LiveSettings, verifier: PasswordVerifier) -> None:
+
+class Logins:
+    """Checks passwords. One that was in line when a lock began is not accepted any more, were it the right one.
+
+    Names that nobody has are counted by what ``key``, the cluster's, makes of them.
+    """
+
+    def __init__(self, database: Database, settings: LiveSettings, verifier: PasswordVerifier, key: bytes) -> None:
+        self._key = derive(key, DISGUISE_PURPOSE).encode()
         self._database = database
         self._settings = settings
         self._verifier = verifier
@@ -40,15 +50,21 @@ class Logins:
     async def close(self) -> None:
         await self._renewals.close(0)
 
-    async def check(self, name: str, password: str, address: str) -> User:
-        """Return the user of that name and password. Raises ``Unauthenticated``, ``Overloaded``."""
+    async def check(self, name: str, password: str, address: str, *, renews: bool = True) -> User:
+        """Return the user of that name and password. Raises ``Unauthenticated``, ``Overloaded``.
+
+        An old hash is renewed after that, without ``renews`` not: whoever is to change the password would find another.
+        """
         if self._waiting >= WAITING_MAX:
             raise Overloaded("Too many logins at once; retry, or use a token.")
         self._waiting += 1
         try:
-            return await self._check(name, password, address)
+            user = await self._check(name, password, address)
         finally:
             self._waiting -= 1
+        if renews and is_outdated(user.password_hash) and not self._settings.now.read_only_reason:
+            self._renewals.start(self._renew(user, password))
+        return user
 
     async def _check(self, name: str, password: str, address: str) -> User:
         now, address = self._settings.now, counted(address)
@@ -60,14 +76,22 @@ class Logins:
         fits = await self._verifier.verify(hashed, password)
         if user is None or not fits:
             if counts:
-                await login_failures.note_failure(self._database, name, address, lock_seconds=now.login_lock_seconds)
+                await login_failures.note_failure(
+                    self._database,
+                    name,
+                    address,
+                    disguise=self._disguise(name),
+                    lock_seconds=now.login_lock_seconds,
+                )
             raise Unauthenticated(WRONG)
         # Others may have failed while this one waited.
         if counts and (await self._require_unlocked(name, address)).has_failed:
             await login_failures.note_success(self._database, name)
-        if is_outdated(user.password_hash) and not now.read_only_reason:
-            self._renewals.start(self._renew(user, password))
         return user
+
+    def _disguise(self, name: str) -> str:
+        # No user's name begins so.
+        return f"={hmac.new(self._key, name.encode(), hashlib.sha256).hexdigest()[:32]}"
 
     async def _renew(self, user: User, password: str) -> None:
         """Hash a password that has proved right anew, as it would be hashed now; nobody waits for it."""
@@ -85,6 +109,7 @@ class Logins:
             self._database,
             name,
             address,
+            disguise=self._disguise(name),
             user_max=now.login_failures_max,
             address_max=now.login_failures_per_address_max,
             lock_seconds=now.login_lock_seconds,

@@ -63,13 +63,15 @@ def backup(path: Path, dsn: str | None, config: Path | None, as_json: bool) -> N
 def restore(path: Path, dsn: str | None, config: Path | None, check: bool, as_json: bool) -> None:
     """Fill an empty database from a backup. It happens whole or not at all; no node may run meanwhile.
 
-    The schema is made first where there is none. Afterwards start the nodes: every artifact of the backup can be read
-    again. Deletions are held until you release them; `holdfast rebuild` finds what was uploaded after the backup.
+    The schema is made first where there is none: log in as the database's owner. Where nodes log in as another role,
+    give it its rights again, by `holdfast init-db --node-role`. Afterwards start the nodes: every artifact of the
+    backup can be read again. Deletions are held until you release them; `holdfast rebuild` finds what was uploaded
+    after the backup.
 
     \b
     Examples:
       holdfast restore --check /backup/holdfast-2031-05-04
-      holdfast restore --config /etc/holdfast/node.toml /backup/holdfast-2031-05-04
+      holdfast restore --dsn postgresql://owner:secret@db.example/holdfast /backup/holdfast-2031-05-04
     """
     if check:
         try:
@@ -105,6 +107,8 @@ def run(dsn: str, work: Callable[[asyncpg.Connection], Awaitable[dict[str, Any]]
         restoring.BadBackup,
     ) as error:
         reason = hide_password(str(error) or type(error).__name__, dsn)
+        if isinstance(error, asyncpg.InsufficientPrivilegeError):
+            reason += "; log in as the database's owner, with --dsn"
         raise click.ClickException(f"nothing was changed: {reason}") from None
 
 

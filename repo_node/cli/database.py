@@ -68,6 +68,8 @@ def failures_told(dsn: str) -> Iterator[None]:
         yield
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, CatalogueError, ValueError) as error:
         reason = hide_password(str(error) or type(error).__name__, dsn)
+        if isinstance(error, asyncpg.InsufficientPrivilegeError):
+            reason += "; log in as the database's owner, with --dsn"
         raise click.ClickException(
             f"the database is not ready: {reason}\n"
             "Correct this and run init-db again; what it had applied by then stays."

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from repo_node.launch.background import start_in_background
 from repo_node.launch.cluster import Supervisor
-from repo_node.launch.errors import LaunchError
+from repo_node.launch.errors import LaunchError, OutOfRange
 from repo_node.launch.layout import Layout
 from repo_node.launch.plan import Options
 from repo_node.launch.reporter import ConsoleReporter, Reporter
@@ -30,10 +30,13 @@ data_option = click.option(
 
 @contextmanager
 def report_errors() -> Iterator[ConsoleReporter]:
-    """Yield a reporter on the terminal; turn what went wrong into one message and exit status 1."""
+    """Yield a reporter on the terminal; turn what went wrong into a message and exit status 1, or 2 of wrong usage."""
     reporter = ConsoleReporter(Console())
     try:
         yield reporter
+    except OutOfRange as error:
+        reporter.close()
+        raise click.UsageError(str(error), click.get_current_context()) from None
     except LaunchError as error:
         reporter.close()
         raise click.ClickException(str(error)) from None

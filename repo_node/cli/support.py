@@ -19,7 +19,7 @@ from rich.text import Text
 
 from repo_node.cli.calls import CALL_RETRY, check_answer, failure_of, run_call, say_wait
 from repo_node.cli.connection import ConnectionOptions, connection_options, find_endpoint
-from repo_node.cli.tables import new_console, new_table
+from repo_node.cli.tables import new_console, new_table, show
 from repo_node.cli.wording import printable, say_bytes
 from repo_node.client.errors import ClientError, LocalFailure
 from repo_node.client.rest import PIECE_BYTES, Client, Endpoint
@@ -97,12 +97,12 @@ def list_bundles(connection: ConnectionOptions, as_json: bool) -> None:
         return
     table = new_table("Support bundles")
     for column in ("Id", "Name", "Created", "By", "State", "Size"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column)
     for one in answer["bundles"]:
         texts = [printable(str(one[key])) for key in ("id", "name", "created", "created_by")]
         state = Text(printable(one["status"]), style=STYLES.get(one["status"], ""))
         table.add_row(*map(Text, texts), state, "" if one["bytes"] is None else say_bytes(one["bytes"]))
-    new_console().print(table)
+    show(table)
 
 
 @support.command()

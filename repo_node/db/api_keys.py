@@ -9,6 +9,7 @@ import asyncpg
 
 from repo_node.db.errors import CatalogueUnavailable
 from repo_node.db.pool import Database, Statement
+from repo_node.db.principals import revoke_rest
 from repo_node.origin import Origin
 
 
@@ -42,6 +43,7 @@ REVOKE = "SELECT revoke_tokens($1)"
 LOCK_PARENT = """
     SELECT id FROM tokens WHERE id = $1 AND revoked_at IS NULL AND expires_at IS NULL FOR SHARE
 """
+PARENT = "SELECT parent_id FROM tokens WHERE id = $1"
 MAKE = Statement(
     "api_key_make",
     """
@@ -68,7 +70,7 @@ REVOKE_ALL = Statement(
         SELECT 'token_revoke', $3, $4, $5, jsonb_build_object('revoked', to_jsonb(ids)) FROM gone
          WHERE cardinality(ids) > 0
     )
-    SELECT cardinality(ids) AS count FROM gone
+    SELECT ids FROM gone
     """,
 )
 
@@ -80,46 +82,61 @@ async def find_ending(database: Database, user: str, kind: Kind) -> str | None:
 
 
 async def make(database: Database, user: str, kind: Kind, key: NewKey, *, replaces: bool, by: Origin) -> bool:
-    """Make a user's key. One that is there ends where this ``replaces`` it; else nothing is done, and False."""
+    """Make a user's key. One that is there ends where this ``replaces`` it; else nothing is done, and False.
+
+    One that replaces itself was made by what made it: keys that are renewed for years are no line of them.
+    """
+    before: list[int] = []
 
     async def work(connection: asyncpg.Connection) -> bool:
+        nonlocal before
         owner = await connection.fetchval(LOCK, user)
         if owner is None:
             # Gone since the request was let in; the next one will not be.
             raise CatalogueUnavailable(f"there is no enabled user {user} now")
-        if key.parent is not None and await connection.fetchval(LOCK_PARENT, key.parent) is None:
-            raise CatalogueUnavailable("the token in use has ended")
         before = await valid(connection, user, kind)
+        parent = await connection.fetchval(PARENT, key.parent) if key.parent in before else key.parent
+        # From above, as whoever revokes them does.
+        for token in dict.fromkeys((parent, key.parent)):
+            if token is not None and await connection.fetchval(LOCK_PARENT, token) is None:
+                raise CatalogueUnavailable("the token in use has ended")
         if before and not replaces:
+            before = []
             return False
         await connection.execute(REVOKE, before)
         made: Any = await connection.fetchval(
-            MAKE.sql, owner, key.secret_sha256, key.ending, kind.description, kind.scope, key.parent
+            MAKE.sql, owner, key.secret_sha256, key.ending, kind.description, kind.scope, parent
         )
         await connection.execute(RECORD, "token_replace" if before else "token_create", *by, made, user, before)
         return True
 
-    return await database.transact(MAKE, work)
+    made = await database.transact(MAKE, work)
+    if before:
+        await revoke_rest(database, before, by=by)
+    return made
 
 
 async def revoke(database: Database, user: str, kind: Kind, *, by: Origin) -> bool:
     """End a user's key at once on every node; False where they have none."""
 
-    async def work(connection: asyncpg.Connection) -> bool:
+    async def work(connection: asyncpg.Connection) -> list[int]:
         await connection.fetchval(LOCK, user)
-        if not (before := await valid(connection, user, kind)):
-            return False
-        await connection.execute(REVOKE, before)
-        await connection.execute(RECORD, "token_revoke", *by, before[-1], user, before)
-        return True
+        if before := await valid(connection, user, kind):
+            await connection.execute(REVOKE, before)
+            await connection.execute(RECORD, "token_revoke", *by, before[-1], user, before)
+        return before
 
-    return await database.transact(FIND, work)
+    if not (before := await database.transact(FIND, work)):
+        return False
+    await revoke_rest(database, before, by=by)
+    return True
 
 
 async def revoke_all(database: Database, kind: Kind, *, by: Origin) -> int:
     """End the keys of all users at once on every node; return how many there were."""
     row: Any = await database.write(REVOKE_ALL, kind.description, kind.scope, *by)
-    return int(row["count"])
+    await revoke_rest(database, row["ids"], by=by)
+    return len(row["ids"])
 
 
 async def valid(connection: asyncpg.Connection, user: str, kind: Kind) -> list[int]:

@@ -182,7 +182,7 @@ async def fetch_once(
             rows: Sequence[asyncpg.Record] = await prepared.fetch(*arguments)
         return rows
 
-    return await database.transact(statement, work)
+    return await database.search(statement, work, seconds_max=seconds_max)
 
 
 def place_of(place: Place, arguments: Arguments) -> str:

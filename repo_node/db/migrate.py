@@ -20,7 +20,7 @@ from typing import Any
 import asyncpg
 
 from repo_node.auth import passwords
-from repo_node.db.errors import NoSchema, SchemaTooOld
+from repo_node.db.errors import CatalogueUnavailable, NoSchema, SchemaTooOld
 from repo_node.db.pool import Database, Statement
 from repo_node.db.servers import Servers
 
@@ -172,7 +172,7 @@ async def check_version(database: Database) -> int:
     """Return the database's schema version.
 
     Raises ``SchemaTooOld`` when it is older than this code needs; a newer one is welcome, because
-    every migration keeps the release before it working.
+    every migration keeps the release before it working. ``CatalogueUnavailable`` when this role may not read it.
     """
     try:
         row = await database.fetchrow(VERSION)
@@ -180,6 +180,10 @@ async def check_version(database: Database) -> int:
         raise SchemaTooOld(
             "the database has no Holdfast schema; run: holdfast init-db --dsn ... for a new cluster, or, if this "
             "cluster's database was lost: holdfast restore"
+        ) from None
+    except asyncpg.InsufficientPrivilegeError as error:
+        raise CatalogueUnavailable(
+            f"{error}; as the owner of the database run: holdfast init-db --dsn ... --node-role ROLE"
         ) from None
     version = int(row["version"]) if row else 0
     needed = version_needed()

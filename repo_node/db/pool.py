@@ -11,7 +11,7 @@ import asyncio
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -31,7 +31,7 @@ from repo_node.db.errors import (
     QuotaExceeded,
     RacesLost,
 )
-from repo_node.db.servers import BROKEN, SESSION, Servers, describe, drop
+from repo_node.db.servers import BROKEN, HEEDFUL, SESSION, Servers, describe, drop
 from sharding.deadlines import Deadlines
 
 T = TypeVar("T")
@@ -60,6 +60,9 @@ RETRIED = (
     asyncpg.OutdatedSchemaCacheError,
 )
 ATTEMPTS_MAX = 8
+
+SEARCH_MARGIN_SECONDS = 1.0
+"""So much longer than Postgres takes to end a search is waited for its word."""
 
 NOT_IDLE = "cannot switch to state"
 """How asyncpg's refusal begins to send anything on a connection of which it has heard a last word, but not the end."""
@@ -148,6 +151,21 @@ class Database:
             unknown=OutcomeUnknown,
         )
 
+    async def search(
+        self, statement: Statement, work: Callable[[asyncpg.Connection], Awaitable[T]], *, seconds_max: float
+    ) -> T:
+        """Run ``work``, which only reads and which Postgres ends after ``seconds_max``, in one transaction.
+
+        That may be longer than other statements have. Raises ``CatalogueUnavailable``.
+        """
+        deadline_seconds = max(self._deadlines.seconds, seconds_max + SEARCH_MARGIN_SECONDS)
+
+        async def within(connection: asyncpg.Connection) -> T:
+            async with asyncio.timeout(deadline_seconds):
+                return await run_transaction(connection, work)
+
+        return await self._run(statement, within, has_own_deadline=True)
+
     async def survey(self, statement: Statement, *args: Any) -> list[asyncpg.Record]:
         """Return every row of a statement that is meant to read whole tables. Raises ``CatalogueUnavailable``."""
 
@@ -161,9 +179,11 @@ class Database:
     async def apart(self) -> AsyncIterator[asyncpg.Connection]:
         """Open a connection outside the pool for one long reading, whose time the caller limits.
 
+        Postgres ends it soon after whoever asked is gone: what only one may do at a time, another one can begin.
+
         Raises ``CatalogueUnavailable``.
         """
-        connection = await self.servers.connect(server_settings={"application_name": "holdfast backup"})
+        connection = await self.servers.connect(server_settings={"application_name": "holdfast backup", **HEEDFUL})
         try:
             yield connection
         finally:
@@ -175,10 +195,12 @@ class Database:
         call: Callable[[asyncpg.Connection], Awaitable[T]],
         unknown: type[Exception] = CatalogueUnavailable,
         attempts: int = ATTEMPTS_MAX,
+        *,
+        has_own_deadline: bool = False,
     ) -> T:
         for attempt in range(attempts):
             try:
-                return await self._run_once(statement, call, unknown)
+                return await self._run_once(statement, call, unknown, has_own_deadline)
             except RETRIED:
                 if attempt == attempts - 1:
                     raise RacesLost(f"{statement.name}: lost {attempts} races in a row") from None
@@ -190,12 +212,13 @@ class Database:
         statement: Statement,
         call: Callable[[asyncpg.Connection], Awaitable[T]],
         unknown: type[Exception],
+        has_own_deadline: bool,
     ) -> T:
         started, outcome = time.perf_counter(), "unavailable"
         try:
             connection = self._pool.take_now() or await self._take()
             try:
-                with self._deadlines.begin():
+                with nullcontext() if has_own_deadline else self._deadlines.begin():
                     result = await call(connection)
                 outcome = "ok"
                 return result

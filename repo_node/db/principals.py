@@ -53,6 +53,9 @@ class MadeToken(NamedTuple):
     expires_in_seconds: int | None
 
 
+GENERATIONS_MAX = 16
+"""Tokens that made one another, one below the other: a revocation goes through them one by one."""
+
 NO_PASSWORD = "!"
 """The hash of a password that cannot be: its user does not log in."""
 
@@ -150,6 +153,29 @@ REVOKE_TOKEN = Statement(
     SELECT id FROM gone WHERE id = ANY (ended)
     """,
 )
+# One statement ends a bounded number: no deadline keeps a token valid because of what it has made.
+REVOKE_REST = Statement(
+    "token_revoke_rest",
+    """
+    WITH gone AS MATERIALIZED (SELECT revoke_tokens($1) AS ended)
+    INSERT INTO events (kind, principal, request_id, address, detail)
+    SELECT 'token_revoke', $2, $3, $4, jsonb_build_object('revoked', to_jsonb(ended)) FROM gone
+     WHERE cardinality(ended) > 0
+    RETURNING id
+    """,
+)
+GENERATION = Statement(
+    "token_generation",
+    f"""
+    WITH RECURSIVE line AS (
+        SELECT t.parent_id, 1 AS generation FROM tokens t WHERE t.id = $1
+        UNION ALL
+        SELECT t.parent_id, l.generation + 1 FROM line l JOIN tokens t ON t.id = l.parent_id
+         WHERE l.generation < {GENERATIONS_MAX}
+    )
+    SELECT coalesce(max(generation), 0) AS generation FROM line
+    """,
+)
 
 
 async def find_user(database: Database, name: str) -> User | None:
@@ -207,7 +233,22 @@ async def find_token_by_id(database: Database, token: int) -> Token | None:
 
 async def revoke_token(database: Database, token: int, *, by: Origin, owner: str | None = None) -> bool:
     """Revoke a token, of ``owner`` or of anybody, and those it made, at once on every node; False: there is none."""
-    return await database.write(REVOKE_TOKEN, token, *by, owner) is not None
+    if await database.write(REVOKE_TOKEN, token, *by, owner) is None:
+        return False
+    await revoke_rest(database, [token], by=by)
+    return True
+
+
+async def revoke_rest(database: Database, tokens: Sequence[int], *, by: Origin) -> None:
+    """Revoke what tokens have made, in steps, when they are revoked themselves."""
+    while await database.write(REVOKE_REST, list(tokens), *by) is not None:
+        pass
+
+
+async def find_generation(database: Database, token: int) -> int:
+    """Return how many tokens made one another down to this one, itself included; ``GENERATIONS_MAX`` is the most."""
+    [row] = await database.fetch(GENERATION, token)
+    return int(row["generation"])
 
 
 def token_from(row: Any) -> Token:

@@ -9,7 +9,7 @@ from typing import Any
 import asyncpg
 
 from repo_node.db.pool import Database, Statement
-from repo_node.db.principals import LIVES
+from repo_node.db.principals import LIVES, revoke_rest
 from repo_node.origin import Origin
 
 
@@ -112,7 +112,10 @@ async def refresh(
 async def revoke_used(database: Database, refresh_sha256: bytes, *, by: Origin) -> int | None:
     """Revoke the token that a refresh token was once used for, and what it made; return its id if there was one."""
     row = await database.write(REVOKE_USED, refresh_sha256, *by)
-    return None if row is None else int(row["id"])
+    if row is None:
+        return None
+    await revoke_rest(database, [row["id"]], by=by)
+    return int(row["id"])
 
 
 async def find_token_id(database: Database, sha256: bytes) -> int | None:

@@ -187,11 +187,12 @@ async def values(
 
 @asynccontextmanager
 async def bounded(connection: asyncpg.Connection, name: str, seconds_max: float) -> AsyncIterator[None]:
-    """Let statements of the transaction be planned for their values, each for ``seconds_max`` at most.
+    """Let statements of the transaction be planned for their values, and each take ``seconds_max`` at most.
 
     Raises ``SearchTooLong``.
     """
-    await connection.fetchrow(PLAN, f"{int(seconds_max * 1000)}ms")
+    # 0 would be for ever.
+    await connection.fetchrow(PLAN, f"{max(int(seconds_max * 1000), 1)}ms")
     try:
         yield
     except asyncpg.QueryCanceledError:
@@ -210,7 +211,7 @@ async def _bounded(
             rows: Sequence[asyncpg.Record] = await connection.fetch(statement.sql, *every)
         return rows
 
-    return await database.transact(statement, work)
+    return await database.search(statement, work, seconds_max=seconds_max)
 
 
 def hit_from(row: asyncpg.Record, repositories: Mapping[int, str]) -> Hit:

@@ -38,12 +38,13 @@ BROKEN = (
 )
 """Failures of the server or of the way to it, not of the statement."""
 
+# A statement that missed its deadline must not wait for a lock on, and its repeats behind it, until
+# Postgres has no connection left: the server looks every second whether we are still there.
+HEEDFUL = {"client_connection_check_interval": "1000"}
 SESSION = {
     # A process that is frozen within a transaction must not keep its locks.
     "idle_in_transaction_session_timeout": "15000",
-    # A statement that missed its deadline must not wait for a lock on, and its repeats behind it, until
-    # Postgres has no connection left: the server looks every second whether we are still there.
-    "client_connection_check_interval": "1000",
+    **HEEDFUL,
 }
 """Settings of every connection that writes."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from repo_node.db.nodes import ASK_RELOAD
 from repo_node.db.pool import Database, Statement
+from repo_node.db.stretches import stretches
 from repo_node.origin import Origin
 from sharding.model import NodeId, ShardId, ShardState
 
@@ -42,20 +43,21 @@ RELOAD = Statement(
     """,
 )
 GIVE_UP = Statement("shard_give_up", "SELECT give_up_last_copies($1, $2, $3, $4, $5) AS outcome")
+# Of one stretch of blobs.
 LAST_COPIES = Statement(
     "shard_last_copies",
     """
     WITH last AS (
-        SELECT DISTINCT r.blob_id FROM replicas r
-         WHERE r.shard_id = $1 AND r.blob_id IS NOT NULL
-           AND NOT EXISTS (SELECT 1 FROM replicas o JOIN shards s ON s.id = o.shard_id AND s.state <> 'lost'
-                            WHERE o.blob_id = r.blob_id AND o.state = 'live')
+        SELECT r.blob_id FROM replicas r JOIN shards s ON s.id = r.shard_id
+         WHERE r.blob_id > $3 AND r.blob_id <= $4 GROUP BY r.blob_id
+        HAVING bool_or(r.shard_id = $1)
+           AND NOT bool_or(r.shard_id <> $1 AND r.state = 'live' AND s.state <> 'lost')
     ), lost AS (
-        SELECT g.key, a.folder, a.name FROM last l JOIN artifacts a ON a.blob_id = l.blob_id
-          JOIN repositories g ON g.id = a.repo_id
+        SELECT concat_ws('/', g.key, nullif(a.folder, ''), a.name) COLLATE "C" AS path
+          FROM last l JOIN artifacts a ON a.blob_id = l.blob_id JOIN repositories g ON g.id = a.repo_id
     )
     SELECT (SELECT count(*) FROM last) AS blobs, (SELECT count(*) FROM lost) AS artifacts,
-           ARRAY (SELECT concat_ws('/', f.key, nullif(f.folder, ''), f.name) FROM lost f ORDER BY 1 LIMIT $2) AS paths
+           ARRAY (SELECT f.path FROM lost f ORDER BY f.path LIMIT $2) AS paths
     """,
 )
 WEIGH = Statement(
@@ -176,9 +178,14 @@ async def stop_node(database: Database, node: str, *, by: Origin) -> str:
 
 
 async def last_copies(database: Database, shard: int, paths_max: int) -> LastCopies:
-    """Return what would be lost with a lost shard. Reads what is left on it: little, once a walk has forgotten it."""
-    row: Any = await database.fetchrow(LAST_COPIES, shard, paths_max)
-    return LastCopies(row["blobs"], row["artifacts"], row["paths"])
+    """Return what would be lost with a shard, and the first of the paths; reads the row of every replica."""
+    blobs, artifacts, paths = 0, 0, list[str]()
+    async for stretch in stretches(database):
+        [row] = await database.survey(LAST_COPIES, shard, paths_max, *stretch)
+        blobs += row["blobs"]
+        artifacts += row["artifacts"]
+        paths = sorted((*paths, *row["paths"]))[:paths_max]
+    return LastCopies(blobs, artifacts, paths)
 
 
 async def give_up_last_copies(database: Database, shard: int, copies: int, *, by: Origin) -> str:

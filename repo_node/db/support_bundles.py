@@ -51,7 +51,8 @@ PROGRESS = Statement(
 ADD_PART = Statement(
     "support_bundle_part",
     """
-    INSERT INTO support_bundle_parts (bundle_id, position, data) VALUES ($1, $2, $3)
+    INSERT INTO support_bundle_parts (bundle_id, position, data)
+    SELECT b.id, $2::integer, $3::bytea FROM support_bundles b WHERE b.id = $1 FOR KEY SHARE
     ON CONFLICT (bundle_id, position) DO NOTHING
     """,
 )
@@ -111,7 +112,7 @@ async def tell_progress(database: Database, bundle: str, done: int, total: int, 
 
 
 async def add_part(database: Database, bundle: str, position: int, data: bytes) -> None:
-    """Keep a part; parts are counted from 0. May be repeated."""
+    """Keep a part, unless the bundle is gone; parts are counted from 0. May be repeated."""
     await database.write(ADD_PART, bundle, position, data)
 
 

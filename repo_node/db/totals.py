@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from repo_node.db.garbage import UNREFERENCED
 from repo_node.db.pool import Database, Statement
+from repo_node.db.stretches import stretches
 from sharding.model import ShardId
 
 
@@ -27,13 +28,7 @@ class Totals:
     replicas: Mapping[ShardId, int]
 
 
-IDS = 100_000
-"""Of blobs, that one statement looks at: it ends well within its deadline, however many there are in all."""
-
-LAST = Statement(
-    "totals_last",
-    "SELECT coalesce(max(b.id), 0) AS last, (SELECT count(*) FROM repair_queue) AS repair_queue FROM blobs b",
-)
+REPAIRS = Statement("totals_repairs", "SELECT count(*) AS repair_queue FROM repair_queue")
 BLOBS = Statement(
     "totals_blobs",
     f"""
@@ -68,14 +63,14 @@ REPLICAS = Statement(
 
 async def read(database: Database) -> Totals:
     """Count everything, a stretch of blobs after another; reads every blob's row."""
-    [last] = await database.survey(LAST)
+    [waiting] = await database.survey(REPAIRS)
     blobs: Counter[str] = Counter()
     replicas: Counter[ShardId] = Counter()
-    for low in range(0, last["last"], IDS):
-        [row] = await database.survey(BLOBS, low, low + IDS)
+    async for stretch in stretches(database):
+        [row] = await database.survey(BLOBS, *stretch)
         blobs.update(dict(row))
         replicas.update(
-            {ShardId(one["shard_id"]): one["replicas"] for one in await database.survey(REPLICAS, low, low + IDS)}
+            {ShardId(one["shard_id"]): one["replicas"] for one in await database.survey(REPLICAS, *stretch)}
         )
     return Totals(
         blobs["blobs"],
@@ -83,6 +78,6 @@ async def read(database: Database) -> Totals:
         blobs["unreferenced_blobs"],
         blobs["missing_copies"],
         blobs["short_blobs"],
-        last["repair_queue"],
+        waiting["repair_queue"],
         replicas,
     )

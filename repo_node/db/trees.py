@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -156,14 +157,15 @@ async def last_modified(
     low, high = (f"{path}/", f"{path}0") if path else (chr(1), BEYOND_ALL)
 
     async def work(connection: asyncpg.Connection) -> asyncpg.Record | None:
-        async with bounded(connection, LAST_MODIFIED.name, seconds_max):
-            for window in WINDOWS:
+        ends_at = time.monotonic() + seconds_max
+        for window in WINDOWS:
+            async with bounded(connection, LAST_MODIFIED.name, ends_at - time.monotonic()):
                 row = await connection.fetchrow(LAST_MODIFIED.sql, repository_id, path, low, high, limit, window)
-                if row is not None:
-                    return row
+            if row is not None:
+                return row
         return None
 
-    row = await database.transact(LAST_MODIFIED, work)
+    row = await database.search(LAST_MODIFIED, work, seconds_max=seconds_max)
     return None if row is None else (join_path(row["folder"], row["name"]), row["modified_at"])
 
 

@@ -122,7 +122,8 @@ RECORD = """
 # Whoever makes a token at this moment is waited for; who comes later finds nobody.
 LOCK_ONE = "SELECT FROM users WHERE name = $1 FOR UPDATE"
 REVOKE_TOKENS = """
-    SELECT revoke_tokens(ARRAY(SELECT t.id FROM tokens t JOIN users u ON u.id = t.user_id WHERE u.name = $1))
+    SELECT cardinality(revoke_tokens(
+        ARRAY(SELECT t.id FROM tokens t JOIN users u ON u.id = t.user_id WHERE u.name = $1)))
 """
 DELETE_TOKENS = """
     WITH RECURSIVE gone AS (
@@ -224,7 +225,8 @@ async def delete(database: Database, name: str, *, by: Origin) -> bool:
         await connection.execute(LOCK)
         await connection.execute(LOCK_ONE, name)
         # Those that theirs made for others go too; revoked first, none of them makes another one meanwhile.
-        await connection.execute(REVOKE_TOKENS, name)
+        while await connection.fetchval(REVOKE_TOKENS, name):
+            pass
         await connection.execute(DELETE_TOKENS, name)
         if await connection.fetchval(DELETE.sql, name) is None:
             return False

@@ -4,6 +4,7 @@ LaunchError
 |-- PostgresMissing     there are no Postgres programs to run
 |-- PostgresError       the server did not do what was asked
 |-- PlanError           the options contradict one another or what is on disk
+|   `-- OutOfRange      an option has a value that no cluster could have
 |-- PortTaken           somebody else has a port that the cluster needs
 |-- DirectoryBusy       another ``up`` or ``down`` works on the directory
 |-- NodeFailed          a node did not become ready
@@ -30,6 +31,10 @@ class PostgresError(LaunchError):
 
 class PlanError(LaunchError):
     """The options contradict one another or what is on disk."""
+
+
+class OutOfRange(PlanError):
+    """An option has a value that no cluster could have."""
 
 
 class PortTaken(LaunchError):

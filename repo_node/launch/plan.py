@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from repo_node.launch.errors import PlanError
+from repo_node.launch.errors import OutOfRange, PlanError
 from repo_node.launch.ports import LOOPBACK
 
 NODES_MAX = 50
@@ -174,7 +174,7 @@ def plan_node(number: int, zones: int, port: int, schemes: Schemes) -> NodePlan:
 
 def check_range(option: str, value: int, highest: int, why: str = "") -> None:
     if not 1 <= value <= highest:
-        raise PlanError(f"{option} {value} is out of range; give a number from 1 to {highest}{why}")
+        raise OutOfRange(f"{option} {value} is out of range; give a number from 1 to {highest}{why}")
 
 
 def check_growth(plan: ClusterPlan, existing: Sequence[ExistingNode]) -> None:

@@ -59,6 +59,10 @@ class StillMade(RequestError):
     status = 409
 
 
+class Unwanted(Exception):
+    """The bundle was deleted while it was being made."""
+
+
 @dataclass(frozen=True, slots=True)
 class Ordered:
     """A bundle that somebody asked for."""
@@ -148,9 +152,12 @@ class SupportBundles:
             async with asyncio.timeout(self._settings.now.support_bundle_seconds_max):
                 packed = await self._collect(ordered)
                 await self._keep(ordered, packed)
+                await self._tell(ordered, 1, 1, "")
             state, doing, count_bytes = rows.SUCCESS, "", len(packed)
         except TimeoutError:
             doing = "it took longer than support_bundle_seconds_max"
+        except Unwanted:
+            doing = "it was deleted"
         except CatalogueError as error:
             doing = str(error)
         except asyncio.CancelledError:
@@ -191,8 +198,10 @@ class SupportBundles:
         return await asyncio.to_thread(packer.close)
 
     async def _tell(self, ordered: Ordered, done: int, total: int, doing: str) -> None:
+        """Say how far a bundle is. Raises ``Unwanted``."""
         with suppress(OutcomeUnknown):
-            await rows.tell_progress(self._database, ordered.id, done, total, doing)
+            if not await rows.tell_progress(self._database, ordered.id, done, total, doing):
+                raise Unwanted
 
     async def _add_report(self, packer: Packer, node: NodeRow, wish: Wish) -> str:
         """Add what a node reports, and return how that went: a node without an answer is no error."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import re
 import zipfile
+import zlib
 from collections.abc import Mapping
 
 UNPACKED_BYTES_MAX = 256 << 20
 FILES_MAX = 1_000
 NAME = re.compile(r"(?!.*\.\.)[A-Za-z0-9][A-Za-z0-9._/-]{0,200}")
+METHODS = frozenset({zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED})
 
 
 class BadReport(Exception):
@@ -31,10 +33,11 @@ def unpack(packed: bytes) -> dict[str, str]:
         with zipfile.ZipFile(io.BytesIO(packed)) as archive:
             members = archive.infolist()
             too_much = len(members) > FILES_MAX or sum(one.file_size for one in members) > UNPACKED_BYTES_MAX
-            if too_much or not all(NAME.fullmatch(one.filename) for one in members):
+            if too_much or not all(NAME.fullmatch(one.filename) and one.compress_type in METHODS for one in members):
                 raise BadReport("an archive that no node packs")
             return {one.filename: archive.read(one).decode("utf-8", "replace") for one in members}
-    except (zipfile.BadZipFile, ValueError, EOFError, NotImplementedError) as error:
+    # RuntimeError: it says that it is encrypted, or is of a kind that is not read.
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, OSError, RuntimeError) as error:
         raise BadReport(str(error) or type(error).__name__) from error
 
 

@@ -7,6 +7,7 @@ knows, is taken out all the same.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -150,12 +151,11 @@ def secrets_of(config: NodeConfig) -> set[str]:
     parts = urlsplit(config.database.dsn)
     given = {parts.password or "", *parse_qs(parts.query).get("password", [])}
     plain = {unquote(one) for one in given} | given
-    key = config.cluster_key.hex()
-    return (
-        plain
-        | {quote(one, safe="") for one in plain}
-        | {key, key.upper(), keys.derive(config.cluster_key, wire.TOKEN_PURPOSE)}
-    )
+    found = plain | {quote(one, safe="") for one in plain} | {json.dumps(one)[1:-1] for one in plain}
+    found |= {json.dumps(one, ensure_ascii=False)[1:-1] for one in plain}
+    for key in (config.cluster_key, *config.accepted_keys):
+        found |= {key.hex(), key.hex().upper(), keys.derive(key, wire.TOKEN_PURPOSE)}
+    return found
 
 
 SIGNS = (*Kind, "://", "bearer ", "basic ", "digest ", "token", "passw", "secret", "api_key", "apikey")

@@ -177,14 +177,31 @@ def test_searches_and_lists(seen: Recorder, top: ArtifactoryPath, front: Front) 
         root.get_permissions(lazy=True)
     with seen.attempt("get_projects, find_project", "projects"):
         root.get_projects(lazy=True)
-    with seen.attempt("find_repository_virtual", "virtual repositories"):
-        assert root.find_repository_virtual(f"{REPOSITORY}-none") is not None
     with seen.attempt("replication_status", "replication"):
         assert top.replication_status
     with seen.attempt("promote_docker_image", "docker repositories"):
         root.promote_docker_image("a", "b", "image", "tag")
     with seen.attempt("ArtifactoryBuildManager: builds, runs, info, promote", "builds"):
         assert ArtifactoryBuildManager(front.base, auth=front.auth).builds is not None
+
+
+def test_repositories(seen: Recorder, front: Front) -> None:
+    root, name = ArtifactoryPath(front.base, auth=front.auth), f"dohq-{secrets.token_hex(4)}"
+    local, virtual = admin.RepositoryLocal(root, name), admin.RepositoryVirtual(root, f"{name}-all", [name])
+    with seen.call("RepositoryLocal: create, read, update"):
+        local.create()
+        local.description = "of tests"
+        local.update()
+        assert root.find_repository_local(name).description == "of tests"
+    with seen.call("RepositoryVirtual: create; find_repository_virtual"):
+        virtual.create()
+        found = root.find_repository_virtual(virtual.name)
+        assert [repository.name for repository in found.repositories] == [name]
+        assert root.find_repository_virtual(f"{name}-none") is None
+    with seen.call("RepositoryVirtual, RepositoryLocal: delete"):
+        virtual.delete()
+        local.delete()
+        assert root.find_repository_local(name) is None
 
 
 def test_people(seen: Recorder, front: Front, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -168,6 +168,11 @@ def test_up_adds_nodes_and_refuses_to_leave_one_out(cluster: ClusterRun) -> None
     assert (status, "node-2" in output) == (1, True), output
 
 
+def test_a_number_out_of_range_is_wrong_usage(cluster: ClusterRun) -> None:
+    status, output = cluster.run("up", "--workers", "0")
+    assert (status, "--workers 0 is out of range" in output, "--help" in output) == (2, True, True), output
+
+
 def test_up_is_refused_when_the_front_port_is_taken(cluster: ClusterRun) -> None:
     with listen(cluster.port):
         status, output = cluster.run("up", "--port", str(cluster.port))

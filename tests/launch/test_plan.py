@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repo_node.launch.errors import PlanError
+from repo_node.launch.errors import OutOfRange, PlanError
 from repo_node.launch.plan import NODES_MAX, ClusterPlan, ExistingNode, Options, make_plan
 
 
@@ -65,7 +65,7 @@ def test_plan_keeps_the_number_of_processes_unless_another_is_given() -> None:
 
 @pytest.mark.parametrize("workers", [0, 9])
 def test_plan_refuses_more_processes_than_have_connections_to_postgres(workers: int) -> None:
-    with pytest.raises(PlanError, match="--workers .* out of range"):
+    with pytest.raises(OutOfRange, match="--workers .* out of range"):
         make_plan(Options(workers=workers))
 
 

@@ -55,6 +55,7 @@ ITEM = "/artifactory/{item}"
 STORAGE = f"{BASE}/storage/{{item}}"
 SHARD, NODE = f"{OWN}/shards/{{id}}", f"{OWN}/nodes/{{id}}"
 SETTING = f"{OWN}/settings/{{key}}"
+SUPPORT = f"{BASE}/system/support/bundle"
 REPOSITORY = f"{BASE}/repositories/{{key}}"
 SECURITY = f"{BASE}/security"
 USER, GROUP = f"{SECURITY}/users/{{name}}", f"{SECURITY}/groups/{{name}}"
@@ -136,6 +137,9 @@ ACTS = (
     Act("DELETE", GROUP, f"{SECURITY}/groups/workers", "group_delete"),
     Act("POST", f"{BASE}/system/storage/gc", f"{BASE}/system/storage/gc", "job_request"),
     Act("POST", f"{OWN}/jobs/{{job}}/run", f"{OWN}/jobs/trim/run", "job_request"),
+    Act("POST", f"{BASE}/storageinfo/calculate", f"{BASE}/storageinfo/calculate", "job_request"),
+    Act("POST", SUPPORT, SUPPORT, "support_bundle", {"name": "acts"}),
+    Act("DELETE", f"{SUPPORT}/{{id}}", f"{SUPPORT}/{{bundle}}", "support_bundle_delete"),
     Act("POST", f"{OWN}/gc/hold", f"{OWN}/gc/hold", "hold", {"detail": "a test"}),
     Act("POST", f"{OWN}/gc/release", f"{OWN}/gc/release", "release"),
     Act("POST", f"{OWN}/fsck", f"{OWN}/fsck", "check", {"dry_run": True}),
@@ -173,7 +177,7 @@ def acts(postgres: TestServer, tmp_path_factory: pytest.TempPathFactory) -> Iter
             yield cluster
 
 
-READING = {("POST", f"{BASE}/search/aql")}
+READING = {("POST", f"{BASE}/search/aql"), ("POST", f"{BASE}/system/usage")}
 """Routes that change nothing, whatever their method."""
 
 
@@ -210,6 +214,8 @@ def test_s40_every_act_is_noted_once_with_who_and_from_where(acts: RunningCluste
         assert PASSWORD not in str(noted) and "hf_tok_" not in str(noted) and "argon2" not in str(noted), act
         if act.kind == "deploy":
             made["sha256"] = noted[0]["sha256"]
+        elif act.kind == "support_bundle":
+            made["bundle"] = noted[0]["detail"]["bundle"]
         elif act.kind == "token_create":
             made["token"] = str(noted[0]["detail"]["token"])
             made["secret"] = answer.json().get("access_token")

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from argon2 import PasswordHasher
 
-from repo_node.assembly import public_app
+from repo_node.api.public import public_app
 from repo_node.auth import logins, passwords, tokens
 from repo_node.auth.passwords import PasswordVerifier, hash_password
 from repo_node.auth.permissions import CONTAINED_IN, SCOPES, Permission, Principal

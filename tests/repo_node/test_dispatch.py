@@ -10,7 +10,7 @@ from aiohttp.test_utils import make_mocked_request
 from hypothesis import given
 from hypothesis import strategies as st
 
-from repo_node.assembly import public_app
+from repo_node.api.public import public_app
 from repo_node.auth.permissions import Permission
 from repo_node.paths import parse_target
 from repo_node.web.context import TARGET

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from repo_node.assembly import public_app
+from repo_node.api.public import public_app
 from repo_node.auth.permissions import Permission
 from repo_node.web.descriptions import TEXT, Handler, described
 from repo_node.web.openapi import openapi_of

@@ -21,6 +21,7 @@ from sharding.model import NodeId
 from tests.repo_node.http import Client
 from tests.repo_node.nodes import CLUSTER_KEY, LOOPBACK, RunningCluster, new_path, random_bytes
 from tests.repo_node.test_auth import ROUTES
+from tests.repo_node.test_openapi import PATH as API_DOCUMENT
 
 FILE_NAME = re.compile(r"[0-9a-f]{64}\.[0-9a-f-]{36}")
 NAMES = [
@@ -120,7 +121,7 @@ def test_s13_what_needs_no_credentials_tells_nothing_of_the_inside(one: RunningC
         answer = one.first.client().get(template)
         told = str(answer.headers) + answer.body.decode()
         assert not [one for one in inside if one and one in told], template
-        assert len(answer.body) < 300
+        assert len(answer.body) < 300 or template == API_DOCUMENT
 
 
 HOSTILE = [

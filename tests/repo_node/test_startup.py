@@ -110,10 +110,12 @@ def test_s41_a_node_runs_as_a_role_that_may_not_change_the_schema(
         run_apart(give_rights(ready_dsn, role))
     query(ready_dsn, f"CREATE ROLE \"{role}\" LOGIN PASSWORD 'runtime'")
     try:
-        for _ in range(2):
-            run_apart(give_rights(ready_dsn, role))
         host = parts.netloc.rpartition("@")[2]
         config = configure(parts._replace(netloc=f"{role}:runtime@{host}").geturl(), directory)
+        with pytest.raises(CatalogueUnavailable, match="init-db .* --node-role"), run_nodes([config]):
+            pass
+        for _ in range(2):
+            run_apart(give_rights(ready_dsn, role))
         query(ready_dsn, "CREATE TABLE of_a_later_release (id bigint GENERATED ALWAYS AS IDENTITY)")
         query(config.database.dsn, "INSERT INTO of_a_later_release DEFAULT VALUES")
         for statement in DDL:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+import math
 import secrets
 import zipfile
 from collections.abc import Iterator
@@ -155,6 +156,18 @@ def test_the_last_ones_are_kept_listed_and_deleted(one: RunningCluster) -> None:
     assert one.admin.delete(f"{BASE}/bundle/{bundles[1]}").status == 404
     head = one.admin.head(f"{BASE}/bundle/{bundles[2]}/archive")
     assert (head.status, int(head.headers["Content-Length"])) == (200, listed["bundles"][0]["bytes"])
+
+
+def test_one_that_is_deleted_while_it_is_made_is_made_no_further(
+    one: RunningCluster, remembered: logs.GatheringHandler
+) -> None:
+    quick = {"configuration": False, "system": False, "logs": {"include": False}}
+    bundle = ordered(one.admin, parameters={**quick, "thread_dump": {"count": 3, "interval": 200}})
+    assert one.admin.delete(f"{BASE}/bundle/{bundle}").status == 204
+    wait_until(lambda: any(f"bundle={bundle}" in line for line in logs.kept_lines(0, math.inf)))
+    [told] = [line for line in logs.kept_lines(0, math.inf) if f"bundle={bundle}" in line]
+    assert "state=failed cause=it was deleted" in told
+    assert one.sql("SELECT count(*) AS n FROM support_bundle_parts WHERE bundle_id = $1", bundle)[0]["n"] == 0
 
 
 def test_one_is_made_at_a_time_and_one_whose_node_ended_counts_as_failed(one: RunningCluster) -> None:

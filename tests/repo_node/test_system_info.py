@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from repo_node.api.public import public_app
 from repo_node.api.tasks import DESCRIPTIONS, STATES, task_document
-from repo_node.assembly import public_app
 from repo_node.auth.permissions import Permission
 from repo_node.db.jobs import JobRow
 from repo_node.web.routes import DECLARED

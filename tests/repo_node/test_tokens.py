@@ -14,6 +14,7 @@ from uuid import uuid4
 import pytest
 
 from repo_node.auth.scopes import OF_USER
+from repo_node.db.principals import GENERATIONS_MAX
 from tests.repo_node.http import Answer, Client
 from tests.repo_node.nodes import RunningCluster, basic, wait_until
 from tests.repo_node.people import client_of, grant, new_user
@@ -126,6 +127,16 @@ def test_s5_nothing_that_a_token_makes_outlives_it(one: RunningCluster) -> None:
     own = "/artifactory/api/holdfast/tokens"
     assert admin.post_json(own, {"scopes": ["read"], "expires_in_seconds": 61}).status == 403
     assert 30 < admin.post_json(own, {"scopes": ["read"]}).json()["expires_in_seconds"] <= 60
+
+
+def test_s32_a_line_of_tokens_that_make_one_another_ends_somewhere(one: RunningCluster) -> None:
+    who = client_of(one, new_user(one))  # by a token, the first of the line
+    for _ in range(GENERATIONS_MAX - 1):
+        made = who.post_json(ACCESS, {"expires_in": 0})
+        who = bearer(one, made)
+    for verb, path in (("POST", ACCESS), ("POST", V1), ("POST", KEY)):
+        refused = who.request(verb, path)
+        assert refused.status == 403 and b"made one another" in refused.body, path
 
 
 def test_s32_a_revoked_token_takes_what_it_made_along_on_every_node(three: RunningCluster) -> None:

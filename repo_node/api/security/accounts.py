@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from repo_node.api.documents import PlainText, json_response
-from repo_node.api.security.requests import forget, name_in, read_as
+from repo_node.api.bodies import ArtifactoryDocument, PlainText, read_as
+from repo_node.api.documents import json_response
+from repo_node.api.security.requests import forget, name_in
 from repo_node.api.security.users import hash_new_password
 from repo_node.auth.permissions import Permission
 from repo_node.db import login_failures, users
@@ -28,8 +29,7 @@ AUTHORIZATION = f"{BASE}/users/authorization"
 NAMES = TypeAdapter(list[PlainText], config=ConfigDict(strict=True))
 
 
-class PasswordDocument(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True)
+class PasswordDocument(ArtifactoryDocument):
     userName: PlainText
     oldPassword: PlainText
     newPassword1: PlainText
@@ -49,7 +49,7 @@ def add_routes(routes: Routes) -> None:
 @described({200: TEXT}, errors={401, 403, 409}, body=PasswordDocument)
 async def change_password(request: web.Request) -> web.StreamResponse:
     """Change a user's password, for whoever knows the one before."""
-    document = await read_as(request, PasswordDocument, "passwords")
+    document = await read_as(request, PasswordDocument)
     services = request.app[SERVICES]
     require_writable(services.settings)
     if document.newPassword1 != document.newPassword2:

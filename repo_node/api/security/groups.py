@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import NotRequired
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from typing_extensions import TypedDict
 
-from repo_node.api.documents import PlainText, json_response
-from repo_node.api.security.requests import Named, check_group_name, forget, listed, name_in, read_as
+from repo_node.api.bodies import ArtifactoryDocument, PlainText, read_as
+from repo_node.api.documents import json_response
+from repo_node.api.security.requests import Named, check_group_name, forget, listed, name_in
 from repo_node.auth.permissions import Permission
 from repo_node.db import groups
 from repo_node.errors import NotFound, RequestError
@@ -22,10 +23,9 @@ from repo_node.web.state import NODE
 BASE = "/artifactory/api/security/groups"
 
 
-class GroupDocument(BaseModel):
+class GroupDocument(ArtifactoryDocument):
     """What may be said of a group; the rest of what Artifactory's clients send means nothing here."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
     name: str | None = None
     description: PlainText | None = Field(None, max_length=2000)
     autoJoin: bool | None = None
@@ -90,7 +90,7 @@ async def change(request: web.Request) -> web.StreamResponse:
 
 
 async def save(request: web.Request, name: str, *, is_new: bool | None) -> bool:
-    document = await read_as(request, GroupDocument, "group")
+    document = await read_as(request, GroupDocument)
     if document.name not in (None, name):
         raise RequestError(f"The body names the group {document.name}, the URL {name}.")
     if document.adminPrivileges:

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from typing import Annotated
 
 from aiohttp import web
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
-from repo_node.api.documents import PlainText, json_response
+from repo_node.api.bodies import ArtifactoryDocument, PlainText, read_as
+from repo_node.api.documents import json_response
 from repo_node.api.security.requests import (
     Named,
     Pattern,
@@ -16,7 +17,6 @@ from repo_node.api.security.requests import (
     forget,
     listed,
     name_in,
-    read_as,
 )
 from repo_node.auth.permissions import Permission
 from repo_node.auth.rights import ALL_WORDS
@@ -45,16 +45,14 @@ Said = Annotated[Granted, BeforeValidator(lambda said: {} if said is None else s
 """Some clients say nobody by null."""
 
 
-class PrincipalsDocument(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True)
+class PrincipalsDocument(ArtifactoryDocument):
     users: Said = Field(default_factory=dict)
     groups: Said = Field(default_factory=dict)
 
 
-class TargetDocument(BaseModel):
+class TargetDocument(ArtifactoryDocument):
     """A permission target as the first form of the API has it: patterns separated by commas, actions by letters."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
     name: str | None = None
     repositories: list[PlainText] = Field(max_length=1000)
     includesPattern: Pattern = "**"
@@ -62,18 +60,17 @@ class TargetDocument(BaseModel):
     principals: PrincipalsDocument = PrincipalsDocument()
 
 
-class RepoDocument(BaseModel):
-    model_config = ConfigDict(extra="ignore", strict=True, populate_by_name=True)
+class RepoDocument(ArtifactoryDocument):
+    model_config = ConfigDict(populate_by_name=True)
     repositories: list[PlainText] = Field(max_length=1000)
     include_patterns: list[Pattern] = Field(["**"], alias="include-patterns", max_length=PATTERNS_MAX)
     exclude_patterns: list[Pattern] = Field([], alias="exclude-patterns", max_length=PATTERNS_MAX)
     actions: PrincipalsDocument = PrincipalsDocument()
 
 
-class TargetDocument2(BaseModel):
+class TargetDocument2(ArtifactoryDocument):
     """A permission target as the second form has it; its parts for builds and bundles mean nothing here."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
     name: str | None = None
     repo: RepoDocument | None = None
 
@@ -155,7 +152,7 @@ async def read_v2(request: web.Request) -> web.StreamResponse:
 @described({200: None, 201: None}, body=TargetDocument, errors={409})
 async def put_v1(request: web.Request) -> web.StreamResponse:
     """Make a permission target, or say anew what one is: 201 and 200."""
-    document, name = await read_as(request, TargetDocument, "permission target"), name_in(request, 4)
+    document, name = await read_as(request, TargetDocument), name_in(request, 4)
     return await save(
         request,
         name,
@@ -180,14 +177,14 @@ def patterns_in(text: str) -> list[str]:
 @described({200: None, 201: None}, body=TargetDocument2, errors={409})
 async def put_v2(request: web.Request) -> web.StreamResponse:
     """Make a permission target, or say anew what one is: 201 and 200."""
-    document = await read_as(request, TargetDocument2, "permission target")
+    document = await read_as(request, TargetDocument2)
     return await save(request, name_in(request, 5), document.name, document.repo)
 
 
 @described({201: None}, body=TargetDocument2, errors={409})
 async def create_v2(request: web.Request) -> web.StreamResponse:
     """Make a permission target."""
-    document = await read_as(request, TargetDocument2, "permission target")
+    document = await read_as(request, TargetDocument2)
     return await save(request, name_in(request, 5), document.name, document.repo, is_new=True)
 
 

@@ -1,22 +1,18 @@
-"""What all documents of users, groups, permissions and tokens are read by."""
+"""What all calls about users, groups, permissions and tokens share: names, and who is proved anew."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 from unicodedata import normalize
 
 from aiohttp import web
-from pydantic import AfterValidator, BaseModel, ValidationError
+from pydantic import AfterValidator
 from typing_extensions import TypedDict
 
-from repo_node.api.documents import first_fault
 from repo_node.auth.permissions import Permission
 from repo_node.errors import RequestError
-from repo_node.web.body import read_json
 from repo_node.web.context import SERVICES, TARGET, base_url, principal_of
-
-Document = TypeVar("Document", bound=BaseModel)
 
 NAME = re.compile(r"[a-z0-9_][a-z0-9._@+-]{0,63}")
 GROUP = re.compile(r"[A-Za-z0-9_][A-Za-z0-9 ._@+-]{0,63}")
@@ -57,18 +53,6 @@ Pattern = Annotated[str, AfterValidator(check_pattern)]
 def name_in(request: web.Request, place: int = 4) -> str:
     """Return the name that the target ends with."""
     return request[TARGET].segments[place]
-
-
-async def read_as(request: web.Request, kind: type[Document], what: str) -> Document:
-    """Return the body as a document. Raises ``RequestError``."""
-    return validated(await read_json(request), kind, what)
-
-
-def validated(document: Any, kind: type[Document], what: str) -> Document:
-    try:
-        return kind.model_validate(document)
-    except ValidationError as error:
-        raise RequestError(f"The description of the {what} cannot be read: {first_fault(error)}") from None
 
 
 def is_admin(request: web.Request) -> bool:

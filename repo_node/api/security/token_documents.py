@@ -8,11 +8,11 @@ from typing import Any, NotRequired
 from urllib.parse import parse_qsl
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
 
-from repo_node.api.documents import PlainText, json_response
-from repo_node.api.security.requests import validated
+from repo_node.api.bodies import ArtifactoryDocument, PlainText, validated
+from repo_node.api.documents import json_response
 from repo_node.auth import tokens
 from repo_node.auth.scopes import OF_GROUPS, OF_USER, split_groups
 from repo_node.db.principals import Token
@@ -34,10 +34,10 @@ FIELDS = web.RequestKey("fields", dict[str, Any])
 """The fields of a body that has been read."""
 
 
-class TokenDocument(BaseModel):
-    """What may be asked for; the rest of what Artifactory's clients send means nothing here."""
+class TokenDocument(ArtifactoryDocument):
+    """What may be asked for, as JSON or as texts of a form."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config = ConfigDict(strict=False)
     grant_type: str = "client_credentials"
     username: PlainText | None = None
     scope: PlainText | None = Field(None, max_length=5000)
@@ -87,7 +87,7 @@ async def read_form(request: web.Request) -> dict[str, Any]:
 
 
 async def read_token_document(request: web.Request) -> TokenDocument:
-    return validated(await read_fields(request), TokenDocument, "token")
+    return validated(await read_fields(request), TokenDocument)
 
 
 def words_of(scope: str | None) -> list[str]:

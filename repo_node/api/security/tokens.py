@@ -28,7 +28,7 @@ from repo_node.auth import tokens
 from repo_node.auth.permissions import Permission
 from repo_node.auth.scopes import UnknownScope, read_scope_words
 from repo_node.db import principals, refresh_tokens, users
-from repo_node.db.principals import Refreshable
+from repo_node.db.principals import GENERATIONS_MAX, Refreshable
 from repo_node.errors import Forbidden, NotFound, RequestError
 from repo_node.web.addresses import origin_of
 from repo_node.web.context import SERVICES, principal_of
@@ -182,11 +182,22 @@ async def check_scopes(request: web.Request, owner: str, words: list[str]) -> No
     own = principal_of(request).scopes
     if own is not None and Permission.ADMIN not in own and not (scope.permissions and scope.permissions <= own):
         raise Forbidden("A token with scopes makes none that has more of them.")
+    await require_fewer_generations(request)
     account = await users.find(request.app[NODE].database, owner)
     if account is None or not account.is_enabled:
         raise RequestError(f"There is no enabled user {owner}.")
     if scope.groups and not account.is_admin and (others := set(scope.groups) - set(account.groups)):
         raise Forbidden(f"{owner} is no member of {', '.join(sorted(others))}.")
+
+
+async def require_fewer_generations(request: web.Request) -> None:
+    """Refuse a token below too many others, all of which end with the first. Raises ``Forbidden``."""
+    token = principal_of(request).token
+    if token is None or await principals.find_generation(request.app[NODE].database, token) < GENERATIONS_MAX:
+        return
+    raise Forbidden(
+        f"The token in use is the last of {GENERATIONS_MAX} that made one another, and makes none. Log in with another."
+    )
 
 
 # ------------------------------------------------------------------ listing, revoking

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from aiohttp import web
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from typing_extensions import TypedDict
 
-from repo_node.api.documents import PlainText, json_response
-from repo_node.api.security.requests import Named, check_user_name, forget, is_admin, listed, name_in, read_as
+from repo_node.api.bodies import ArtifactoryDocument, PlainText, read_as
+from repo_node.api.documents import json_response
+from repo_node.api.security.requests import Named, check_user_name, forget, is_admin, listed, name_in
 from repo_node.auth.password_policy import fault_of
 from repo_node.auth.permissions import ANONYMOUS, Permission
 from repo_node.db import users
@@ -23,13 +24,11 @@ from repo_node.web.state import NODE
 BASE = "/artifactory/api/security/users"
 
 
-class UserDocument(BaseModel):
+class UserDocument(ArtifactoryDocument):
     """What may be said of a user; the rest of what Artifactory's clients send means nothing here."""
 
     model_config = ConfigDict(
-        extra="ignore",
-        strict=True,
-        json_schema_extra={"examples": [{"email": "someone@example.org", "internalPasswordDisabled": True}]},
+        json_schema_extra={"examples": [{"email": "someone@example.org", "internalPasswordDisabled": True}]}
     )
     name: str | None = None
     email: PlainText | None = Field(None, max_length=254)
@@ -108,7 +107,7 @@ def document_of(account: Account) -> UserState:
 async def put(request: web.Request) -> web.StreamResponse:
     """Make a user, or say anew all of one who is there: 201 and 200."""
     name = check_user_name(name_in(request))
-    document = await read_as(request, UserDocument, "user")
+    document = await read_as(request, UserDocument)
     if document.email is None:
         raise RequestError("A user needs an email.")
     if document.password is None and not document.internalPasswordDisabled:
@@ -122,7 +121,7 @@ async def change(request: web.Request) -> web.StreamResponse:
     """Change what is said of a user. Who is no administrator may change their own email."""
     name = name_in(request)
     refuse_others(request, name)
-    document = await read_as(request, UserDocument, "user")
+    document = await read_as(request, UserDocument)
     if not is_admin(request):
         said = document.model_dump(exclude_none=True).keys() - {"name", "email"}
         if said:

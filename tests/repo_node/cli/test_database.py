@@ -116,6 +116,31 @@ def test_s33_init_db_keeps_a_wrong_password_to_itself(nowhere: Holdfast, empty_d
     assert "canary-secret" not in result.output
 
 
+def test_what_makes_tables_says_who_may(nowhere: Holdfast, empty_dsn: str, tmp_path: Path) -> None:
+    parts = urlsplit(empty_dsn)
+    role = f"poor_{parts.path[1:]}"
+    dsn = parts._replace(netloc=f"{role}:poor@{parts.netloc.rpartition('@')[2]}").geturl()
+
+    async def execute(statement: str) -> None:
+        connection = await asyncpg.connect(empty_dsn)
+        try:
+            await connection.execute(statement)
+        finally:
+            await connection.close()
+
+    kept = str(tmp_path / "kept")
+    for command in (("init-db", "--dsn", empty_dsn), ("backup", "--dsn", empty_dsn, kept)):
+        assert nowhere(*command).exit_code == 0
+    asyncio.run(execute(f"CREATE ROLE \"{role}\" LOGIN PASSWORD 'poor'"))
+    try:
+        for command in (("restore", "--dsn", dsn, kept), ("init-db", "--dsn", dsn)):
+            result = nowhere(*command)
+            assert result.exit_code == 1
+            assert "permission denied" in result.stderr and "the database's owner, with --dsn" in result.stderr
+    finally:
+        asyncio.run(execute(f'DROP ROLE "{role}"'))
+
+
 def test_a_message_loses_the_password_as_written_and_decoded() -> None:
     dsn = "postgresql://u:p%40ss@h/d"
     assert hide_password(f"no {dsn}, p%40ss and p@ss", dsn) == "no the DSN, *** and ***"

@@ -85,11 +85,13 @@ def test_a_file_that_cannot_be_written_is_said(holdfast: Holdfast, node: FakeNod
 
 
 def test_bundles_are_listed_and_deleted(holdfast: Holdfast, node: FakeNode) -> None:
-    listed = {"count": 2, "bundles": [bundle(), bundle(id="b-2", status="in progress", bytes=None)]}
+    long = "20260101-000000-2e297b"
+    listed = {"count": 2, "bundles": [bundle(), bundle(id=long, name="n" * 60, status="in progress", bytes=None)]}
     node.json_answers["GET", BUNDLES] = (200, listed)
     result = holdfast("support", "list")
     assert result.exit_code == 0, result.output
     assert "b-1" in result.stdout and "2.0 KiB" in result.stdout and "in progress" in result.stdout
+    assert long in result.stdout, "an id in two lines can be given to no command"
     assert json.loads(holdfast("support", "list", "--json").stdout) == listed
     node.json_answers["DELETE", f"{BUNDLE}/b-1"] = (204, None)
     assert holdfast("support", "delete", "b-1").stdout == "Deleted b-1.\n"

@@ -8,7 +8,7 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-from repo_node.db import moves, shards, walks
+from repo_node.db import moves, shards, stretches, walks
 from repo_node.db.walks import Verdict
 from repo_node.origin import Origin
 from sharding.maintenance.catalogue import MoveOutcome
@@ -510,6 +510,20 @@ async def test_last_copies_on_a_lost_shard_go_only_when_their_number_is_said(
     await connection.execute("UPDATE shard_walks SET due_at = now()")
     await walk(scene)
     assert 1 not in await states(connection)
+
+
+async def test_last_copies_are_the_same_in_stretches_of_any_length(
+    scene: Scene, connection: asyncpg.Connection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, shard_ids in ((b"safe", (1, 3)), (b"one", (1,)), (b"other", (3,)), (b"two", (1,)), (b"twice", (1, 1))):
+        await stored(scene, name, shard_ids)
+    assert [(await shards.last_copies(scene.database, shard, 9)).blobs for shard in (1, 3, 5)] == [3, 1, 0]
+    await connection.execute("UPDATE shards SET state = 'lost' WHERE id IN (1, 3)")
+    whole = await shards.last_copies(scene.database, 1, 2)
+    assert (whole.blobs, whole.artifacts, len(whole.paths)) == (4, 4, 2)
+    for length in (1, 2):
+        monkeypatch.setattr(stretches, "IDS", length)
+        assert await shards.last_copies(scene.database, 1, 2) == whole
 
 
 async def test_no_more_last_copies_are_given_up_than_were_counted(scene: Scene, connection: asyncpg.Connection) -> None:

@@ -20,6 +20,7 @@ from repo_node.errors import Overloaded, Unauthenticated
 from repo_node.origin import Origin
 from repo_node.settings import LiveSettings, Settings
 from tests.repo_node.db.scene import Scene, table
+from tests.repo_node.nodes import CLUSTER_KEY
 
 ADDRESS = "192.0.2.1"
 
@@ -38,13 +39,13 @@ class Verifier:
 
 def logins_of(scene: Scene, verifier: Verifier) -> Logins:
     settings = LiveSettings(Settings(login_failures_max=2, login_failures_per_address_max=4))
-    return Logins(scene.database, settings, cast(PasswordVerifier, verifier))
+    return Logins(scene.database, settings, cast(PasswordVerifier, verifier), CLUSTER_KEY)
 
 
 async def test_s8_a_right_password_that_was_in_line_when_the_lock_began_is_not_accepted(scene: Scene) -> None:
     async def others_fail() -> None:
         for _ in range(2):
-            await login_failures.note_failure(scene.database, "admin", ADDRESS, lock_seconds=60)
+            await login_failures.note_failure(scene.database, "admin", ADDRESS, disguise="=x", lock_seconds=60)
 
     with pytest.raises(Unauthenticated, match=LOCKED):
         await logins_of(scene, Verifier(others_fail)).check("admin", "right", ADDRESS)
@@ -58,6 +59,35 @@ async def test_s8_wrong_logins_from_one_ipv6_network_are_counted_together(scene:
     with pytest.raises(Unauthenticated, match=LOCKED):
         await logins.check("admin", "right", "2001:db8::ffff")
     assert (await logins.check("admin", "right", "2001:db8:0:1::1")).name == "admin"
+
+
+async def test_s8_a_name_that_nobody_has_is_counted_and_kept_nowhere(
+    scene: Scene, connection: asyncpg.Connection
+) -> None:
+    logins, other_node = logins_of(scene, Verifier()), logins_of(scene, Verifier())
+    for typed in ("hunter2-at-the-wrong-place", "a" * 500, "a" * 500, "hunter2-at-the-wrong-place"):
+        with pytest.raises(Unauthenticated, match=WRONG):
+            await logins.check(typed, "wrong", ADDRESS)
+    rows = await table(connection, "SELECT name, failures FROM login_failures WHERE kind = 'user'")
+    assert [failures for _, failures in rows] == [2, 2]
+    assert all(name.startswith("=") and len(name) < 64 for name, _ in rows)
+    with pytest.raises(Unauthenticated, match=LOCKED):
+        await other_node.check("hunter2-at-the-wrong-place", "wrong", "192.0.2.2")
+
+
+async def test_s8_a_new_user_is_not_locked_out_by_who_tried_the_name_before(
+    scene: Scene, connection: asyncpg.Connection
+) -> None:
+    logins = logins_of(scene, Verifier())
+    for _ in range(2):
+        with pytest.raises(Unauthenticated, match=WRONG):
+            await logins.check("late", "wrong", ADDRESS)
+    await connection.execute("INSERT INTO users (name, password_hash) VALUES ('late', 'x')")
+    assert (await logins.check("late", "right", ADDRESS)).name == "late"
+    with pytest.raises(Unauthenticated, match=WRONG):
+        await logins.check("late", "wrong", ADDRESS)
+    found = "SELECT name, failures FROM login_failures WHERE kind = 'user' AND name = 'late'"
+    assert await table(connection, found) == [("late", 1)]
 
 
 @pytest.mark.parametrize(
@@ -101,7 +131,7 @@ async def test_s30_a_hash_with_old_parameters_is_renewed_once_at_a_right_login(
     scene: Scene, connection: asyncpg.Connection, verifier: PasswordVerifier
 ) -> None:
     await connection.execute(SET_HASH, OLD_HASH)
-    logins = Logins(scene.database, LiveSettings(), verifier)
+    logins = Logins(scene.database, LiveSettings(), verifier, CLUSTER_KEY)
     with pytest.raises(Unauthenticated):
         await logins.check("admin", "wrong", ADDRESS)
     assert await hash_of(connection) == OLD_HASH
@@ -109,7 +139,7 @@ async def test_s30_a_hash_with_old_parameters_is_renewed_once_at_a_right_login(
     await ended(logins)
     renewed = await hash_of(connection)
     assert renewed != OLD_HASH and passwords.check_password(renewed, "right") and not passwords.is_outdated(renewed)
-    logins = Logins(scene.database, LiveSettings(), verifier)
+    logins = Logins(scene.database, LiveSettings(), verifier, CLUSTER_KEY)
     await logins.check("admin", "right", ADDRESS)
     await ended(logins)
     assert await hash_of(connection) == renewed
@@ -128,7 +158,7 @@ async def test_s30_no_login_waits_for_a_hash_to_be_renewed(
         return passwords.hash_password(password)
 
     monkeypatch.setattr(verifier, "hash", slow)
-    logins = Logins(scene.database, LiveSettings(), verifier)
+    logins = Logins(scene.database, LiveSettings(), verifier, CLUSTER_KEY)
     await logins.check("admin", "right", ADDRESS)
     # Meanwhile it is changed: the hash of the old password comes too late.
     changed = passwords.hash_password("another")
@@ -140,11 +170,21 @@ async def test_s30_no_login_waits_for_a_hash_to_be_renewed(
     assert await hash_of(connection) == changed
 
 
+async def test_s30_a_hash_is_not_renewed_under_the_hands_of_whoever_changes_the_password(
+    scene: Scene, connection: asyncpg.Connection, verifier: PasswordVerifier
+) -> None:
+    await connection.execute(SET_HASH, OLD_HASH)
+    logins = Logins(scene.database, LiveSettings(), verifier, CLUSTER_KEY)
+    found = await logins.check("admin", "right", ADDRESS, renews=False)
+    await ended(logins)
+    assert await hash_of(connection) == found.password_hash == OLD_HASH
+
+
 async def test_s30_nothing_is_renewed_while_the_cluster_is_read_only(
     scene: Scene, connection: asyncpg.Connection, verifier: PasswordVerifier
 ) -> None:
     await connection.execute(SET_HASH, OLD_HASH)
-    logins = Logins(scene.database, LiveSettings(Settings(read_only_reason="a test")), verifier)
+    logins = Logins(scene.database, LiveSettings(Settings(read_only_reason="a test")), verifier, CLUSTER_KEY)
     await logins.check("admin", "right", ADDRESS)
     await ended(logins)
     assert await hash_of(connection) == OLD_HASH
@@ -174,7 +214,7 @@ async def test_s30_500_logins_at_once_keep_few_threads_busy_and_the_event_loop_f
         return ticks
 
     monkeypatch.setattr(passwords, "check_password", check)
-    logins = Logins(scene.database, LiveSettings(Settings(login_failures_max=0)), verifier)
+    logins = Logins(scene.database, LiveSettings(Settings(login_failures_max=0)), verifier, CLUSTER_KEY)
     attempts = (logins.check("admin", "right", ADDRESS) for _ in range(500))
     work = asyncio.ensure_future(asyncio.gather(*attempts, return_exceptions=True))
     ticks = await tick()

@@ -234,7 +234,7 @@ async def test_changed_properties_use_indexes_alone(large: asyncpg.Connection, n
 async def test_transfer_uses_indexes_alone(
     large: asyncpg.Connection, move: bool, folder: str, name: str, seen: int
 ) -> None:
-    args = (move, False, 1, folder, name, 1, "new/place", "", "", 50, 1024, "x", "r", "^d7", None, None, None)
+    args = (move, False, 1, folder, name, 1, "new/place", "", "", 50, 1024, "x", "r", "^d7", None, None, None, uuid4())
     assert await large.fetchval(transfers.PAGE.sql, *args) == seen
     assert await whole_scans(large) == []
 

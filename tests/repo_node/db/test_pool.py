@@ -436,3 +436,26 @@ async def terminate(connection: asyncpg.Connection) -> None:
     """Wait until somebody runs ``SLEEP``, and end who does."""
     await until_asleep(connection)
     await connection.execute(f"SELECT pg_terminate_backend(pid, 5000) FROM ({ASLEEP_SQL}) AS asleep", SLEEP.sql)
+
+
+async def test_a_search_may_take_longer_than_other_statements_and_is_ended_by_postgres(
+    dsn: str, queries: Queries
+) -> None:
+    async def sleeping(database: Database, seconds: float, seconds_max: float) -> None:
+        async def work(connection: asyncpg.Connection) -> None:
+            async with searches.bounded(connection, "slow", seconds_max):
+                await connection.execute(f"SELECT pg_sleep({seconds})")
+
+        await database.search(SLEEP, work, seconds_max=seconds_max)
+
+    async with opened(dsn, queries, statement_timeout_seconds=0.1) as database:
+        await sleeping(database, 0.2, 5)
+        with pytest.raises(searches.SearchTooLong):
+            await sleeping(database, 5, 0.2)
+        with pytest.raises(searches.SearchTooLong):
+            await sleeping(database, 5, 0.0001)
+
+
+async def test_postgres_looks_whether_who_asked_for_a_long_reading_is_still_there(dsn: str, queries: Queries) -> None:
+    async with opened(dsn, queries) as database, database.apart() as connection:
+        assert await connection.fetchval("SHOW client_connection_check_interval") == "1s"

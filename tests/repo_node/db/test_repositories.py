@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 from typing import Any
+from uuid import uuid4
 
 import asyncpg
 import pytest
@@ -190,7 +191,16 @@ async def test_a_virtual_repository_takes_nothing_also_from_who_knows_of_none(
     assert virtual is not None
     transfer = Transfer(False, scene.repository, "f/a", virtual.id, "b", Origin("bob", "r"))
     with pytest.raises(CatalogueUnavailable):
-        await page(scene.database, transfer, Place(), fail_fast=False, dry=False, items_max=10, path_bytes_max=1000)
+        await page(
+            scene.database,
+            transfer,
+            Place(),
+            fail_fast=False,
+            dry=False,
+            items_max=10,
+            path_bytes_max=1000,
+            event=uuid4(),
+        )
     assert await paths(connection) == ["f", "f/a"]
 
 

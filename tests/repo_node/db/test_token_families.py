@@ -122,6 +122,62 @@ async def test_s32_a_token_makes_none_once_it_is_being_revoked(
         await making
 
 
+MANY = """
+    INSERT INTO tokens (user_id, secret_sha256, ending, description, scopes, parent_id, expires_at)
+    SELECT t.user_id, sha256((t.id || '/' || g)::bytea), '', '', t.scopes, t.id, $3
+      FROM tokens t, generate_series(1, $2::integer) g WHERE t.id = $1
+"""
+VALID = "SELECT count(*) FROM tokens WHERE revoked_at IS NULL"
+
+
+async def test_s32_a_token_that_made_thousands_is_revoked_first_and_they_are_in_steps(
+    scene: Scene, connection: asyncpg.Connection
+) -> None:
+    top, other = (await make(scene, "top")).id, (await make(scene, "other")).id
+    await connection.execute(MANY, top, 6_000, None)
+    ended = await connection.fetchval("SELECT revoke_tokens(ARRAY[$1::bigint], 10)", other)
+    assert ended == [other]
+    assert await principals.revoke_token(scene.database, top, by=BY)
+    assert await connection.fetchval(VALID) == 0
+    told = "SELECT jsonb_array_length(detail->'revoked') FROM events WHERE kind = 'token_revoke' ORDER BY id"
+    assert await table(connection, told) == [(5_000,), (1_001,)]
+
+
+async def test_s32_what_has_ended_by_itself_costs_a_revocation_nothing(
+    scene: Scene, connection: asyncpg.Connection
+) -> None:
+    top = (await make(scene, "top")).id
+    long_ago = await connection.fetchval("SELECT clock_timestamp() - interval '1 hour'")
+    await connection.execute(MANY, top, 100, long_ago)
+    assert await connection.fetchval("SELECT revoke_tokens(ARRAY[$1::bigint])", top) == [top]
+
+
+async def test_s32_a_key_that_replaces_itself_is_of_what_made_it_and_ends_with_that(
+    scene: Scene, connection: asyncpg.Connection
+) -> None:
+    kind, top = api_keys.Kind("API key", "read"), (await make(scene, "top")).id
+    parent = top
+    for number in range(3):
+        new = api_keys.NewKey(secret(f"key {number}"), "abcd", parent)
+        assert await api_keys.make(scene.database, "admin", kind, new, replaces=True, by=BY)
+        found = await principals.find_token(scene.database, secret(f"key {number}"))
+        assert found is not None
+        parent = found.id
+        assert await connection.fetchval("SELECT parent_id FROM tokens WHERE id = $1", parent) == top
+        assert await principals.find_generation(scene.database, parent) == 2
+    assert not await works(scene, "key 1") and await works(scene, "key 2")
+    assert await principals.revoke_token(scene.database, top, by=BY)
+    assert not await works(scene, "key 2")
+
+
+async def test_the_generation_of_a_token_is_how_many_made_one_another(scene: Scene) -> None:
+    token: int | None = None
+    for number in range(1, 4):
+        token = (await make(scene, f"t{number}", token)).id
+        assert await principals.find_generation(scene.database, token) == number
+    assert await principals.find_generation(scene.database, 10**12) == 0
+
+
 async def test_a_deleted_users_tokens_go_with_what_they_made_for_others(
     scene: Scene, connection: asyncpg.Connection
 ) -> None:
@@ -269,7 +325,7 @@ async def test_used_refresh_tokens_and_wrong_logins_go_too(scene: Scene, connect
     primary = await become_primary(connection)
     await make(scene, "one", seconds=3600, refresh="one-r")
     await refresh(scene, "one-r", "two")
-    await login_failures.note_failure(scene.database, "admin", "192.0.2.1", lock_seconds=60)
+    await login_failures.note_failure(scene.database, "admin", "192.0.2.1", disguise="=x", lock_seconds=60)
     assert await forget(scene, primary) == 0
     await connection.execute("UPDATE used_refresh_tokens SET used_at = now() - '2 days'::interval")
     await connection.execute("UPDATE login_failures SET last_at = now() - '2 minutes'::interval")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncpg
 import pytest
 
-from repo_node.db import blobs, totals
+from repo_node.db import blobs, stretches, totals
 from repo_node.db.totals import Totals
 from sharding.model import ShardId
 from tests.repo_node.db.scene import Scene, copies
@@ -76,5 +76,5 @@ async def test_totals_are_the_same_in_stretches_of_any_length(scene: Scene, monk
         await scene.upload(f"a{number}", b"1" * number, shards=(1, 3 + number % 2))
     whole = await totals.read(scene.database)
     for length in (1, 2):
-        monkeypatch.setattr(totals, "IDS", length)
+        monkeypatch.setattr(stretches, "IDS", length)
         assert await totals.read(scene.database) == whole

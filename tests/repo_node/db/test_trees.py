@@ -13,6 +13,8 @@ import pytest
 
 from repo_node.auth.path_patterns import PathPatterns, expression_of, reach_of
 from repo_node.db import trees
+from repo_node.db.pool import Statement
+from repo_node.db.searches import SearchTooLong
 from repo_node.db.trees import Narrowing
 from repo_node.paths import join_path
 from tests.repo_node.db.scene import Scene
@@ -148,3 +150,13 @@ async def test_the_last_modified_is_found_without_reading_what_is_older(
     found = await trees.last_modified(scene.database, scene.repository, "", limit, seconds_max=4)
     assert found is not None and found[0] == "d7/sub/f47"
     assert await trees.last_modified(scene.database, scene.repository, "none", limit, seconds_max=4) is None
+
+
+async def test_all_looks_for_the_last_modified_together_are_ended_in_time(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = "$1::integer, $2::text, $3::text, $4::text, $5::text, $6::interval"
+    slow = f"SELECT FROM (SELECT pg_sleep(0.2)::text AS slept, {arguments} OFFSET 0) AS s WHERE slept <> ''"
+    monkeypatch.setattr(trees, "LAST_MODIFIED", Statement("slow", slow))
+    with pytest.raises(SearchTooLong):
+        await trees.last_modified(scene.database, scene.repository, "", seconds_max=0.5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import zipfile
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
@@ -36,6 +37,39 @@ def test_a_name_that_no_node_gives_is_refused(name: str) -> None:
 def test_what_is_no_archive_is_refused(data: bytes) -> None:
     with pytest.raises(BadReport):
         unpack(data)
+
+
+@given(st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=4))
+def test_whatever_is_damaged_in_an_archive_is_refused_or_nothing_of_it_matters(
+    damages: list[tuple[float, int]],
+) -> None:
+    data = bytearray(pack({"a/log.txt": "a line of a log\n" * 50, "b.txt": "x" * 300}))
+    for place, value in damages:
+        data[int(place * len(data))] = value
+    with suppress(BadReport):
+        unpack(bytes(data))
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_what_is_packed_in_a_way_that_no_node_packs_is_refused(method: int) -> None:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w", method) as archive:
+        archive.writestr("a.txt", "x")
+    with pytest.raises(BadReport):
+        unpack(packed.getvalue())
+
+
+def test_an_encrypted_archive_and_one_whose_bytes_are_no_stream_are_refused() -> None:
+    data = pack({"a.txt": "x" * 300})
+    where = data.index(b"a.txt")
+    encrypted = bytearray(data)
+    # The flags, in the file's head and in the directory.
+    encrypted[6] |= 1
+    encrypted[data.index(b"PK\x01\x02") + 8] |= 1
+    broken = data[: where + 5] + b"\xff" * 4 + data[where + 9 :]
+    for bad in (bytes(encrypted), broken):
+        with pytest.raises(BadReport):
+            unpack(bad)
 
 
 def test_what_would_be_unpacked_into_too_much_is_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from repo_node import config as sections
+from repo_node import keys
 from repo_node.auth.tokens import new_secret
 from repo_node.config import NodeConfig, PeerTlsSection, Section, TlsSection
 from repo_node.settings import Settings
@@ -24,6 +25,7 @@ from repo_node.support.redaction import (
     shown_configuration,
     shown_settings,
 )
+from sharding import wire
 from tests.repo_node.nodes import CLUSTER_KEY, configure
 
 DSN = "postgresql://holdfast:pa%2Fss-canary@db-1.example:5432,db-2.example:5433/holdfast?sslmode=verify-full&sslkey=/k.pem"
@@ -96,6 +98,24 @@ def test_the_secrets_that_a_node_knows_go_in_every_form(tmp_path: Path) -> None:
     cleaned = redaction.clean(text)
     assert "canary" not in cleaned and CLUSTER_KEY.hex() not in cleaned.lower()
     assert cleaned.startswith("a postgresql://") and cleaned.endswith(" e")
+
+
+def test_the_keys_that_a_node_accepts_besides_its_own_are_secrets_too(tmp_path: Path) -> None:
+    before = bytes(range(100, 132))
+    config = configured(tmp_path).model_copy(update={"accepted_keys": (before,)})
+    redaction = Redaction(secrets_of(config))
+    for secret in (before.hex(), before.hex().upper(), keys.derive(before, wire.TOKEN_PURPOSE)):
+        assert redaction.clean(f"key {secret}.") == f"key {HIDDEN}."
+
+
+def test_a_password_goes_as_a_log_of_json_writes_it_too(tmp_path: Path) -> None:
+    config = configured(tmp_path)
+    dsn = 'postgresql://holdfast:b%C3%A4d"ca\\nary@db-1.example/holdfast'
+    database = config.database.model_copy(update={"dsn": dsn})
+    redaction = Redaction(secrets_of(config.model_copy(update={"database": database})))
+    for ascii_only in (True, False):
+        line = json.dumps({"cause": 'bäd"ca\\nary'}, ensure_ascii=ascii_only)
+        assert redaction.clean(line) == json.dumps({"cause": HIDDEN})
 
 
 SECRET = st.text(string.ascii_letters + string.digits, min_size=8, max_size=40)
