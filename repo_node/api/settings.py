@@ -97,9 +97,9 @@ async def set_setting(request: web.Request) -> web.StreamResponse:
     key = request[TARGET].segments[4]
     if key not in Settings.model_fields:
         raise SettingError(f"there is no setting {key}")
-    document = await read_as(request, ValueDocument)
     if key != SWITCH:
         require_heard(request.app[SERVICES].settings)
+    document = await read_as(request, ValueDocument)
     await rows.write(
         request.app[NODE].database,
         key,

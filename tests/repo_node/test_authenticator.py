@@ -16,6 +16,8 @@ from repo_node.errors import Overloaded, Unauthenticated
 from repo_node.settings import LiveSettings, Settings
 from tests.repo_node.nodes import SOON_SECONDS
 
+KEY = bytes(range(32))
+
 
 def proved_for(seconds: float) -> authenticator.Proof:
     now = time.monotonic()
@@ -34,7 +36,7 @@ async def test_what_changes_while_it_is_checked_is_not_remembered() -> None:
                 self.forget()
             return proved_for(60.0)
 
-    slow = Slow(None, lambda: True, LiveSettings())  # type: ignore[arg-type]
+    slow = Slow(None, lambda: True, LiveSettings(), KEY)  # type: ignore[arg-type]
     try:
         for _ in range(3):
             assert await slow.authenticate({"Authorization": "Bearer x"}) is not None
@@ -52,7 +54,7 @@ async def test_nothing_is_remembered_while_announcements_may_be_lost() -> None:
             checks += 1
             return proved_for(60.0)
 
-    counting = Counting(None, lambda: hears[0], LiveSettings())  # type: ignore[arg-type]
+    counting = Counting(None, lambda: hears[0], LiveSettings(), KEY)  # type: ignore[arg-type]
     try:
         for hears[0], wanted in ((True, 1), (True, 1), (False, 2), (False, 3), (True, 3)):
             await counting.authenticate({"Authorization": "Bearer x"})
@@ -74,7 +76,7 @@ class Away(authenticator.Authenticator):
 
 async def test_while_postgres_is_away_who_was_proved_lately_may_read_and_nothing_else() -> None:
     hears = [True]
-    away = Away(None, lambda: hears[0], LiveSettings())  # type: ignore[arg-type]
+    away = Away(None, lambda: hears[0], LiveSettings(), KEY)  # type: ignore[arg-type]
     known, unknown = {"Authorization": "Bearer x"}, {"Authorization": "Bearer y"}
     try:
         proved = await away.authenticate(known)
@@ -94,7 +96,7 @@ async def test_while_postgres_is_away_who_was_proved_lately_may_read_and_nothing
 async def test_a_token_that_has_ended_or_was_proved_too_long_ago_reads_nothing(
     ends_in: float, stale_seconds_max: float
 ) -> None:
-    away = Away(None, lambda: True, LiveSettings(Settings(stale_seconds_max=stale_seconds_max)))  # type: ignore[arg-type]
+    away = Away(None, lambda: True, LiveSettings(Settings(stale_seconds_max=stale_seconds_max)), KEY)  # type: ignore[arg-type]
     headers, now = {"Authorization": "Bearer x"}, time.monotonic()
     try:
         await away.authenticate(headers)
@@ -116,7 +118,7 @@ class Gated(authenticator.Authenticator):
     """Counts its checks, which end when the test opens the gate: as ``outcomes`` say one after another, then well."""
 
     def __init__(self, settings: Settings | None = None) -> None:
-        super().__init__(None, lambda: self.hears, LiveSettings(settings or Settings()))  # type: ignore[arg-type]
+        super().__init__(None, lambda: self.hears, LiveSettings(settings or Settings()), KEY)  # type: ignore[arg-type]
         self.hears = True
         self.gate = asyncio.Event()
         self.checks = 0
