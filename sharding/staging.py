@@ -16,7 +16,7 @@ from sharding.crash_points import crash_point
 from sharding.direct_writes import DirectWrites
 from sharding.disk_errors import READING, WRITING, translated
 from sharding.errors import ReplicaCorrupt, ShardRefused, ShardUnavailable
-from sharding.files import OPEN_NEW, ShardFiles, fan_out_of, read_up_to
+from sharding.files import OPEN_FILE, OPEN_NEW, ShardFiles, fan_out_of, read_up_to
 from sharding.model import BlobName, Buffer, Generation
 
 FLUSH_BYTES = 64 << 20
@@ -65,7 +65,12 @@ class StagedFile:
         if offset < 0 or length < 0 or offset + length > self.written:
             raise ShardRefused(self._files.shard, f"{length} bytes from {offset} are not within {self.written} staged")
         with self._in_use(), translated(self._files.shard, READING, f"reading tmp/{self._name}"):
-            data = read_up_to(self._file, offset, length)
+            # Opened once more: what is written around the page cache could be read by whole pages alone.
+            file = os.open(self._name, OPEN_FILE, dir_fd=self._files.tmp)
+            try:
+                data = read_up_to(file, offset, length)
+            finally:
+                os.close(file)
         if len(data) != length:
             raise ReplicaCorrupt(self._files.shard, f"tmp/{self._name} ended at {offset + len(data)}")
         return data

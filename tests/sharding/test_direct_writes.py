@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import fcntl
 import hashlib
@@ -66,6 +67,20 @@ async def test_whole_blocks_of_a_long_file_are_written_directly(tmp_path: Path, 
     assert await store(tmp_path / "shard", [*pieces, b"the end"], kept=2 * BLOCK_BYTES) == b"".join(pieces) + b"the end"
     # Before them the shard has tested itself.
     assert written[-5:] == [False, False, True, True, False]
+
+
+async def test_what_was_written_directly_is_read_at_any_place_before_it_is_committed(tmp_path: Path) -> None:
+    data = os.urandom(4 * BLOCK_BYTES)
+    async with open_at(tmp_path / "shard", cached_bytes_max=BLOCK_BYTES) as shard:
+        staged = await shard.stage(make_generation())
+        for start in range(0, len(data), BLOCK_BYTES):
+            await staged.write(block_of(data[start : start + BLOCK_BYTES]))
+        for offset, length in ((0, len(data)), (1, 1000), (2 * BLOCK_BYTES + 77, BLOCK_BYTES)):
+            assert bytes(await staged.read(offset, length)) == data[offset : offset + length]
+        reading = [staged.read(start, 5000) for start in range(0, 20_000, 5000)]
+        found = await asyncio.gather(staged.write(block_of(data[:BLOCK_BYTES])), *reading)
+        assert b"".join(found[1:]) == data[:20_000]
+        await staged.abort()
 
 
 @pytest.mark.parametrize("seed", range(8))
