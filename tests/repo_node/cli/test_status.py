@@ -151,6 +151,8 @@ def test_status_watch_goes_on_over_failures_until_it_is_interrupted(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # Tests that run in the background hear no interruption, nor does what they start, unless told to.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     assert process.stdout is not None
     answers = [json.loads(process.stdout.readline()) for _ in range(3)]
