@@ -7,12 +7,10 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from repo_node.audit_retention import AuditRetention
 from repo_node.backups.schedule import ScheduledBackup
 from repo_node.cluster.leadership import Leadership, OnPrimary
 from repo_node.cluster.membership import Membership
 from repo_node.cluster.verdict import Census, ShardWalk, VerdictJob
-from repo_node.credential_retention import CredentialRetention
 from repo_node.db.errors import CatalogueError
 from repo_node.db.garbage import GarbageRows
 from repo_node.db.jobs import NodeJobs
@@ -23,6 +21,7 @@ from repo_node.maintenance.healing import Copies, RepairQueue, Walks
 from repo_node.maintenance.schedule import Requests, Scheduled, Timetable
 from repo_node.metrics import Metrics
 from repo_node.read_only import PausedWhileReadOnly
+from repo_node.retention import audit_retention, credential_retention
 from repo_node.settings import LiveSettings, Settings
 from repo_node.storage_summary import StorageSummaryJob
 from repo_node.trash import TrashExpiry
@@ -215,8 +214,8 @@ def add_gc(parts: Parts) -> None:
     on_primary(Usage(parts.database, settings), lambda: settings.now.usage_idle_seconds)
     summary = StorageSummaryJob(parts.database, settings)
     on_primary(summary, summary.idle_seconds)
-    on_primary(AuditRetention(parts.database, lambda: leadership.lease), lambda: settings.now.audit_idle_seconds)
-    retention = CredentialRetention(parts.database, lambda: leadership.lease, settings)
+    on_primary(audit_retention(parts.database, lambda: leadership.lease), lambda: settings.now.audit_idle_seconds)
+    retention = credential_retention(parts.database, lambda: leadership.lease, settings)
     on_primary(retention, lambda: settings.now.tokens_idle_seconds)
     requests = Requests(lambda: node_schedules(settings.now), timetable)
     parts.runner.add(OnPrimary(requests, leadership), lambda: Pace(None, settings.now.schedule_idle_seconds))
