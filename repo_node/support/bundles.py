@@ -7,7 +7,6 @@ is wrong. Without Postgres there is nothing to ask by anyway: no user can be pro
 from __future__ import annotations
 
 import asyncio
-import json
 import logging
 import secrets
 from collections.abc import AsyncGenerator, Callable
@@ -255,13 +254,13 @@ class SupportBundles:
 
     def _texts_of(self, documents: dict[str, dict[str, Any]]) -> dict[str, str]:
         return {
-            f"{folder}/{name}.json": self._to_text(document)
+            f"{folder}/{name}.json": self._reports.redaction.to_text(document)
             for folder, subjects in documents.items()
             for name, document in subjects.items()
         }
 
     def _about(self, ordered: Ordered, outcomes: dict[str, str]) -> str:
-        return self._to_text(
+        return self._reports.redaction.to_text(
             {
                 "id": ordered.id,
                 "name": ordered.name,
@@ -274,6 +273,3 @@ class SupportBundles:
                 "nodes": outcomes,
             }
         )
-
-    def _to_text(self, document: Any) -> str:
-        return self._reports.redaction.clean(json.dumps(document, indent=2, default=str) + "\n")

@@ -174,6 +174,10 @@ class Redaction:
         """Return ``text`` without secrets. Line by line: a call of the pattern is slow, and holds the interpreter."""
         return "".join([self._clean_line(line) for line in text.splitlines(keepends=True)])
 
+    def to_text(self, document: Any) -> str:
+        """Return a document as JSON that people read, without secrets."""
+        return self.clean(json.dumps(document, indent=2, default=str) + "\n")
+
     def _clean_line(self, line: str) -> str:
         lowered = line.lower()
         return self._pattern.sub(HIDDEN, line) if any(sign in lowered for sign in self._signs) else line

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import platform
 import sys
 from dataclasses import replace
@@ -84,9 +83,9 @@ class NodeReports:
     async def _node_files(self, wish: Wish) -> dict[str, str]:
         files = {}
         if wish.configuration:
-            files["configuration.json"] = self._to_text(shown_configuration(self._config))
+            files["configuration.json"] = self.redaction.to_text(shown_configuration(self._config))
         if wish.system:
-            files["system.json"] = self._to_text(self._describe())
+            files["system.json"] = self.redaction.to_text(self._describe())
             files["metrics.txt"] = self.redaction.clean(await self._metrics())
         return files
 
@@ -97,9 +96,6 @@ class NodeReports:
             return (await self.node.exposition()).decode()
         except CatalogueError as error:
             return f"{error}\n"
-
-    def _to_text(self, document: Any) -> str:
-        return self.redaction.clean(json.dumps(document, indent=2, default=str) + "\n")
 
     def _describe(self) -> dict[str, Any]:
         """Return facts about the process and its node: named one by one, so that none is a secret."""
