@@ -8,13 +8,11 @@ from typing_extensions import TypedDict
 
 from repo_node.api.bodies import OwnDocument, PlainText, read_as
 from repo_node.api.documents import Time, json_response, timestamp
-from repo_node.api.security.requests import forget_tokens
 from repo_node.api.security.token_documents import SCOPES_MAX
-from repo_node.api.security.tokens import record, require_shorter_life
+from repo_node.api.security.tokens import end_token, record, require_shorter_life
 from repo_node.auth.permissions import Permission
 from repo_node.db import principals
 from repo_node.errors import NotFound
-from repo_node.web.addresses import origin_of
 from repo_node.web.context import TARGET, principal_of
 from repo_node.web.descriptions import Digits, described
 from repo_node.web.routes import Routes, WhileReadOnly
@@ -96,11 +94,6 @@ async def revoke_token(request: web.Request) -> web.StreamResponse:
     text = request[TARGET].segments[4]
     if not text.isascii() or not text.isdigit() or len(text) > 18:
         raise NotFound(f"There is no token {text}.")
-    try:
-        revoked = await principals.revoke_token(request.app[NODE].database, int(text), by=origin_of(request))
-    finally:
-        # Revoked or not known to be: either way it has to be proved anew.
-        forget_tokens(request)
-    if not revoked:
+    if not await end_token(request, int(text)):
         raise NotFound(f"There is no valid token {text}.")
     return web.Response(status=204)

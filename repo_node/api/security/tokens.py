@@ -255,12 +255,15 @@ def any_secret_in(text: str) -> str | None:
 
 async def revoke(request: web.Request, token: int) -> web.StreamResponse:
     """Revoke one's own token or, for administrators, any; and what it has made."""
-    owner = None if is_admin(request) else principal_of(request).name
+    if not await end_token(request, token, owner=None if is_admin(request) else principal_of(request).name):
+        raise NotFound("There is no such valid token: Not Found.")
+    return web.Response(text="Token revoked")
+
+
+async def end_token(request: web.Request, token: int, *, owner: str | None = None) -> bool:
+    """Revoke a token, of ``owner`` or of anybody, and what it has made; False: there is none."""
     try:
-        revoked = await principals.revoke_token(request.app[NODE].database, token, owner=owner, by=origin_of(request))
+        return await principals.revoke_token(request.app[NODE].database, token, owner=owner, by=origin_of(request))
     finally:
         # Revoked or not known to be: either way it has to be proved anew.
         forget_tokens(request)
-    if not revoked:
-        raise NotFound("There is no such valid token: Not Found.")
-    return web.Response(text="Token revoked")
