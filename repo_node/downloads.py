@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextvars import Context
 from datetime import datetime
 from itertools import islice
 
@@ -64,7 +65,8 @@ class DownloadCounts:
             if self._timer.when() <= due:
                 return
             self._timer.cancel()
-        self._timer = loop.call_at(due, self._begin_flush)
+        # Many downloads are told of together: what is logged then is of none of their requests.
+        self._timer = loop.call_at(due, self._begin_flush, context=Context())
 
     def _begin_flush(self) -> None:
         self._timer = None

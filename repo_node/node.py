@@ -10,6 +10,8 @@ from repo_node import __version__
 from repo_node.cluster.membership import Membership
 from repo_node.cluster.outlook import Outlook, Primary
 from repo_node.cluster.topology import Topology
+from repo_node.db import repair_queue
+from repo_node.db.errors import CatalogueUnavailable
 from repo_node.db.nodes import ClusterRows, ShardRow
 from repo_node.db.pool import Database
 from repo_node.metrics import Metrics
@@ -19,7 +21,7 @@ from sharding.model import ShardState
 from sharding.tasks import wait
 from sharding.view import StoreView
 
-DRAIN_POLL_SECONDS = 0.05
+DRAIN_POLL_SECONDS, COPIES_POLL_SECONDS = 0.05, 0.25
 
 
 class Others(Protocol):
@@ -113,16 +115,32 @@ class Node:
         await asyncio.gather(*(tell() for tell in self.on_hand_over))
 
     async def drained(self, notice_seconds: float, wait_seconds: float, hurried: asyncio.Event) -> None:
-        """Give load balancers time to notice, then wait, within bounds, until no request is in flight.
+        """Give load balancers time to notice, then wait, within bounds, until nobody needs this node.
 
+        That is until no request is in flight, and no blob has copies here alone that others are about to copy.
         Returns at once when ``hurried`` is set: what is in flight then will be cut.
         """
         if await wait(hurried, notice_seconds):
             return
         deadline = asyncio.get_running_loop().time() + wait_seconds
-        while self.in_flight + self.others.in_flight() and asyncio.get_running_loop().time() < deadline:
-            if await wait(hurried, DRAIN_POLL_SECONDS):
+        while asyncio.get_running_loop().time() < deadline:
+            if self.in_flight + self.others.in_flight():
+                pause = DRAIN_POLL_SECONDS
+            elif await self.sole_copies():
+                pause = COPIES_POLL_SECONDS
+            else:
                 return
+            if await wait(hurried, pause):
+                return
+
+    async def sole_copies(self) -> int:
+        """Return how many blobs cannot be read without this node until they are repaired; 0 while Postgres is away."""
+        if not self.is_fresh:
+            return 0
+        try:
+            return await repair_queue.sole_copies(self.database, self._topology.view.node)
+        except CatalogueUnavailable:
+            return 0
 
     def cluster(self) -> ClusterRows:
         return self._membership.cluster()

@@ -74,7 +74,10 @@ class EndLimit:
 
 
 async def drain(node: Node, http: HttpSection, end: EndLimit, stop: StopRequests) -> None:
-    """Take the node out of service: the front first, then its part as the primary, while requests are finished."""
+    """Take the node out of service: the front first, then its part as the primary, while requests are finished.
+
+    Blobs that it alone has, written while others were away, are copied before it goes.
+    """
     end.allow(http.drain_notice_seconds + http.shutdown_timeout_seconds + http.stop_timeout_seconds)
     await node.leave()
     await asyncio.gather(
@@ -82,6 +85,8 @@ async def drain(node: Node, http: HttpSection, end: EndLimit, stop: StopRequests
     )
     if node.in_flight:
         log.warning("requests in flight are cut", extra={"facts": {"in_flight": node.in_flight}})
+    if not stop.hurried.is_set() and (blobs := await node.sole_copies()):
+        log.warning("some content cannot be read until this node is back", extra={"facts": {"blobs": blobs}})
 
 
 def running_tasks(loop: asyncio.AbstractEventLoop) -> list[str]:

@@ -12,7 +12,7 @@ import asyncpg
 from repo_node.db.garbage import UNREFERENCED
 from repo_node.db.pool import Database, Statement
 from sharding.maintenance.catalogue import Claim, Repaired, RepairOutcome, Settled, StoredBlob, StoredReplica
-from sharding.model import Generation, ShardId
+from sharding.model import Generation, NodeId, ShardId
 
 CLAIM = Statement(
     "repair_claim",
@@ -60,9 +60,32 @@ BACKLOG = Statement(
       FROM repair_queue q LEFT JOIN gc_candidates c ON c.blob_id = q.blob_id GROUP BY 1, 2
     """,
 )
+# Of the most endangered that are queued: what is not among those would not be copied in time either. Where no other
+# node could take copies, there are none to wait for.
+SOLE = Statement(
+    "repair_sole",
+    f"""
+    WITH staying AS MATERIALIZED (
+        SELECT n.id FROM nodes n WHERE n.id <> $1 AND node_is_up(n) AND n.leaving IS DISTINCT FROM n.incarnation
+    ), endangered AS (
+        SELECT q.blob_id FROM repair_queue q LEFT JOIN gc_candidates c ON c.blob_id = q.blob_id
+         WHERE NOT {UNREFERENCED} ORDER BY q.urgency, q.due_at LIMIT $2
+    ), sole AS (
+        SELECT e.blob_id
+          FROM endangered e CROSS JOIN LATERAL live_replicas(e.blob_id) l JOIN shards s ON s.id = l.shard_id
+         WHERE s.state NOT IN ('offline', 'lost') GROUP BY e.blob_id
+        HAVING bool_or(s.node_id = $1) AND NOT bool_or(s.node_id IN (SELECT t.id FROM staying t))
+    )
+    SELECT count(*) AS blobs FROM sole
+     WHERE EXISTS (SELECT FROM staying t JOIN shards s ON s.node_id = t.id WHERE s.state = 'active')
+    """,
+)
 
 HOPELESS = 99
 """The urgency of a blob without a good copy."""
+
+SOLE_LOOKED_AT_MAX = 10_000
+"""Queued blobs that one look for sole copies goes through, in tens of milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,6 +177,12 @@ async def settle(database: Database, token: UUID, repaired: Sequence[Repaired]) 
 async def hasten(database: Database, count: int) -> int:
     """Make up to ``count`` blobs that were put off due now; return how many there were."""
     row: Any = await database.write(HASTEN, count)
+    return int(row["blobs"])
+
+
+async def sole_copies(database: Database, node: NodeId) -> int:
+    """Return how many blobs that wait for copies could not be read without ``node``, as far as others could help."""
+    row: Any = await database.fetchrow(SOLE, node, SOLE_LOOKED_AT_MAX)
     return int(row["blobs"])
 
 

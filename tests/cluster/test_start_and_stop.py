@@ -7,7 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from tests.cluster.processes import PASSWORD, Cluster, curl, free_ports, is_ready, wait_until
+from tests.cluster.processes import PASSWORD, Cluster, cluster, curl, free_ports, is_ready, wait_until
 
 
 def test_sigterm_ends_a_node_that_waits_for_postgres(tmp_path: Path) -> None:
@@ -28,6 +28,52 @@ def test_stopped_node_leaves_with_status_0_and_says_so_to_the_cluster(three: Clu
     rows = three.query("SELECT stopped_at IS NOT NULL AS stopped FROM nodes WHERE id = 'node-1'")
     assert rows[0]["stopped"]
     assert three.query("SELECT count(*) FROM nodes WHERE stopped_at IS NULL")[0]["count"] == 2
+
+
+def test_stopped_node_waits_until_what_it_alone_has_is_copied(two: Cluster, tmp_path: Path) -> None:
+    one, other = two.nodes
+    assert other.stop() == 0
+    for job in ("repair", "rebalance"):
+        two.set_setting(f"{job}_bytes_per_second_max", 1 << 20)
+    source = tmp_path / "source"
+    for number in range(40):
+        source.write_bytes(number.to_bytes() * (256 << 10))
+        curl("-T", str(source), f"{one.url}/artifactory/generic-local/alone/{number}", fail=True)
+    other.start()
+    wait_until(lambda: is_ready(other), "the other node to be back", 30)
+    assert two.query("SELECT count(*) FROM repair_queue")[0]["count"] > 0, "repairs are slower than this test"
+    assert one.stop(30) == 0
+    read = [curl(f"{other.url}/artifactory/generic-local/alone/{number}") for number in range(40)]
+    assert read == [(200, number.to_bytes() * (256 << 10)) for number in range(40)]
+
+
+def test_node_that_is_alone_does_not_wait_for_copies(two: Cluster, tmp_path: Path) -> None:
+    one, other = two.nodes
+    other.kill()
+    source = tmp_path / "source"
+    source.write_bytes(b"alone")
+    curl("-T", str(source), f"{one.url}/artifactory/generic-local/alone", fail=True)
+    is_up = "SELECT node_is_up(n) AS up FROM nodes n WHERE n.id = 'node-2'"
+    wait_until(lambda: not two.query(is_up)[0]["up"], "the other one to count as down", 30)
+    began = time.monotonic()
+    assert one.stop(40) == 0
+    assert time.monotonic() - began < 15
+
+
+def test_stopped_node_says_what_could_not_be_copied_in_time(tmp_path: Path, dsn: str) -> None:
+    with cluster(tmp_path / "cluster", dsn, nodes=2, http="shutdown_timeout_seconds = 1") as made:
+        one, other = made.nodes
+        assert other.stop() == 0
+        for job in ("repair", "rebalance"):
+            made.set_setting(f"{job}_bytes_per_second_max", 1 << 16)
+        source = tmp_path / "source"
+        for number in range(10):
+            source.write_bytes(number.to_bytes() * 500_000)
+            curl("-T", str(source), f"{one.url}/artifactory/generic-local/alone/{number}", fail=True)
+        other.start()
+        wait_until(lambda: is_ready(other), "the other node to be back", 30)
+        assert one.stop(30) == 0
+        assert "some content cannot be read until this node is back" in one.log.read_text()
 
 
 def test_node_asked_to_stop_over_another_one_leaves_as_by_sigterm(three: Cluster) -> None:
