@@ -43,7 +43,14 @@ class DeclaredDigests:
 
     def differing(self, content: Content) -> tuple[str, ...]:
         """Return which of the content's are not as they were declared."""
-        return tuple(name for name in self.names if getattr(self, name) != getattr(content, name))
+        found = []
+        if self.sha256 is not None and self.sha256 != content.sha256:
+            found.append("sha256")
+        if self.sha1 is not None and self.sha1 != content.sha1:
+            found.append("sha1")
+        if self.md5 is not None and self.md5 != content.md5:
+            found.append("md5")
+        return tuple(found)
 
     def check(self, content: Content) -> None:
         """Raise ``ChecksumMismatch`` when the content is not what was declared."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, ip_address
 
 from aiohttp import web
@@ -15,6 +16,9 @@ IpAddress = IPv4Address | IPv6Address
 
 FORWARDED_MAX = 64
 """Entries of X-Forwarded-For that are looked at, from the last."""
+
+ADDRESS_CHARACTERS_MAX = 128
+"""An entry that is longer is none: with its port and a zone's name an address has half of that."""
 
 
 def origin_of(request: web.Request) -> Origin:
@@ -52,6 +56,12 @@ def is_trusted(address: IpAddress, proxies: Sequence[IpNetwork]) -> bool:
 
 def parsed(text: str) -> IpAddress | None:
     """Return an address, without the port that some proxies add; an IPv4 one that is written as IPv6, as IPv4."""
+    return recalled(text) if len(text) <= ADDRESS_CHARACTERS_MAX else None
+
+
+# Most requests come from the same few addresses, and to read one takes as long as the rest of what is noted of it.
+@lru_cache(maxsize=1024)
+def recalled(text: str) -> IpAddress | None:
     text = text.strip()
     if text.startswith("["):
         text = text[1:].partition("]")[0]
