@@ -54,6 +54,8 @@ def audit(
         latest, after = await read_latest(client, wanted, limit)
         for event in latest:
             show(event, as_json)
+        if not latest:
+            click.echo("No such events in the log.", err=True)
         if follow:
             async for event in following(client, wanted, after):
                 show(event, as_json)

@@ -119,6 +119,8 @@ Show = Callable[[str], None]
 
 def fetch(connection: ConnectionOptions, find: Callable[[Client, Show], Any], output: Path | None) -> None:
     """Write the bundle that ``find`` waits for to a file, and say where. Raises ``click.ClickException``."""
+    if output is not None and not output.parent.is_dir():
+        raise click.ClickException(f"There is no directory {printable(str(output.parent))}: make it, or name another.")
     endpoint = find_endpoint(connection)
     try:
         target, size = asyncio.run(run_fetch(endpoint, find, output))

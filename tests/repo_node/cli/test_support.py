@@ -80,8 +80,17 @@ def test_a_bundle_that_failed_says_why(holdfast: Holdfast, node: FakeNode, tmp_p
 def test_a_file_that_cannot_be_written_is_said(holdfast: Holdfast, node: FakeNode, tmp_path: Path) -> None:
     node.json_answers["GET", f"{BUNDLE}/b-1"] = (200, bundle())
     node.archives[f"{BUNDLE}/b-1/archive"] = ARCHIVE
-    result = holdfast("support", "download", "b-1", "-o", str(tmp_path / "none" / "b.zip"))
+    (tmp_path / "b.zip").mkdir()
+    result = holdfast("support", "download", "b-1", "-o", str(tmp_path / "b.zip"))
     assert result.exit_code == 1 and "cannot be written" in result.output
+
+
+def test_no_bundle_is_made_for_a_directory_that_is_not_there(
+    holdfast: Holdfast, node: FakeNode, tmp_path: Path
+) -> None:
+    result = holdfast("support", "bundle", "-o", str(tmp_path / "none" / "b.zip"))
+    assert result.exit_code == 1 and "There is no directory" in result.output
+    assert not node.seen
 
 
 def test_bundles_are_listed_and_deleted(holdfast: Holdfast, node: FakeNode) -> None:
