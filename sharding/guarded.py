@@ -121,8 +121,8 @@ class Guarded:
     async def put(self, name: BlobName, data: Buffer) -> None:
         await self.call(Operation.PUT, self.for_blob, lambda: self._shard.put(name, data))
 
-    async def stage(self, generation: Generation) -> StagedBlob:
-        staged = await self.call(Operation.STAGE, self.for_blob, lambda: self._shard.stage(generation))
+    async def stage(self, generation: Generation, length: int | None = None) -> StagedBlob:
+        staged = await self.call(Operation.STAGE, self.for_blob, lambda: self._shard.stage(generation, length))
         return GuardedStaged(self, staged)
 
     async def read(self, name: BlobName, *, size: int, offset: int, length: int) -> Buffer:

@@ -65,8 +65,8 @@ class LocalShard:
             self.discard(file)
             raise
 
-    async def stage(self, generation: Generation) -> StagedBlob:
-        file = StagedFile(self.files, generation)
+    async def stage(self, generation: Generation, length: int | None = None) -> StagedBlob:
+        file = StagedFile(self.files, generation, length)
         with self.discarded_on_failure(file):
             await self.run(file.create)
         return LocalStaged(self, file)

@@ -6,6 +6,7 @@ import json
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
@@ -23,6 +24,8 @@ from sharding.upgrade import LinkBroken, Upgraded, UpgradeRefused, read_body, up
 IDENTITY_BYTES_MAX = 4 << 10
 IDLE_CONNECTION_SECONDS = 30.0
 """Shorter than the listener keeps an idle connection, so that none is taken up while it is being closed."""
+
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
 class PeerError(Exception):
@@ -81,10 +84,10 @@ class Peer:
         """The request id of the call at hand, empty where there is none."""
         return self.headers().get(wire.REQUEST_ID_HEADER, "")
 
-    async def upgrade(self, path: str, protocol: str) -> Upgraded:
+    async def upgrade(self, path: str, protocol: str, headers: Mapping[str, str] = NO_HEADERS) -> Upgraded:
         """Upgrade a new connection at ``path``. Raises ``UpgradeRefused``, and what ``UNREACHABLE`` lists."""
         url = URL(f"{self.url}{wire.PREFIX}{path}", encoded=True)
-        return await upgrade(self.session, url, self.all_headers(), protocol, self.node)
+        return await upgrade(self.session, url, {**self.all_headers(), **headers}, protocol, self.node)
 
     async def _open_link(self, gathered_bytes: int) -> CallLink:
         return CallLink(await self.upgrade("/calls", calls.UPGRADE), gathered_bytes)

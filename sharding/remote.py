@@ -30,8 +30,8 @@ class RemoteShard:
             raise ShardRefused(self.id, f"a blob of more than {BLOCK_BYTES} bytes must be staged")
         await self._calls.order(calls.put_request(name, data))
 
-    async def stage(self, generation: Generation) -> StagedBlob:
-        return await open_staged(self._calls, generation)
+    async def stage(self, generation: Generation, length: int | None = None) -> StagedBlob:
+        return await open_staged(self._calls, generation, length)
 
     async def read(self, name: BlobName, *, size: int, offset: int, length: int) -> Buffer:
         return await self._calls.read(partial(calls.Read, name, size), offset, length)

@@ -34,10 +34,11 @@ ALIVE_SECONDS = 5.0
 ABORT_SECONDS = 5.0
 
 
-async def open_staged(calls: ShardCalls, generation: Generation) -> StagedBlob:
-    """Begin to stage a blob on a peer. Raises as ``Shard.stage``."""
+async def open_staged(calls: ShardCalls, generation: Generation, length: int | None = None) -> StagedBlob:
+    """Begin to stage a blob on a peer. Contract as ``Shard.stage``."""
+    headers = {} if length is None else {wire.LENGTH_HEADER: str(length)}
     try:
-        upgraded = await calls.peer.upgrade(f"/shards/{calls.uid}/staged/{generation}", UPGRADE)
+        upgraded = await calls.peer.upgrade(f"/shards/{calls.uid}/staged/{generation}", UPGRADE, headers)
     except UpgradeRefused as error:
         raise calls.refused(error) from None
     except UNREACHABLE as error:

@@ -67,8 +67,11 @@ class Shard(Protocol):
         """
         ...
 
-    async def stage(self, generation: Generation) -> StagedBlob:
-        """Open a writer for a blob of unknown length. Raises ``ShardFull``, ``ShardRefused``."""
+    async def stage(self, generation: Generation, length: int | None = None) -> StagedBlob:
+        """Open a writer for a blob, of about ``length`` bytes where that is known: it says how best to write.
+
+        Raises ``ShardFull``, ``ShardRefused``.
+        """
         ...
 
     async def read(self, name: BlobName, *, size: int, offset: int, length: int) -> Buffer:

@@ -29,7 +29,7 @@ WINDOW_BYTES = 8 << 20
 class StagedFile:
     """A file in ``tmp/`` named by its generation. Calls may overlap with ``abandon`` and ``discard`` alone."""
 
-    def __init__(self, files: ShardFiles, generation: Generation) -> None:
+    def __init__(self, files: ShardFiles, generation: Generation, length: int | None = None) -> None:
         self.written = 0
         self._files = files
         self._generation = generation
@@ -39,6 +39,8 @@ class StagedFile:
         self._unflushed = 0
         self._cached_from = self._leaving_to = 0
         self._leave_cache_at = files.cached_bytes_max
+        # What will not stay in the page cache has no need to go through it.
+        self._direct_from = 0 if length is not None and length > files.cached_bytes_max else files.cached_bytes_max
         self._lock = threading.Lock()
         self._users = 0
         self._abandoned = False
@@ -54,7 +56,7 @@ class StagedFile:
         with self._in_use(), translated(self._files.shard, WRITING, f"writing tmp/{self._name}"):
             if self._unflushed >= FLUSH_BYTES:
                 self._flush()
-            if self.written >= self._files.cached_bytes_max:
+            if self.written >= self._direct_from:
                 self._direct.prefer(self.written, data)
             self._write(data)
             if self.written >= self._leave_cache_at and self._unflushed:

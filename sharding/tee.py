@@ -59,6 +59,7 @@ class Tee:
         hasher: BlobHasher,
         hashing: Executor,
         cleaner: Cleaner,
+        length: int | None = None,
     ) -> None:
         self.copies: list[Copy] = []
         self._placer = placer
@@ -66,6 +67,7 @@ class Tee:
         self._mint = mint
         self._hashing = hashing
         self._cleaner = cleaner
+        self._length = length
         self._hasher = hasher
         self._stored = 0
         self._storing: asyncio.Task[None] | None = None
@@ -126,7 +128,7 @@ class Tee:
     async def stage(self, member: Member) -> Copy:
         """Begin one copy on ``member``."""
         generation = self._mint()
-        return Copy(member, generation, await self._placer.shard(member).stage(generation))
+        return Copy(member, generation, await self._placer.shard(member).stage(generation, self._length))
 
     async def close(self) -> None:
         """Stop everything under way and remove what is staged."""

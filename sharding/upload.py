@@ -56,6 +56,7 @@ class Upload:
         self._hashing = hashing
         self._extra_digests = extra_digests
         self._block = bytearray()
+        self._length = length
         self._is_long = length is not None and length > BLOCK_BYTES
 
     async def __aenter__(self) -> Self:
@@ -117,6 +118,7 @@ class Upload:
                 hasher=BlobHasher(self._extra_digests),
                 hashing=self._hashing,
                 cleaner=self.cleaner,
+                length=self._length,
             )
             await self.tee.open()
         await self.tee.send(block)

@@ -21,6 +21,9 @@ NODE_HEADER = "X-Holdfast-Node"
 
 REQUEST_ID_HEADER = "X-Request-Id"
 
+LENGTH_HEADER = "X-Holdfast-Length"
+"""About how many bytes a staged blob will have, where its writer knows."""
+
 ERROR_BODY_BYTES_MAX = 16 << 10
 MESSAGE_CHARACTERS_MAX = 1000
 

@@ -25,6 +25,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 ReadElsewhere = Callable[[Call], Awaitable[Buffer]]
 """Reads what another process of this node is staging. Raises ``wire.Refusal`` when none is."""
 
+LENGTH_DIGITS_MAX = 18
+
 
 class ShardHandlers:
     """The handlers, over whatever shards this node owns at the moment of a call."""
@@ -75,9 +77,9 @@ class ShardHandlers:
 
     async def stage(self, request: web.Request) -> web.StreamResponse:
         """Upgrade to frames and stage a blob while its bytes come; without a commit, nothing stays."""
-        uid, generation = _uuid(request, "uid"), Generation(_uuid(request, "generation"))
+        uid, generation, length = _uuid(request, "uid"), Generation(_uuid(request, "generation")), _length(request)
         response = upgrade_of(request, frames.UPGRADE)
-        async with self._uploads.open(self._shard(uid), uid, generation) as upload:
+        async with self._uploads.open(self._shard(uid), uid, generation, length) as upload:
             connection = FrameConnection(transport_of(request), request.protocol, upload, self._idle_seconds)
             await response.prepare(request)
             refusal = await _receive(connection, upload)
@@ -167,6 +169,13 @@ async def _receive(connection: FrameConnection, upload: StagedUpload) -> wire.Re
     except wire.REFUSABLE as error:
         return wire.refusal_of(error)
     return None
+
+
+def _length(request: web.Request) -> int | None:
+    text = request.headers.get(wire.LENGTH_HEADER)
+    if text is not None and not (text.isascii() and text.isdigit() and len(text) <= LENGTH_DIGITS_MAX):
+        raise wire.Refusal(wire.BAD_REQUEST, f"{wire.LENGTH_HEADER} is a number of bytes")
+    return None if text is None else int(text)
 
 
 def _uuid(request: web.Request, field: str) -> UUID:

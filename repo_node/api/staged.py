@@ -172,10 +172,13 @@ class StagedUploads:
         self._uploads: dict[tuple[UUID, Generation], StagedUpload | None] = {}
 
     @asynccontextmanager
-    async def open(self, shard: Shard, uid: UUID, generation: Generation) -> AsyncIterator[StagedUpload]:
-        """Stage a blob on ``shard``; what is not committed when the context ends, in whatever way, is removed.
+    async def open(
+        self, shard: Shard, uid: UUID, generation: Generation, length: int | None = None
+    ) -> AsyncIterator[StagedUpload]:
+        """Stage a blob, of about ``length`` bytes, on ``shard``.
 
-        Raises ``Refusal``, and as ``Shard.stage``.
+        What is not committed when the context ends, in whatever way, is removed. Raises ``Refusal``, and as
+        ``Shard.stage``.
         """
         key = (uid, generation)
         if len(self._uploads) >= self._uploads_max:
@@ -184,7 +187,7 @@ class StagedUploads:
             raise wire.Refusal(wire.BAD_REQUEST, f"generation {generation} is being staged already")
         self._uploads[key] = None
         try:
-            upload = self._uploads[key] = StagedUpload(await shard.stage(generation))
+            upload = self._uploads[key] = StagedUpload(await shard.stage(generation, length))
             try:
                 yield upload
             finally:

@@ -131,7 +131,7 @@ class Copying:
 
     async def stage(self) -> None:
         async def stage(target: Target) -> None:
-            target.staged = await self._view.shards[target.member.shard].stage(target.generation)
+            target.staged = await self._view.shards[target.member.shard].stage(target.generation, self.blob.size)
 
         await self._each(stage, 0)
 

@@ -98,8 +98,8 @@ class FaultyShard:
         if fault is Fault.LOSE:
             await self._shard.delete(name)
 
-    async def stage(self, generation: Generation) -> StagedBlob:
-        staged = await self.suffer(self.next_fault(Operation.STAGE), lambda: self._shard.stage(generation))
+    async def stage(self, generation: Generation, length: int | None = None) -> StagedBlob:
+        staged = await self.suffer(self.next_fault(Operation.STAGE), lambda: self._shard.stage(generation, length))
         return FaultyStaged(self, staged, generation)
 
     async def read(self, name: BlobName, *, size: int, offset: int, length: int) -> Buffer:

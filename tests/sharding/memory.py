@@ -60,7 +60,7 @@ class MemoryShard:
         await asyncio.sleep(0)
         self.files[name] = bytes(data)
 
-    async def stage(self, generation: Generation) -> StagedBlob:
+    async def stage(self, generation: Generation, length: int | None = None) -> StagedBlob:
         self._begin(generation)
         await asyncio.sleep(0)
         self.staged[generation] = staged = MemoryStaged(self, generation)

@@ -50,12 +50,12 @@ def written(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
     return found
 
 
-async def store(root: Path, pieces: list[Buffer], *, kept: int) -> bytes:
-    """Return what lies in the file of a blob that came in ``pieces``."""
+async def store(root: Path, pieces: list[Buffer], *, kept: int, length: int | None = None) -> bytes:
+    """Return what lies in the file of a blob that came in ``pieces``, of ``length`` in all as its writer says."""
     data = b"".join(pieces)
     async with open_at(root, cached_bytes_max=kept) as shard:
         name = BlobName(hashlib.sha256(data).digest(), make_generation())
-        staged = await shard.stage(name.generation)
+        staged = await shard.stage(name.generation, length)
         for piece in pieces:
             await staged.write(piece)
         await staged.commit(name.sha256, block_digests(data))
@@ -67,6 +67,23 @@ async def test_whole_blocks_of_a_long_file_are_written_directly(tmp_path: Path, 
     assert await store(tmp_path / "shard", [*pieces, b"the end"], kept=2 * BLOCK_BYTES) == b"".join(pieces) + b"the end"
     # Before them the shard has tested itself.
     assert written[-5:] == [False, False, True, True, False]
+
+
+async def test_a_file_that_is_known_to_become_long_is_written_directly_from_its_first_block(
+    tmp_path: Path, written: list[bool]
+) -> None:
+    pieces: list[Buffer] = [*(block_of(os.urandom(BLOCK_BYTES)) for _ in range(3)), b"the end"]
+    whole = b"".join(pieces)
+    assert await store(tmp_path / "long", pieces, kept=2 * BLOCK_BYTES, length=len(whole)) == whole
+    assert written[-4:] == [True, True, True, False]
+    assert await store(tmp_path / "short", pieces[:2], kept=2 * BLOCK_BYTES, length=2 * BLOCK_BYTES) == whole[: 2 << 20]
+    assert written[-2:] == [False, False]
+
+
+@pytest.mark.parametrize("length", [0, 1, 10**15])
+async def test_a_length_that_is_wrong_does_no_harm(tmp_path: Path, length: int) -> None:
+    pieces: list[Buffer] = [block_of(os.urandom(BLOCK_BYTES)) for _ in range(3)]
+    assert await store(tmp_path / "shard", pieces, kept=2 * BLOCK_BYTES, length=length) == b"".join(pieces)
 
 
 async def test_what_was_written_directly_is_read_at_any_place_before_it_is_committed(tmp_path: Path) -> None:

@@ -286,7 +286,7 @@ async def test_opening_that_meets_a_foreign_error_raises_it_and_leaves_nothing(m
     with small_blocks(BLOCK):
         cluster = Cluster("a1 b2")
 
-        async def stage(generation: object) -> None:
+        async def stage(generation: object, length: object) -> None:
             raise Mistake
 
         monkeypatch.setattr(cluster.memory[ShardId(0)], "stage", stage)

@@ -6,8 +6,10 @@ import asyncio
 import os
 import signal
 import sys
+import uuid
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from repo_node.api.staged import StagedUploads
@@ -137,6 +139,32 @@ async def test_refusal_arrives_though_the_peer_goes_on_sending(listener: Listene
         for _ in range(32):
             await stream.send(data_head(BLOCK_BYTES) + BLOCK)
         assert b"shard_full" in await stream.answer()
+
+
+@pytest.mark.parametrize("length", [None, 0, 70_000_000_000])
+async def test_owner_is_told_how_long_the_blob_will_be(
+    listener: Listener, owned: FaultyShard, monkeypatch: pytest.MonkeyPatch, length: int | None
+) -> None:
+    told: list[int | None] = []
+    stage = owned.stage
+
+    async def noting(generation: Generation, length: int | None = None) -> StagedBlob:
+        told.append(length)
+        return await stage(generation, length)
+
+    monkeypatch.setattr(owned, "stage", noting)
+    await (await listener.remote().stage(make_generation(), length)).abort()
+    assert told == [length]
+
+
+@pytest.mark.parametrize("length", ["", "-1", "1e9", "\u0662".encode().decode("latin-1"), "1" * 19])
+async def test_length_that_is_no_number_is_refused(listener: Listener, shard_root: Path, length: str) -> None:
+    asked = {"Connection": "Upgrade", "Upgrade": UPGRADE, wire.LENGTH_HEADER: length}
+    url = f"{listener.url}{wire.PREFIX}/shards/{UID}/staged/{uuid.uuid4()}"
+    async with aiohttp.ClientSession() as session, session.put(url, headers={**credentials(), **asked}) as response:
+        assert response.status == 400
+        assert (await response.json())["error"] == wire.BAD_REQUEST
+    assert staged_files(shard_root) == []
 
 
 @pytest.mark.parametrize(
