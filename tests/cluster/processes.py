@@ -21,11 +21,10 @@ from typing import Any
 import asyncpg
 
 from repo_node import keys
-from repo_node.auth import passwords
 from sharding import wire
 from tests import canaries
-from tests.canaries import WATCH
-from tests.postgres import run_apart
+from tests.canaries import DATABASE_AWAY, WATCH
+from tests.postgres import run_apart, run_statement
 
 PASSWORD = canaries.password("admin of a cluster")
 START_SECONDS = 30.0
@@ -252,7 +251,7 @@ format = "json"
         for node in self.nodes:
             if node.log.exists():
                 WATCH.look(f"the log of {node.id}", node.log.read_text(errors="replace"))
-        with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        with suppress(*DATABASE_AWAY):
             run_apart(WATCH.look_into_database(self.dsn))
 
     def query(self, sql: str, *arguments: Any) -> list[asyncpg.Record]:
@@ -300,11 +299,7 @@ def cluster(directory: Path, dsn: str, *, nodes: int = 3, **options: Any) -> Ite
 
 
 async def set_password(dsn: str) -> None:
-    connection = await asyncpg.connect(dsn, timeout=10)
-    try:
-        await connection.execute("UPDATE users SET password_hash = $1", passwords.hash_password(PASSWORD))
-    finally:
-        await connection.close()
+    await run_statement(dsn, f"UPDATE users SET password_hash = '{canaries.hashed(PASSWORD)}'")
 
 
 def curl(*arguments: str, fail: bool = False, wait_seconds: float = 30) -> tuple[int, bytes]:
