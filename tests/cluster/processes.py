@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import asyncpg
 
@@ -24,6 +24,7 @@ from repo_node import keys
 from sharding import wire
 from tests import canaries
 from tests.canaries import DATABASE_AWAY, WATCH
+from tests.cluster.warm import WarmProcess, is_fit
 from tests.postgres import run_apart, run_statement
 
 PASSWORD = canaries.password("admin of a cluster")
@@ -59,13 +60,16 @@ def is_free(port: int) -> bool:
 class NodeProcess:
     """One node: its configuration on disk and, while it runs, its process."""
 
+    starts_warm: ClassVar[bool] = False
+    """Whether a node that wants no wrapper and no environment of its own is a ``WarmProcess``."""
+
     id: str
     zone: str
     port: int
     internal_port: int
     directory: Path
     shards: list[Path]
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | WarmProcess | None = None
     extra_environment: dict[str, str] = field(default_factory=dict)
     host: str = "127.0.0.1"
     wrapper: Sequence[str] = ()
@@ -90,13 +94,17 @@ class NodeProcess:
 
     def start(self, wrapper: Sequence[str] = ()) -> None:
         """Start the process; ``wrapper`` is a command that runs it, such as strace."""
+        environment = {**os.environ, **self.extra_environment}
+        if self.starts_warm and not (wrapper or self.wrapper) and is_fit(environment):
+            self.process = WarmProcess(self.config, self.log)
+            return
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*wrapper, *self.wrapper, sys.executable, "-m", "repo_node", "node", "--config", str(self.config)],
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env={**os.environ, **self.extra_environment},
+                env=environment,
             )
 
     def signal(self, number: int) -> None:
