@@ -24,6 +24,9 @@ PIP = if test -x $(BIN)/pip; then pip="$(BIN)/python -m pip"; else pip="$(PYTHON
 COMPILE := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate \
   --custom-compile-command "make lock"
 
+# Every process of a node would compile all its modules anew, and so would every process that runs tests.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: up test compatibility lint chaos chaos-long bench bench-long bench-peers bench-flame bench-last install tools lock audit sbom clean
 
 up: install

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import logging
+import secrets
 from collections.abc import Callable
 from contextlib import contextmanager
 from urllib.parse import quote
@@ -82,5 +83,12 @@ def test_s33_a_leak_in_the_database_is_found_whatever_the_column(dsn: str, watch
     run_apart(watch.look_into_database(dsn))
     assert watch.take() == []
     run_apart(run_statement(dsn, leak))
+    run_apart(watch.look_into_database(dsn))
+    assert len(watch.take()) == 1
+
+
+def test_s33_a_leak_in_the_database_is_found_beside_a_secret_that_no_text_can_hold(dsn: str, watch: Watch) -> None:
+    watch.keep("a key", "\0" + secrets.token_hex(32))
+    run_apart(run_statement(dsn, f"UPDATE users SET email = '{SECRET}' WHERE name = 'admin'"))
     run_apart(watch.look_into_database(dsn))
     assert len(watch.take()) == 1

@@ -7,7 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.processes import Cluster, cluster
+from tests.cluster.processes import Cluster, NodeProcess, cluster
+
+
+@pytest.fixture(scope="session", autouse=True)
+def warm_nodes() -> Iterator[None]:
+    """Spare most nodes of these tests the imports, which take most of a start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NodeProcess, "starts_warm", True)
+        yield
 
 
 @pytest.fixture

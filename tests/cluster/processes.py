@@ -16,16 +16,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import asyncpg
 
 from repo_node import keys
-from repo_node.auth import passwords
 from sharding import wire
 from tests import canaries
-from tests.canaries import WATCH
-from tests.postgres import run_apart
+from tests.canaries import DATABASE_AWAY, WATCH
+from tests.cluster.warm import WarmProcess, is_fit
+from tests.postgres import run_apart, run_statement
 
 PASSWORD = canaries.password("admin of a cluster")
 START_SECONDS = 30.0
@@ -60,13 +60,16 @@ def is_free(port: int) -> bool:
 class NodeProcess:
     """One node: its configuration on disk and, while it runs, its process."""
 
+    starts_warm: ClassVar[bool] = False
+    """Whether a node that wants no wrapper and no environment of its own is a ``WarmProcess``."""
+
     id: str
     zone: str
     port: int
     internal_port: int
     directory: Path
     shards: list[Path]
-    process: subprocess.Popen[bytes] | None = None
+    process: subprocess.Popen[bytes] | WarmProcess | None = None
     extra_environment: dict[str, str] = field(default_factory=dict)
     host: str = "127.0.0.1"
     wrapper: Sequence[str] = ()
@@ -91,13 +94,17 @@ class NodeProcess:
 
     def start(self, wrapper: Sequence[str] = ()) -> None:
         """Start the process; ``wrapper`` is a command that runs it, such as strace."""
+        environment = {**os.environ, **self.extra_environment}
+        if self.starts_warm and not (wrapper or self.wrapper) and is_fit(environment):
+            self.process = WarmProcess(self.config, self.log)
+            return
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [*wrapper, *self.wrapper, sys.executable, "-m", "repo_node", "node", "--config", str(self.config)],
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env={**os.environ, **self.extra_environment},
+                env=environment,
             )
 
     def signal(self, number: int) -> None:
@@ -252,7 +259,7 @@ format = "json"
         for node in self.nodes:
             if node.log.exists():
                 WATCH.look(f"the log of {node.id}", node.log.read_text(errors="replace"))
-        with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        with suppress(*DATABASE_AWAY):
             run_apart(WATCH.look_into_database(self.dsn))
 
     def query(self, sql: str, *arguments: Any) -> list[asyncpg.Record]:
@@ -300,11 +307,7 @@ def cluster(directory: Path, dsn: str, *, nodes: int = 3, **options: Any) -> Ite
 
 
 async def set_password(dsn: str) -> None:
-    connection = await asyncpg.connect(dsn, timeout=10)
-    try:
-        await connection.execute("UPDATE users SET password_hash = $1", passwords.hash_password(PASSWORD))
-    finally:
-        await connection.close()
+    await run_statement(dsn, f"UPDATE users SET password_hash = '{canaries.hashed(PASSWORD)}'")
 
 
 def curl(*arguments: str, fail: bool = False, wait_seconds: float = 30) -> tuple[int, bytes]:

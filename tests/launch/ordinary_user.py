@@ -114,7 +114,7 @@ def make_users(python: str, uids: Sequence[int]) -> Iterator[list[OrdinaryUser]]
 
 def copy_packages(target: Path) -> None:
     site = Path(sysconfig.get_path("platlib"))
-    unneeded = shutil.ignore_patterns("__pycache__", "include", "tests", "*.pyi")
+    unneeded = shutil.ignore_patterns("include", "tests", "*.pyi")
     target.mkdir()
     for package in ("repo_node", "sharding"):
         shutil.copytree(REPOSITORY / package, target / package, ignore=unneeded)

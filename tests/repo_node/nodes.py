@@ -22,15 +22,14 @@ from prometheus_client import generate_latest
 
 from repo_node import keys
 from repo_node.app import running_node
-from repo_node.auth.passwords import hash_password
 from repo_node.config import Address, DatabaseSection, HttpSection, InternalSection, NodeConfig, NodeSection
 from repo_node.config import ShardSection as Disk
 from repo_node.launch.ports import find_free_port
 from repo_node.node import Node
 from sharding import wire
 from tests import canaries
-from tests.canaries import WATCH
-from tests.postgres import run_apart
+from tests.canaries import DATABASE_AWAY, WATCH
+from tests.postgres import run_apart, run_statement
 from tests.repo_node.http import Answer, Client
 
 T = TypeVar("T")
@@ -47,6 +46,13 @@ for name, secret in (
 ):
     WATCH.keep(name, secret)
 HTTP_OF_TESTS = {"shutdown_timeout_seconds": 2.0, "trusted_proxies": [PROXY]}
+# Tests log in wrongly from one address, and often.
+PREPARE_SQL = """
+UPDATE users SET password_hash = '{password_hash}' WHERE name = 'admin';
+UPDATE cluster SET cluster_id = gen_random_uuid();
+INSERT INTO settings (key, value, updated_by)
+    VALUES ('login_failures_max', '0', 'test'), ('login_failures_per_address_max', '0', 'test');
+"""
 START_SECONDS = 60.0
 SOON_SECONDS = 20.0
 
@@ -216,11 +222,7 @@ def free_address() -> Address:
 
 def prepare(dsn: str) -> None:
     """Make a database copied from the template a cluster of its own, whose first user has ``PASSWORD``."""
-    query(dsn, "UPDATE users SET password_hash = $1 WHERE name = 'admin'", hash_password(PASSWORD))
-    query(dsn, "UPDATE cluster SET cluster_id = gen_random_uuid()")
-    # Tests log in wrongly from one address, and often.
-    for key in ("login_failures_max", "login_failures_per_address_max"):
-        query(dsn, "INSERT INTO settings (key, value, updated_by) VALUES ($1, '0', 'test')", key)
+    run_apart(run_statement(dsn, PREPARE_SQL.format(password_hash=canaries.hashed(PASSWORD))))
 
 
 @contextmanager
@@ -277,7 +279,7 @@ def look_for_secrets(cluster: RunningCluster) -> None:
     """Look into the metrics of the nodes, and into their database where it can be asked."""
     for one in cluster.nodes:
         WATCH.look(f"the metrics of {one.config.node.id}", generate_latest(one.node.metrics.registry).decode())
-    with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+    with suppress(*DATABASE_AWAY):
         run_apart(WATCH.look_into_database(cluster.dsn))
 
 
