@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -10,7 +10,7 @@ from repo_node.db import known
 from repo_node.db.errors import OutcomeUnknown
 from repo_node.db.known import KnownContent, Link, Linked, LinkRequest
 from repo_node.db.pool import Database, Statement
-from repo_node.db.round_trips import RoundTrips
+from repo_node.db.round_trips import Expected, RoundTrips
 from repo_node.db.scopes import RowScope
 from sharding.model import Generation
 
@@ -24,11 +24,19 @@ LINKS_MAX = 16
 class KnownContents:
     """Finds known content and lets artifacts refer to it; a round trip is for ``per_round_trip_max`` of them at most.
 
-    Links are made together in one transaction. What spoils it for one has them made one by one, so each has a result
-    or an error of its own.
+    Links are made together in one transaction, which waits for those that are expected, for as long as
+    ``gather_seconds`` gives at most. What spoils it for one has them made one by one, so each has a result or an error
+    of its own.
     """
 
-    def __init__(self, database: Database, *, per_round_trip_max: int, wait_seconds_max: float) -> None:
+    def __init__(
+        self,
+        database: Database,
+        *,
+        per_round_trip_max: int,
+        wait_seconds_max: float,
+        gather_seconds: Callable[[], float] = lambda: 0,
+    ) -> None:
         self._database = database
         self._finds: dict[Statement, RoundTrips[tuple[Any, ...], KnownContent | None]] = {
             statement: RoundTrips(
@@ -43,6 +51,7 @@ class KnownContents:
             per_round_trip_max=min(per_round_trip_max, LINKS_MAX),
             wait_seconds_max=wait_seconds_max,
             given_up=OutcomeUnknown,
+            gather_seconds=gather_seconds,
         )
 
     async def find(self, name: str, digest: bytes, scope: RowScope | None = None) -> KnownContent | None:
@@ -51,6 +60,10 @@ class KnownContents:
             return await known.find_known(self._database, name, digest, scope)
         statement, *arguments = known.find_request(name, digest, scope)
         return await self._finds[statement].ask(tuple(arguments))
+
+    def expect_link(self) -> Expected:
+        """Return what is to be held while it is found out whether content that was found can be linked."""
+        return self._links.expect()
 
     async def link(self, request: Link, confirmed: Sequence[Generation]) -> Linked:
         """See ``known.link``."""
