@@ -180,10 +180,10 @@ def linked_from(row: asyncpg.Record) -> Linked:
 async def link_together(database: Database, requests: Sequence[LinkRequest]) -> list[Linked]:
     """Do what ``link`` does several times, in one round trip and one transaction: all of it or nothing.
 
-    Nothing is tried again: raises what ``link`` does for one of them, and ``RacesLost``.
+    Nothing is tried again. Raises ``OutcomeUnknown`` and ``CatalogueUnavailable``, which concern all of them; whatever
+    else it raises may be the fault of one, or of somebody who was at the same place at the same time.
     """
-    with refusing_conflicts():
-        row: Any = await database.write(LINK_TOGETHER, *columns(requests), attempts=1)
+    row: Any = await database.write(LINK_TOGETHER, *columns(requests), attempts=1)
     made = zip(row["items"], map(LinkOutcome, row["outcomes"]), row["times"], strict=True)
     linked = {item: (outcome, created_at) for item, outcome, created_at in made}
     return [linked[item] for item in range(1, len(requests) + 1)]

@@ -209,25 +209,27 @@ async def test_links_wait_for_gc_and_find_their_blob_gone(
     assert await paths(connection) == ["c", "kept"]
 
 
+@pytest.mark.parametrize("is_slow", [False, True])
 async def test_somebody_who_takes_a_path_meanwhile_is_overwritten_and_no_other_waits(
-    scene: Scene, connection: asyncpg.Connection, contents: KnownContents
+    scene: Scene, connection: asyncpg.Connection, contents: KnownContents, is_slow: bool
 ) -> None:
     _, written = await scene.upload("a")
-    blob = await blob_of(connection)
+    blob, generations = await blob_of(connection), [replica.generation for replica in written]
     other = await asyncpg.connect(scene.dsn)
     transaction = other.transaction()
     await transaction.start()
     put = "SELECT put_artifact($1, '', 'b', $2, '{}', 'other', now(), now())"
     await other.execute(put, scene.repository, blob)
-    generations = [replica.generation for replica in written]
     before, held, after = (
         asyncio.create_task(contents.link(link_of(scene, blob, path), generations)) for path in ("0", "b", "c")
     )
-    assert [(await one)[0] for one in (before, after)] == [LinkOutcome.LINKED] * 2
+    if is_slow:
+        assert [(await one)[0] for one in (before, after)] == [LinkOutcome.LINKED] * 2
     await until_blocked(connection)
     await transaction.commit()
-    assert (await held)[0] is LinkOutcome.LINKED
+    assert [(await one)[0] for one in (before, held, after)] == [LinkOutcome.LINKED] * 3
     assert await connection.fetchval("SELECT created_by FROM artifacts WHERE name = 'b'") == "alice"
+    assert await connection.fetchval("SELECT count(*) FROM events WHERE NOT adopted") == 3
     await other.close()
 
 
