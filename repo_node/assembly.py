@@ -267,6 +267,7 @@ def checksum_deploy_of(stack: AsyncExitStack, parts: Parts) -> ChecksumDeploy:
         parts.database,
         per_round_trip_max=limits.look_ups_per_round_trip_max,
         wait_seconds_max=limits.connect_timeout_seconds,
+        gather_seconds=lambda: parts.settings.now.commit_gather_milliseconds / 1000,
     )
     stack.push_async_callback(contents.close)
     return ChecksumDeploy(

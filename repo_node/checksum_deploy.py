@@ -66,7 +66,8 @@ class ChecksumDeploy:
         repository = await self._repositories.recall(request.at.repository)
         await self._repositories.require_room(repository, request.at)
         content = await self._find(request.declared, scope)
-        present = await self._store.confirm(content.sha256, content.size, content.replicas)
+        with self._known.expect_link():
+            present = await self._store.confirm(content.sha256, content.size, content.replicas)
         # Slow shards may have taken their time.
         require_writable(self._settings)
         policy = self._settings.now.write_policy(repository.redundancy)

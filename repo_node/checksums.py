@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from repo_node.errors import ChecksumMismatch
@@ -35,11 +35,12 @@ class DeclaredDigests:
     sha256: bytes | None = None
     sha1: bytes | None = None
     md5: bytes | None = None
+    names: tuple[str, ...] = field(init=False)
+    """Which were declared, the safest first."""
 
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Which were declared, the safest first."""
-        return tuple(name for name in ALL_DIGESTS if getattr(self, name) is not None)
+    def __post_init__(self) -> None:
+        declared = tuple([name for name in ALL_DIGESTS if getattr(self, name) is not None])
+        object.__setattr__(self, "names", declared)
 
     def differing(self, content: Content) -> tuple[str, ...]:
         """Return which of the content's are not as they were declared."""

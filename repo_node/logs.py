@@ -10,6 +10,7 @@ import json
 import logging
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import nullcontext, suppress
 from contextvars import ContextVar
 from functools import lru_cache, partial
@@ -29,6 +30,21 @@ GATHERED_MAX = 256
 
 encode = json.JSONEncoder(default=str, ensure_ascii=False).encode
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
+
+
+class RequestRecord(logging.LogRecord):
+    """The record of one request: as any other, but made by three calls, because there is one for each request.
+
+    What all of them have in common is found out once.
+    """
+
+    COMMON = vars(logging.LogRecord(REQUESTS, logging.INFO, "", 0, "request", (), None))
+
+    def __init__(self, facts: Mapping[str, object]) -> None:
+        self.__dict__.update(self.COMMON)
+        self.created = now = time.time()
+        self.msecs = now % 1 * 1000
+        self.facts = facts
 
 
 class JsonFormatter(logging.Formatter):

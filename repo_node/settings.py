@@ -69,7 +69,7 @@ class Settings(BaseModel):
     )
     commit_wait_seconds: float = Field(20, gt=0, le=600, description="how long an upload waits for slow shards")
     commit_gather_milliseconds: int = Field(
-        20, ge=0, le=1000, description="how long a stored upload waits for those being stored, to share a statement"
+        20, ge=0, le=1000, description="how long an upload waits for others about to be committed, to share a statement"
     )
     outcome_wait_seconds: float = Field(10, gt=0, le=600, description="how long a commit of unknown outcome is asked")
     read_hedge_seconds: float = Field(1, gt=0, le=60, description="a read this slow also asks another replica")

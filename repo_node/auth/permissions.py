@@ -94,5 +94,4 @@ class Principal:
 
     def _is_in_scope(self, permission: Permission) -> bool:
         scopes = self.scopes or frozenset()
-        wider = CONTAINED_IN.get(permission)
-        return permission.value in scopes or Permission.ADMIN.value in scopes or (wider is not None and wider in scopes)
+        return permission in scopes or Permission.ADMIN in scopes or CONTAINED_IN.get(permission) in scopes

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from itertools import accumulate
 from typing import Any
 from uuid import UUID
 
@@ -57,6 +58,9 @@ class Link:
 Linked = tuple[LinkOutcome, datetime | None]
 """What became of a link, and since when the artifact is there."""
 
+LinkRequest = tuple[Link, Sequence[Generation]]
+"""A link, and the generations of which their shards said, during its request, that the file is there."""
+
 
 def find_statement(digest: str, scope: str | None = None) -> Statement:
     """Return the look-up of content by a digest; ``scope`` is a condition on the artifacts that have it.
@@ -89,25 +93,22 @@ FIND_BY = {digest: find_statement(digest) for digest in DIGESTS}
 FIND_BY_IN_SCOPE = {digest: find_statement(digest, in_scope(2)) for digest in DIGESTS}
 
 
-def link_statement(name: str, repository: str) -> Statement:
-    """Return the commit of an upload without bytes. ``repository`` is what gives its id."""
-    return Statement(
-        name,
-        f"""
-        SELECT outcome, created_at
-          FROM require_writable(), {repository} AS r (id),
-               deploy_known($1, $2, r.id, $4, $5, $6::jsonb, $7, $8, $9, $10, $11::uuid[], $12, $13, $14)
-        """,
-    )
-
-
-# With others, it must not wait long for a lock. The condition is looked at before what hangs on it is called.
-SOON = "(SELECT CASE WHEN set_config('lock_timeout', '200ms', true) <> '' THEN {} END OFFSET 0)"
-ANY, NEW = "CAST($3 AS integer)", "limit_to('overwrite', $3)"
-LINK = link_statement("known_deploy", f"(SELECT {ANY})")
-LINK_WITHOUT_OVERWRITING = link_statement("known_deploy_new", NEW)
-LINK_TOGETHER = link_statement("known_deploy_group", SOON.format(ANY))
-LINK_TOGETHER_WITHOUT_OVERWRITING = link_statement("known_deploy_new_group", SOON.format(NEW))
+LINK_SQL = """
+    SELECT outcome, created_at
+      FROM require_writable(), (SELECT {}) AS r (id),
+           deploy_known($1, $2, r.id, $4, $5, $6::jsonb, $7, $8, $9, $10, $11::uuid[], $12, $13, $14)
+"""
+LINK = Statement("known_deploy", LINK_SQL.format("CAST($3 AS integer)"))
+LINK_WITHOUT_OVERWRITING = Statement("known_deploy_new", LINK_SQL.format("limit_to('overwrite', $3)"))
+LINK_TOGETHER = Statement(
+    "known_deploy_group",
+    """
+    SELECT items, outcomes, times
+      FROM require_writable(),
+           deploy_known_together($1, $2, $3, $4, $5, $6::jsonb[], $7, $8, $9, $10, $11::uuid[], $12, $13, $14, $15,
+                                 $16)
+    """,
+)
 
 
 async def find_known(
@@ -174,3 +175,38 @@ def link_args(request: Link, confirmed: Sequence[Generation]) -> tuple[Any, ...]
 
 def linked_from(row: asyncpg.Record) -> Linked:
     return LinkOutcome(row["outcome"]), row["created_at"]
+
+
+async def link_together(database: Database, requests: Sequence[LinkRequest]) -> list[Linked]:
+    """Do what ``link`` does several times, in one round trip and one transaction: all of it or nothing.
+
+    Nothing is tried again. Raises ``OutcomeUnknown`` and ``CatalogueUnavailable``, which concern all of them; whatever
+    else it raises may be the fault of one, or of somebody who was at the same place at the same time.
+    """
+    row: Any = await database.write(LINK_TOGETHER, *columns(requests), attempts=1)
+    made = zip(row["items"], map(LinkOutcome, row["outcomes"]), row["times"], strict=True)
+    linked = {item: (outcome, created_at) for item, outcome, created_at in made}
+    return [linked[item] for item in range(1, len(requests) + 1)]
+
+
+def columns(requests: Sequence[LinkRequest]) -> tuple[Any, ...]:
+    """Return the arguments of ``deploy_known_together``, which counts requests from 1."""
+    links = [link for link, _ in requests]
+    return (
+        [link.upload for link in links],
+        [link.started_at for link in links],
+        [link.repository_id for link in links],
+        [link.folder for link in links],
+        [link.name for link in links],
+        [link.properties_json for link in links],
+        [link.by.principal for link in links],
+        [link.by.request_id for link in links],
+        [link.blob_id for link in links],
+        [link.redundancy for link in links],
+        [generation for _, confirmed in requests for generation in confirmed],
+        [*accumulate(len(confirmed) for _, confirmed in requests)],
+        [link.copies_min for link in links],
+        [link.zones_min for link in links],
+        [link.by.address for link in links],
+        ["" if link.may_overwrite else "overwrite" for link in links],
+    )

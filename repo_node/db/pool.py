@@ -128,18 +128,6 @@ class Database:
             attempts=attempts,
         )
 
-    async def write_each(self, statement: Statement, arguments: Sequence[Sequence[Any]]) -> list[asyncpg.Record]:
-        """Run a write that always gives one row for each of ``arguments``, in one round trip and one transaction.
-
-        All of them are done or none, and nothing is tried again: raises ``RacesLost``, and otherwise as ``write``.
-        """
-        return await self._run(
-            statement,
-            lambda connection: heed_standby(connection, connection.fetchmany(statement.sql, arguments)),
-            unknown=OutcomeUnknown,
-            attempts=1,
-        )
-
     async def transact(self, statement: Statement, work: Callable[[asyncpg.Connection], Awaitable[T]]) -> T:
         """Run ``work`` in one transaction, again from its start when it lost a race. Errors as ``write``.
 

@@ -1,7 +1,8 @@
 """Questions to Postgres that are asked in one round trip for all who ask at the same time.
 
 Nobody waits on purpose: who comes while nothing is being asked is asked for at once, who comes meanwhile goes
-with the next round trip. So what anybody hears was always asked after they came.
+with the next round trip. So what anybody hears was always asked after they came. But where it is known that others are
+about to ask, as it is of a write, a round trip waits for those, and for nobody else.
 """
 
 from __future__ import annotations
@@ -11,10 +12,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextvars import Context
 from copy import copy
 from itertools import islice
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from repo_node.db.errors import CatalogueError, CatalogueUnavailable, ChangesRefused, OutcomeUnknown, RacesLost
-from sharding.tasks import run_all, stop
+from sharding.tasks import run_all, stop, wait
 
 Q = TypeVar("Q")
 A = TypeVar("A")
@@ -35,11 +36,27 @@ class Waiting(NamedTuple, Generic[Q]):
     asked_at: float
 
 
+class Expected:
+    """Somebody who is about to ask. A context manager: behind it, they ask at once, or do not ask at all."""
+
+    __slots__ = ("_trips",)
+
+    def __init__(self, trips: RoundTrips[Any, Any]) -> None:
+        self._trips = trips
+
+    def __enter__(self) -> None:
+        self._trips.expected.add(self)
+
+    def __exit__(self, *_: object) -> None:
+        self._trips.expected.discard(self)
+        self._trips.came(self)
+
+
 class RoundTrips(Generic[Q, A]):
     """Answers questions; a round trip is for ``per_round_trip_max`` of them at most.
 
     ``ask`` answers all or raises, and nothing was done. ``given_up`` is what those hear whose round trip is under way
-    when the node leaves.
+    when the node leaves. ``gather_seconds`` gives how long a round trip waits at most for those that are expected.
     """
 
     def __init__(
@@ -49,15 +66,31 @@ class RoundTrips(Generic[Q, A]):
         per_round_trip_max: int,
         wait_seconds_max: float,
         given_up: type[CatalogueError] = CatalogueUnavailable,
+        gather_seconds: Callable[[], float] = lambda: 0,
     ) -> None:
+        self.expected: set[Expected] = set()
         self._ask_all = ask
         self._per_round_trip_max = per_round_trip_max
         self._wait_seconds_max = wait_seconds_max
         self._given_up = given_up
+        self._gather_seconds = gather_seconds
+        self._awaited: set[Expected] = set()
+        """Of those that are expected, the ones that the next round trip waits for."""
+        self._all_came = asyncio.Event()
         self._waiting: dict[asyncio.Future[A], Waiting[Q]] = {}
         self._lanes: set[asyncio.Task[None]] = set()
         self._prompt: asyncio.Task[None] | None = None
         """The lane whose round trip is not late: who comes goes with its next one."""
+
+    def expect(self) -> Expected:
+        """Return what is to be held while it takes a while to find out what will be asked."""
+        return Expected(self)
+
+    def came(self, one: Expected) -> None:
+        """Note that ``one`` is not waited for any more."""
+        self._awaited.discard(one)
+        if not self._awaited:
+            self._all_came.set()
 
     async def ask(self, question: Q) -> A:
         """Return the answer. Raises ``CatalogueUnavailable``, and what ``ask`` of the constructor does."""
@@ -88,6 +121,7 @@ class RoundTrips(Generic[Q, A]):
         try:
             while self._waiting and self._prompt in (None, lane):
                 self._prompt = lane
+                await self._gather()
                 late = loop.call_later(LATE_SECONDS, self._give_way)
                 try:
                     await self._answer(self._take(loop.time()))
@@ -98,6 +132,13 @@ class RoundTrips(Generic[Q, A]):
             self._lanes.discard(lane)
             if self._prompt is lane:
                 self._prompt = None
+
+    async def _gather(self) -> None:
+        """Wait for those that are expected now, unless enough have come already."""
+        if self.expected and len(self._waiting) < self._per_round_trip_max:
+            self._awaited = set(self.expected)
+            self._all_came.clear()
+            await wait(self._all_came, self._gather_seconds())
 
     def _give_way(self) -> None:
         self._prompt = None

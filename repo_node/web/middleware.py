@@ -13,7 +13,7 @@ from aiohttp.http_exceptions import HttpProcessingError
 from repo_node.auth.permissions import ANONYMOUS, Permission
 from repo_node.db.errors import CatalogueUnavailable
 from repo_node.errors import Answer, Forbidden, NotFound, Unauthenticated, absent, answer_for
-from repo_node.logs import REQUESTS
+from repo_node.logs import REQUESTS, RequestRecord
 from repo_node.logs import request_id as current_request_id
 from repo_node.paths import ArtifactPath
 from repo_node.read_only import require_heard, require_writable
@@ -33,7 +33,7 @@ from repo_node.web.context import (
     require,
     require_below,
 )
-from repo_node.web.routes import Place, WhileReadOnly, declared_by
+from repo_node.web.routes import Declared, Place, WhileReadOnly, declared_by
 from repo_node.web.state import NODE
 from sharding.identifiers import uuid7
 
@@ -54,16 +54,16 @@ async def answer(request: web.Request, handler: Handler) -> web.StreamResponse:
     offered = request.headers.get("X-Request-Id", "")
     request[REQUEST_ID] = identity = offered if ACCEPTED_ID.fullmatch(offered) else uuid7().hex
     current_request_id.set(identity)
-    node = request.app[NODE]
+    node, declared = request.app[NODE], declared_by(request)
     node.in_flight += 1
     status = CLIENT_GONE
     try:
-        response = await handle(request, handler)
+        response = await handle(request, declared, handler)
         status = response.status
         return response
     finally:
         node.in_flight -= 1
-        record(request, status, time.perf_counter() - began)
+        record(request, declared.template, status, time.perf_counter() - began)
 
 
 async def complete_head(request: web.Request, response: web.StreamResponse) -> None:
@@ -75,14 +75,14 @@ async def complete_head(request: web.Request, response: web.StreamResponse) -> N
         response.headers["Connection"] = "close"
 
 
-async def handle(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def handle(request: web.Request, declared: Declared, handler: Handler) -> web.StreamResponse:
     try:
         if REFUSED in request:
             raise request[REFUSED]
-        if declared_by(request).permission is Permission.PUBLIC:
+        if declared.permission is Permission.PUBLIC:
             return await handler(request)
-        await let_in(request)
-        refuse_while_read_only(request)
+        await let_in(request, declared)
+        refuse_while_read_only(request, declared.while_read_only)
         with request.app[SERVICES].admission.admitted(principal_of(request).name):
             return await handler(request)
     except web.HTTPException as error:
@@ -92,33 +92,33 @@ async def handle(request: web.Request, handler: Handler) -> web.StreamResponse:
     except NotFound as error:
         return answer_error(request, absent(error, fresh=request.app[NODE].is_fresh))
     except Forbidden as error:
-        return answer_error(request, as_told(request, error))
+        return answer_error(request, as_told(request, declared.place, error))
     except Exception as error:
         return answer_error(request, error)
 
 
-def refuse_while_read_only(request: web.Request) -> None:
+def refuse_while_read_only(request: web.Request, declared: WhileReadOnly) -> None:
     """Raise ``ReadOnly`` where the request may change nothing now."""
-    match declared_by(request).while_read_only:
+    match declared:
         case WhileReadOnly.REFUSED:
             require_heard(request.app[SERVICES].settings)
         case WhileReadOnly.REFUSED_BY_POSTGRES:
             require_writable(request.app[SERVICES].settings)
 
 
-async def let_in(request: web.Request) -> None:
+async def let_in(request: web.Request, declared: Declared) -> None:
     """Authorise a request, or find that its body proves who sends it. Raises as ``authorise``."""
     try:
-        await authorise(request)
+        await authorise(request, declared)
     except (Unauthenticated, Forbidden):
-        proof = declared_by(request).proved_by
+        proof = declared.proved_by
         if proof is None or not await proof(request):
             raise
 
 
-async def authorise(request: web.Request) -> None:
+async def authorise(request: web.Request, declared: Declared) -> None:
     """Prove who the client is and that the route allows them. Raises ``Unauthenticated``, ``Forbidden``."""
-    permission, services = declared_by(request).permission, request.app[SERVICES]
+    permission, services = declared.permission, request.app[SERVICES]
     try:
         reading = permission is Permission.READ
         address = client_address(request) or ""
@@ -131,15 +131,14 @@ async def authorise(request: web.Request) -> None:
         raise Unauthenticated("Authentication is required.")
     request[PRINCIPAL] = principal
     try:
-        await require_in_place(request, permission)
+        await require_in_place(request, permission, declared.place)
     except Forbidden:
         services.metrics.auth_failures.labels("forbidden").inc()
         raise
 
 
-async def require_in_place(request: web.Request, permission: Permission) -> None:
+async def require_in_place(request: web.Request, permission: Permission, place: Place | None) -> None:
     """Require the permission of a route where the route needs it. Raises ``Forbidden``, ``BadPath``."""
-    place = declared_by(request).place
     if place is None or not place.skip or principal_of(request).is_unlimited(permission):
         require(request, permission)
     elif (view := await view_of(request, place)) is not None:
@@ -177,9 +176,9 @@ def require_through(request: web.Request, permission: Permission, view: View, pl
         raise refusal(request, permission, at)
 
 
-def as_told(request: web.Request, error: Forbidden) -> Exception:
+def as_told(request: web.Request, place: Place | None, error: Forbidden) -> Exception:
     """Return how a refusal is told: who brought no credentials may bring some; others may not know what is there."""
-    principal, place = principal_of(request), declared_by(request).place
+    principal = principal_of(request)
     if principal.name == ANONYMOUS:
         return Unauthenticated("Authentication is required.")
     hides = request.app[SERVICES].settings.now.hide_unauthorised_resources
@@ -222,9 +221,9 @@ def refuse(request: web.Request, found: Answer, headers: Mapping[str, str]) -> w
     return response
 
 
-def record(request: web.Request, status: int, seconds: float) -> None:
+def record(request: web.Request, route: str, status: int, seconds: float) -> None:
     """Count the request and write its line of the log."""
-    metrics, route = request.app[SERVICES].metrics, declared_by(request).template
+    metrics = request.app[SERVICES].metrics
     method = request.method if request.method in METHODS else "other"
     metrics.requests.labels(method, route, status).inc()
     metrics.request_seconds.labels(method, route).observe(seconds)
@@ -237,4 +236,4 @@ def record(request: web.Request, status: int, seconds: float) -> None:
             "principal": request.get(PRINCIPAL, NOBODY).name,
             "client": client_address(request),
         }
-        log.info("request", extra={"facts": facts})
+        log.handle(RequestRecord(facts))

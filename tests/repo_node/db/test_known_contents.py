@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
+from contextlib import ExitStack
+from datetime import datetime
 from typing import Any
 
 import asyncpg
 import pytest
 
 from repo_node.db.blobs import PathConflict
-from repo_node.db.errors import ChangesRefused, NotPermitted, OutcomeUnknown
+from repo_node.db.errors import CatalogueUnavailable, ChangesRefused, NotPermitted, OutcomeUnknown
 from repo_node.db.known import KnownContent, Link, Linked, LinkOutcome
 from repo_node.db.known_contents import LINKS_MAX, KnownContents
 from repo_node.db.pool import open_database
 from repo_node.db.scopes import RowScope
-from sharding.model import Replica
+from repo_node.origin import Origin
+from sharding.model import Generation, Replica
 from tests.repo_node.db.scene import Queries, Scene, database_section, digests_of, paths, table, until_blocked
 from tests.repo_node.db.severing_proxy import Fate, open_proxy
-from tests.repo_node.db.test_known import blob_of, link_of
+from tests.repo_node.db.test_known import COLLECT, blob_of, link_of
 
 TOGETHER = ("known_deploy_group", "ok")
 
 
-def open_contents(database: Any) -> KnownContents:
-    return KnownContents(database, per_round_trip_max=64, wait_seconds_max=5.0)
+def open_contents(database: Any, *, gather_seconds: float = 0) -> KnownContents:
+    return KnownContents(database, per_round_trip_max=64, wait_seconds_max=5.0, gather_seconds=lambda: gather_seconds)
 
 
 @pytest.fixture
@@ -112,6 +115,188 @@ async def test_each_of_a_group_has_an_outcome_of_its_own(
     assert outcomes(await link_all(contents, asked, written)) == expected
     assert queries.seen == [TOGETHER]
     assert await paths(connection) == ["a", "b", "f"]
+
+
+async def test_what_is_written_together_is_what_each_would_have_written_alone(
+    scene: Scene, connection: asyncpg.Connection, contents: KnownContents, queries: Queries
+) -> None:
+    _, written = await scene.upload("f/a")
+    by = Origin("bob", "request-2", "10.1.2.3")
+    at = datetime.now().astimezone()
+    asked = [
+        link_of(scene, await blob_of(connection), path, properties_json='{"k": ["v"]}', by=by, started_at=at)
+        for path in ("f/alone", "f/b", "top", "f/c")
+    ]
+    assert (await contents.link(asked[0], [replica.generation for replica in written]))[0] is LinkOutcome.LINKED
+    queries.seen.clear()
+    linked = await link_all(contents, asked[1:], written)
+    assert (outcomes(linked), queries.seen) == ([LinkOutcome.LINKED] * 3, [TOGETHER])
+    rows = """
+        SELECT to_jsonb(e) - '{id,at,upload_id,path}'::text[], to_jsonb(a) - '{folder,name,created_at,updated_at}'::text[],
+               a.created_at = e.at, a.updated_at = e.at
+          FROM events e JOIN artifacts a ON concat_ws('/', nullif(a.folder, ''), a.name) = e.path
+         WHERE e.upload_id = ANY ($1)
+    """
+    alone, *together = await table(connection, rows, [one.upload for one in asked])
+    assert together == [alone] * 3
+
+
+async def test_copies_confirmed_for_one_do_not_count_for_another(
+    scene: Scene, connection: asyncpg.Connection, contents: KnownContents, queries: Queries
+) -> None:
+    _, written = await scene.upload("a")
+    first, second = (replica.generation for replica in written)
+    blob = await blob_of(connection)
+    sets: list[list[Generation]] = [[first, second], [first], [], [second], [first, second]]
+    asked = [link_of(scene, blob, str(number)) for number in range(len(sets))]
+    queries.seen.clear()
+    found = await asyncio.gather(*(contents.link(*one) for one in zip(asked, sets, strict=True)))
+    linked, unknown = LinkOutcome.LINKED, LinkOutcome.UNKNOWN
+    assert outcomes(found) == [linked, unknown, unknown, unknown, linked]
+    assert queries.seen == [TOGETHER]
+
+
+@pytest.mark.parametrize(
+    "misfortune",
+    [
+        "UPDATE replicas SET state = 'suspect' WHERE shard_id = 3",
+        "UPDATE shards SET state = 'lost' WHERE id = 3",
+        "UPDATE nodes SET heartbeat_at = now() - interval '1 hour' WHERE id = 'n2'",
+        "SELECT place_hold('lost_history', 'test')",
+    ],
+)
+async def test_confirmed_copies_that_are_bad_by_now_do_not_count(
+    scene: Scene, connection: asyncpg.Connection, contents: KnownContents, misfortune: str
+) -> None:
+    _, written = await scene.upload("a")
+    await connection.execute(misfortune)
+    asked = [link_of(scene, await blob_of(connection), path) for path in "bc"]
+    assert outcomes(await link_all(contents, asked, written)) == [LinkOutcome.UNKNOWN] * 2
+    assert await paths(connection) == ["a"]
+
+
+async def test_fewer_copies_than_wanted_are_repaired_and_a_quota_is_counted(
+    scene: Scene, connection: asyncpg.Connection, contents: KnownContents
+) -> None:
+    _, written = await scene.upload("a")
+    blob = await blob_of(connection)
+    await connection.execute("UPDATE repositories SET quota_bytes = 1000 WHERE id = $1", scene.repository)
+    asked = [link_of(scene, blob, "b", redundancy=3), link_of(scene, blob, "c")]
+    assert outcomes(await link_all(contents, asked, written)) == [LinkOutcome.LINKED] * 2
+    assert await table(connection, "SELECT reason FROM repair_queue") == [("short_write",)]
+    assert await connection.fetchval("SELECT redundancy FROM blobs") == 3
+    assert await table(connection, "SELECT sum(bytes) FROM usage_changes") == [(10,)]
+
+
+async def test_links_wait_for_gc_and_find_their_blob_gone(
+    scene: Scene, connection: asyncpg.Connection, contents: KnownContents
+) -> None:
+    _, written = await scene.upload("a")
+    _, others = await scene.upload("kept", b"other")
+    gone = await connection.fetchval("SELECT blob_id FROM artifacts WHERE name = 'a'")
+    kept = await connection.fetchval("SELECT blob_id FROM artifacts WHERE name = 'kept'")
+    transaction = connection.transaction()
+    await transaction.start()
+    await connection.execute("DELETE FROM artifacts WHERE name = 'a'")
+    await connection.execute("SELECT 1 FROM blobs WHERE id = $1 FOR UPDATE", gone)
+    linking = asyncio.create_task(
+        link_all(contents, [link_of(scene, gone, "b"), link_of(scene, kept, "c")], [*written, *others])
+    )
+    await until_blocked(connection)
+    await connection.execute(COLLECT, gone)
+    await transaction.commit()
+    assert outcomes(await linking) == [LinkOutcome.UNKNOWN, LinkOutcome.LINKED]
+    assert await paths(connection) == ["c", "kept"]
+
+
+@pytest.mark.parametrize("is_slow", [False, True])
+async def test_somebody_who_takes_a_path_meanwhile_is_overwritten_and_no_other_waits(
+    scene: Scene, connection: asyncpg.Connection, contents: KnownContents, is_slow: bool
+) -> None:
+    _, written = await scene.upload("a")
+    blob, generations = await blob_of(connection), [replica.generation for replica in written]
+    other = await asyncpg.connect(scene.dsn)
+    transaction = other.transaction()
+    await transaction.start()
+    put = "SELECT put_artifact($1, '', 'b', $2, '{}', 'other', now(), now())"
+    await other.execute(put, scene.repository, blob)
+    before, held, after = (
+        asyncio.create_task(contents.link(link_of(scene, blob, path), generations)) for path in ("0", "b", "c")
+    )
+    if is_slow:
+        assert [(await one)[0] for one in (before, after)] == [LinkOutcome.LINKED] * 2
+    await until_blocked(connection)
+    await transaction.commit()
+    assert [(await one)[0] for one in (before, held, after)] == [LinkOutcome.LINKED] * 3
+    assert await connection.fetchval("SELECT created_by FROM artifacts WHERE name = 'b'") == "alice"
+    assert await connection.fetchval("SELECT count(*) FROM events WHERE NOT adopted") == 3
+    await other.close()
+
+
+# ---------------------------------------------------------------- who waits for whom
+
+
+async def test_a_link_waits_for_those_that_are_expected(
+    scene: Scene, connection: asyncpg.Connection, queries: Queries
+) -> None:
+    _, written = await scene.upload("a")
+    blob, generations = await blob_of(connection), [replica.generation for replica in written]
+    contents = open_contents(scene.database, gather_seconds=600)
+    queries.seen.clear()
+    with contents.expect_link():
+        first = asyncio.create_task(contents.link(link_of(scene, blob, "b"), generations))
+        with contents.expect_link():  # it will not ask
+            await asyncio.sleep(0.05)
+        assert queries.seen == []
+    second = await contents.link(link_of(scene, blob, "c"), generations)
+    assert ((await first)[0], second[0]) == (LinkOutcome.LINKED, LinkOutcome.LINKED)
+    assert queries.seen == [TOGETHER]
+    await contents.close()
+
+
+async def test_a_link_waits_no_longer_than_it_may_and_for_nobody_who_came_later(
+    scene: Scene, connection: asyncpg.Connection
+) -> None:
+    _, written = await scene.upload("a")
+    blob, generations = await blob_of(connection), [replica.generation for replica in written]
+    contents = open_contents(scene.database, gather_seconds=0.05)
+    with contents.expect_link():
+        assert (await contents.link(link_of(scene, blob, "b"), generations))[0] is LinkOutcome.LINKED
+    await contents.close()
+    contents = open_contents(scene.database, gather_seconds=600)
+    with ExitStack() as later:
+        with contents.expect_link():
+            linking = asyncio.create_task(contents.link(link_of(scene, blob, "c"), generations))
+            await asyncio.sleep(0.05)
+            later.enter_context(contents.expect_link())
+        assert (await linking)[0] is LinkOutcome.LINKED
+    await contents.close()
+
+
+async def test_as_many_as_go_together_wait_for_nobody(scene: Scene, connection: asyncpg.Connection) -> None:
+    _, written = await scene.upload("a")
+    blob = await blob_of(connection)
+    contents = open_contents(scene.database, gather_seconds=600)
+    with contents.expect_link():
+        asked = [link_of(scene, blob, f"b{number}") for number in range(LINKS_MAX)]
+        assert outcomes(await link_all(contents, asked, written)) == [LinkOutcome.LINKED] * LINKS_MAX
+    await contents.close()
+
+
+async def test_the_end_of_the_node_ends_the_wait_for_those_that_are_expected(
+    scene: Scene, connection: asyncpg.Connection
+) -> None:
+    _, written = await scene.upload("a")
+    contents = open_contents(scene.database, gather_seconds=600)
+    with contents.expect_link():
+        linking = asyncio.create_task(link_all(contents, [link_of(scene, await blob_of(connection), "b")], written))
+        await asyncio.sleep(0.05)
+        await contents.close()
+    assert outcomes(await linking) == [CatalogueUnavailable]
+    assert await paths(connection) == ["a"]
+
+
+# ---------------------------------------------------------------- one that goes wrong
 
 
 async def test_one_that_is_in_conflict_spoils_no_other(

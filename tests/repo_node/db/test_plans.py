@@ -14,7 +14,9 @@ import pytest
 from repo_node.db import artifacts, blobs, downloads, events, known, principals, properties, transfers, trees
 from repo_node.db.blobs import CommitOutcome
 from repo_node.db.commit_groups import COMMIT_GROUP, UploadToCommit, columns
+from repo_node.db.known import Link
 from repo_node.db.pool import Database
+from repo_node.origin import Origin
 from sharding.model import Generation, Replica, ShardId
 from tests.postgres import TestServer, run_apart
 from tests.repo_node.db.scene import (
@@ -206,6 +208,19 @@ async def test_deployment_of_known_content_uses_indexes_alone(large: asyncpg.Con
           FROM deploy_known($1, now(), 1, 'd7', 'f7', '{}', 'x', 'x', 8, 2::smallint, $2, 1::smallint, 1::smallint)
     """
     assert await large.fetchval(link, uuid4(), [row["generation"] for row in rows]) == "linked"
+    assert await whole_scans(large) == []
+
+
+async def test_deployments_of_known_content_together_use_indexes_alone(large: asyncpg.Connection) -> None:
+    asked = [
+        (
+            Link(uuid4(), datetime.now(UTC), 1, folder, f"k{blob}", "{}", Origin("x", "x"), blob, 2, 1, 1),
+            [Generation(UUID(str(row["generation"]))) for row in await large.fetch(REPLICA_SQL, blob)],
+        )
+        for folder, blob in (("d7", 8), ("d7", 9), ("d8", 10), ("", 11))
+    ]
+    row = await large.fetchrow(known.LINK_TOGETHER.sql, *known.columns(asked))
+    assert row is not None and row["outcomes"] == ["linked"] * 4
     assert await whole_scans(large) == []
 
 

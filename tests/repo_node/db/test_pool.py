@@ -412,7 +412,7 @@ async def test_what_a_statement_may_not_do_the_next_one_on_its_connection_may(cl
         backends = {await database._run(ONE, backend_of)}
         await database.fetchrow(limited, 1)
         await database.fetchrow(free)
-        await database.write_each(limited, [(1,), (2,)])
+        await database.fetch_each(limited, [(1,), (2,)])
         await database.fetchrow(free)
         with pytest.raises(NotPermitted):
             await database.fetchrow(both, 1)
