@@ -190,7 +190,7 @@ def batches(numbers: range, length: int) -> Iterator[range]:
 
 
 def fill(cluster: BenchCluster, size: int, count: int, folder: str = "bench/stock") -> list[Stored]:
-    """Stock ``cluster`` with ``count`` artifacts of ``size`` bytes, statistics included, and return them."""
+    """Stock ``cluster`` with ``count`` artifacts of ``size`` bytes, durable, statistics included, and return them."""
 
     async def work() -> list[Stored]:
         connection = await open_loading(cluster.dsn)
@@ -198,6 +198,9 @@ def fill(cluster: BenchCluster, size: int, count: int, folder: str = "bench/stoc
             stock = await open_stock(connection, cluster, folder)
             stored = await make_stock(connection, stock, size, range(count))
             await connection.execute("VACUUM ANALYZE artifacts, blobs, replicas")
+            # Uploads leave nothing to be written later: gigabytes that are would stall the reads that are measured.
+            await connection.execute("CHECKPOINT")
+            os.sync()
             return stored
         finally:
             await connection.close()

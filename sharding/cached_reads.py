@@ -53,20 +53,35 @@ class CachedReads:
 
         None says nothing about the file: whoever wants to know more must be ready to wait.
         """
-        if not self._possible:
+        file = self.open(path, size)
+        if file is None:
             return None
         try:
-            file = self._open(path)
-            try:
-                found = os.fstat(file)
-                if not stat.S_ISREG(found.st_mode) or found.st_size != size:
-                    return None
-                data = room_for(length)
-                return data if os.preadv(file, (data,), offset, os.RWF_NOWAIT) == length else None
-            finally:
-                os.close(file)
+            return self.read_opened(file, offset, length)
+        finally:
+            os.close(file)
+
+    def open(self, path: str, size: int) -> int | None:
+        """Return a file of exactly ``size`` bytes, open, if its name is in memory; the caller closes it.
+
+        None as for ``read``.
+        """
+        found = self._open(path)
+        if found is None:
+            return None
+        file, its_size = found
+        if its_size == size:
+            return file
+        os.close(file)
+        return None
+
+    def read_opened(self, file: int, offset: int, length: int) -> memoryview | None:
+        """Return ``length`` bytes from ``offset`` of what ``open`` gave, if memory has them; None as for ``read``."""
+        data = room_for(length)
+        try:
+            return data if os.preadv(file, (data,), offset, os.RWF_NOWAIT) == length else None
         except OSError as error:
-            self._possible = error.errno not in NOT_POSSIBLE
+            self._note(error.errno)
             return None
 
     def size(self, path: str) -> int | None:
@@ -74,24 +89,34 @@ class CachedReads:
 
         None as for ``read``.
         """
+        found = self._open(path)
+        if found is None:
+            return None
+        file, size = found
+        os.close(file)
+        return size
+
+    def _open(self, path: str) -> tuple[int, int] | None:
+        """Return a regular file, open, and its size."""
         if not self._possible:
             return None
-        try:
-            file = self._open(path)
-            try:
-                found = os.fstat(file)
-            finally:
-                os.close(file)
-        except OSError as error:
-            self._possible = error.errno not in NOT_POSSIBLE
-            return None
-        return found.st_size if stat.S_ISREG(found.st_mode) else None
-
-    def _open(self, path: str) -> int:
         file: int = self._syscall(OPENAT2, self._directory, path.encode(), self._how_at, ctypes.sizeof(OpenHow))
         if file < 0:
-            raise OSError(ctypes.get_errno(), "openat2")
-        return file
+            self._note(ctypes.get_errno())
+            return None
+        try:
+            found = os.fstat(file)
+        except OSError:
+            os.close(file)
+            return None
+        if stat.S_ISREG(found.st_mode):
+            return file, found.st_size
+        os.close(file)
+        return None
+
+    def _note(self, number: int | None) -> None:
+        """Give all of this up, where an error says that it will never work."""
+        self._possible = number not in NOT_POSSIBLE
 
 
 def is_local(libc: ctypes.PyDLL, directory: int) -> bool:

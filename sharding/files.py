@@ -79,7 +79,7 @@ class ShardFiles:
         except OSError:
             os.close(self.tmp)
             raise
-        self._cached_reads = CachedReads(self.blobs)
+        self.cached_reads = CachedReads(self.blobs)
 
     def close(self) -> None:
         """Close the directories and give up the claim; no call may be under way. May be called twice."""
@@ -117,6 +117,11 @@ class ShardFiles:
             raise ShardRefused(self.shard, "a blob is named by 32 bytes of sha256 and a uuid")
         return str(blob)
 
+    def path_of(self, blob: BlobName) -> str:
+        """Return where in ``blobs/`` the file of ``blob`` is."""
+        name = self.name(blob)
+        return f"{fan_out_of(name)}/{name}"
+
     def read(self, blob: BlobName, size: int, offset: int, length: int) -> bytes:
         """See ``Shard.read``."""
         if offset < 0 or length < 0 or offset + length > size:
@@ -134,13 +139,11 @@ class ShardFiles:
         """Return what ``read`` would if memory has all of it; None says nothing about the file. Does not block."""
         if offset < 0 or not 0 < length <= BLOCK_BYTES or offset + length > size:
             return None
-        name = self.name(blob)
-        return self._cached_reads.read(f"{fan_out_of(name)}/{name}", size, offset, length)
+        return self.cached_reads.read(self.path_of(blob), size, offset, length)
 
     def size_cached(self, blob: BlobName) -> int | None:
         """Return what ``sizes`` would of a file that is there, if memory knows it; else None. Does not block."""
-        name = self.name(blob)
-        return self._cached_reads.size(f"{fan_out_of(name)}/{name}")
+        return self.cached_reads.size(self.path_of(blob))
 
     def sizes(self, blobs: Sequence[BlobName]) -> list[int | None]:
         """See ``Shard.sizes``. Each file is opened: a dead file system still answers ``stat`` from memory."""

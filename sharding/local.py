@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from sharding.arriving_reads import ArrivingReads
 from sharding.directory_sync import DirectorySync
 from sharding.disk import DiskBusy, DiskExecutor
 from sharding.disk_errors import LOOKING, WRITING, shard_error, translated
@@ -47,6 +48,7 @@ class LocalShard:
         self.files = files
         self._executor = executor
         self._directories = DirectorySync(lambda directories: executor.begin(files.sync_all, directories))
+        self._arriving = ArrivingReads(files.cached_reads)
         self._rereader = Rereader(files)
         self._quarantine = Quarantine(files)
 
@@ -72,8 +74,15 @@ class LocalShard:
         return LocalStaged(self, file)
 
     async def read(self, name: BlobName, *, size: int, offset: int, length: int) -> Buffer:
-        """See ``Shard.read``: on a thread of the disk. Who has not asked ``recall`` yet may want to."""
-        return await self.run(self.files.read, name, size, offset, length)
+        """See ``Shard.read``: small blobs by the page cache, as it gets them, others on a thread of the disk.
+
+        Who has not asked ``recall`` yet may want to.
+        """
+        in_thread = partial(self.files.read, name, size, offset, length)
+        if self._executor.is_closed:
+            return await self.run(in_thread)  # which says so
+        path = self.files.path_of(name)
+        return await self._arriving.read(path, size, offset, length, otherwise=lambda: self.run(in_thread))
 
     def recall(self, name: BlobName, *, size: int, offset: int, length: int) -> Buffer | None:
         """See ``Shard.recall``: what the page cache has all of."""

@@ -29,4 +29,5 @@ def open_at(
 def forget_cached(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nothing be answered from memory."""
     monkeypatch.setattr(CachedReads, "read", lambda *_: None)
+    monkeypatch.setattr(CachedReads, "open", lambda *_: None)
     monkeypatch.setattr(CachedReads, "size", lambda *_: None)
