@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 from collections import deque
+from typing import ClassVar
 
 from sharding.model import BLOCK_BYTES, Buffer
 
@@ -27,13 +28,11 @@ class Room(ctypes.Array[ctypes.c_ubyte]):
 
     _type_ = ctypes.c_ubyte
     _length_ = ROOM_BYTES
+    spare: ClassVar = deque[mmap.mmap](maxlen=SPARE_MAX)
     memory: mmap.mmap
 
     def __del__(self) -> None:
-        SPARE.append(self.memory)
-
-
-SPARE = deque[mmap.mmap](maxlen=SPARE_MAX)
+        self.spare.append(self.memory)
 
 
 def room_for(length: int) -> memoryview:
@@ -47,7 +46,7 @@ def room_for(length: int) -> memoryview:
     if length > ROOM_BYTES:
         return memoryview(mapped(length))
     try:
-        memory = SPARE.pop()
+        memory = Room.spare.pop()
     except IndexError:
         memory = mapped(ROOM_BYTES)
     room = Room.from_buffer(memory)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sharding.model import BLOCK_BYTES
-from sharding.room import CLEARED_BYTES_MAX, ROOM_BYTES, SPARE, SPARE_MAX, room_for
+from sharding.room import CLEARED_BYTES_MAX, ROOM_BYTES, SPARE_MAX, Room, room_for
 
 
 @pytest.mark.parametrize("length", [0, 1, CLEARED_BYTES_MAX, CLEARED_BYTES_MAX + 1, ROOM_BYTES, ROOM_BYTES + 1])
@@ -24,7 +24,7 @@ def test_room_is_lent_again_once_the_last_view_of_it_is_gone() -> None:
     for other in others:
         other[:4] = b"them"
     assert view == b"mine"
-    SPARE.clear()
+    Room.spare.clear()
     del view
     assert room_for(BLOCK_BYTES)[:4] == b"mine"
 
@@ -32,4 +32,4 @@ def test_room_is_lent_again_once_the_last_view_of_it_is_gone() -> None:
 def test_no_more_rooms_are_kept_than_may_wait() -> None:
     rooms = [room_for(BLOCK_BYTES) for _ in range(SPARE_MAX + 8)]
     rooms.clear()
-    assert len(SPARE) == SPARE_MAX
+    assert len(Room.spare) == SPARE_MAX
