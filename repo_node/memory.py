@@ -16,11 +16,14 @@ MMAP_THRESHOLD_BYTES = 4 << 20
 What carries a block is smaller, and used again without the kernel, which takes longer to map it than to copy it.
 """
 
+TRIM_THRESHOLD_BYTES = 64 << 20
+"""What the end of the heap may have free before it shrinks at once: it grows again page by page, at each block read."""
+
 ARENAS_MAX = 1
 """Heaps: what one thread has freed another can use, and they hardly ever allocate at once."""
 
 FREE_BYTES_MAX = 8 << 20
-"""What the heap may keep that nobody uses."""
+"""What the heap may keep, for longer than between two looks, that nobody uses."""
 
 LOOK_SECONDS = 2.0
 COLLECTION_THRESHOLD = 50_000
@@ -37,7 +40,7 @@ def tune() -> None:
     with suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
-        mallopt(M_TRIM_THRESHOLD, FREE_BYTES_MAX)
+        mallopt(M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES)
         mallopt(M_ARENA_MAX, ARENAS_MAX)
     # Requests make hardly any cycles; what was made by the imports never goes.
     gc.freeze()
@@ -47,7 +50,7 @@ def tune() -> None:
 async def give_back() -> None:
     """Give back what is free in the heap whenever it is too much, until cancelled.
 
-    The C library does so at the heap's end alone; a burst of requests leaves it between what stays.
+    The C library would do so at the heap's end alone; a burst of requests leaves it between what stays.
     """
     libc = ctypes.CDLL(None)
     try:
