@@ -46,7 +46,7 @@ The members are equal shards, four to a node, dealt out over three zones; blobs 
   look-up       Ring.primaries(key, 2) for random keys, median of five rounds        aim <= 10 us
   zone down     the first three candidates while every shard of one zone is unusable
   build         Ring(members), best of three                                         aim <= 1 s at 240
-  peak          memory traced while building, numpy's included                       aim <= 32 MiB at 240
+  peak          memory traced while building                                         aim <= 32 MiB at 240
 
 All three default sizes take about half a minute and 750 MB. Without options the figures go to
 benchmarks/results/.

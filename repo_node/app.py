@@ -165,6 +165,7 @@ async def running_node(
         beating = await stack.enter_async_context(task(membership.run()))
         await stack.enter_async_context(task(own.run()))
         await stack.enter_async_context(task(watch_lag(metrics)))
+        await stack.enter_async_context(task(memory.give_back()))
         artifacts = serve_artifacts(stack, parts)
         leadership = await take_part(stack, parts)
         peers = PeerWatch(owner.node, lambda: membership.rows, parts.topology.peer_at, settings, metrics)

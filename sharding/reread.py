@@ -7,7 +7,6 @@ holds, cost no copy and push nothing out. Elsewhere the pages are given up befor
 from __future__ import annotations
 
 import errno
-import mmap
 import os
 import stat
 import threading
@@ -20,45 +19,15 @@ from sharding.errors import ReplicaCorrupt, ReplicaMissing, ShardError, ShardRef
 from sharding.files import OPEN_FILE, ShardFiles
 from sharding.identity import IDENTITY_FILE
 from sharding.model import BLOCK_BYTES
+from sharding.room import PAGE_BYTES, room_for
 from sharding.shard import Part
-
-BUFFER_BYTES = 4 * BLOCK_BYTES
-"""Read in one call: large enough that calls do not count, small enough to stay in the processor's cache."""
-
-
-class Buffers:
-    """Lends buffers to threads, and keeps as many as are in use at once as a rule."""
-
-    def __init__(self, kept_max: int) -> None:
-        self._kept_max = kept_max
-        self._spare: list[memoryview] = []
-        self._lock = threading.Lock()
-
-    @contextmanager
-    def lent(self) -> Iterator[memoryview]:
-        with self._lock:
-            buffer = self._spare.pop() if self._spare else None
-        if buffer is None:
-            # Anonymous memory begins at a page, as direct reads want it.
-            buffer = memoryview(mmap.mmap(-1, BUFFER_BYTES))
-        try:
-            yield buffer
-        finally:
-            with self._lock:
-                if len(self._spare) < self._kept_max:
-                    self._spare.append(buffer)
-
-
-BUFFERS = Buffers(kept_max=4)
-"""Shared by all shards of a process: audits read a few at a time, whatever their number."""
 
 
 class Rereader:
-    """Re-reads replicas of one shard into buffers that are used again and again."""
+    """Re-reads replicas of one shard, a block at a time."""
 
-    def __init__(self, files: ShardFiles, buffers: Buffers = BUFFERS) -> None:
+    def __init__(self, files: ShardFiles) -> None:
         self._files = files
-        self._buffers = buffers
         self._asking = threading.Lock()
 
     def check_answers(self) -> None:
@@ -75,9 +44,8 @@ class Rereader:
         with (
             suppress(FileNotFoundError),  # the disk answered
             opened(IDENTITY_FILE, self._files.claim.directory) as (file, is_direct),
-            self._buffers.lent() as buffer,
         ):
-            read_into(buffer, file, 0, mmap.PAGESIZE, is_direct)
+            read_into(room_for(BLOCK_BYTES), file, 0, PAGE_BYTES, is_direct)
 
     def reread(self, parts: Sequence[Part]) -> list[bytes | ShardError]:
         """See ``Auditable.reread``."""
@@ -110,33 +78,32 @@ class Rereader:
             raise ReplicaCorrupt(
                 self._files.shard, f"{name} should be a file of {part.size} bytes and has {found.st_size}"
             )
-        digests = b""
-        with self._buffers.lent() as buffer:
-            for offset in range(part.offset, part.offset + part.length, BUFFER_BYTES):
-                wanted = min(BUFFER_BYTES, part.offset + part.length - offset)
-                data = read_into(buffer, file, offset, wanted, is_direct)
-                if len(data) != wanted:
-                    ended_at = offset + len(data)
-                    raise ReplicaCorrupt(self._files.shard, f"{name} ended at {ended_at} of {part.size} bytes")
-                digests += block_digests(data)
-                if part.hasher is not None:
-                    part.hasher.update(data)
+        digests, room = b"", room_for(BLOCK_BYTES)
+        for offset in range(part.offset, part.offset + part.length, BLOCK_BYTES):
+            wanted = min(BLOCK_BYTES, part.offset + part.length - offset)
+            data = read_into(room, file, offset, wanted, is_direct)
+            if len(data) != wanted:
+                ended_at = offset + len(data)
+                raise ReplicaCorrupt(self._files.shard, f"{name} ended at {ended_at} of {part.size} bytes")
+            digests += block_digests(data)
+            if part.hasher is not None:
+                part.hasher.update(data)
         return digests
 
 
 def read_into(buffer: memoryview, file: int, offset: int, wanted: int, is_direct: bool) -> memoryview:
     """Return up to ``wanted`` bytes of ``file``, in ``buffer``."""
     # Whole pages, as a direct read asks for, beyond the end of the file too, where it stops by itself.
-    buffer = buffer[: -(-wanted // mmap.PAGESIZE) * mmap.PAGESIZE]
+    buffer = buffer[: -(-wanted // PAGE_BYTES) * PAGE_BYTES]
     if not is_direct:
-        os.posix_fadvise(file, offset, BUFFER_BYTES, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(file, offset, BLOCK_BYTES, os.POSIX_FADV_DONTNEED)
     taken = 0
     while taken < wanted and (count := os.preadv(file, [buffer[taken:]], offset + taken)):
         taken += count
-        if is_direct and taken % mmap.PAGESIZE:
+        if is_direct and taken % PAGE_BYTES:
             break
     if not is_direct:
-        os.posix_fadvise(file, offset, BUFFER_BYTES, os.POSIX_FADV_DONTNEED)
+        os.posix_fadvise(file, offset, BLOCK_BYTES, os.POSIX_FADV_DONTNEED)
     return buffer[: min(taken, wanted)]
 
 

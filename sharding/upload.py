@@ -51,7 +51,7 @@ class Upload:
         self.size = 0
         self.digests: BlobDigests | None = None
         self.small: Buffer | None = None
-        """The whole body, when it is finished and was never staged."""
+        """The whole body, when it has come and was never staged."""
         self.tee: Tee | None = None
         self._hashing = hashing
         self._extra_digests = extra_digests
@@ -66,12 +66,17 @@ class Upload:
         await self.close()
 
     async def write(self, data: Buffer) -> None:
-        """Take the next bytes of the body; return when there is room for more. ``data`` may be reused then.
+        """Take the next bytes of the body; return when there is room for more.
 
-        Raises ``WriteQuorumNotMet`` once the upload has become hopeless.
+        ``data`` may be reused then, unless it is the whole of a small body: that stays where it is, and must not
+        change. Raises ``WriteQuorumNotMet`` once the upload has become hopeless.
         """
+        assert self.small is None, "a body is no longer than it was said to be"
         rest = memoryview(data).cast("B")
         self.size += len(rest)
+        if len(rest) == self._length and not self._is_long:
+            self.small = rest
+            return
         # A body of just one block is small. Of a longer one, each block goes out as soon as it is full.
         least = BLOCK_BYTES if self._is_long else BLOCK_BYTES + 1
         while len(self._block) + len(rest) >= least:
@@ -90,8 +95,8 @@ class Upload:
         """Say that the body is complete and return its digests. Nothing is visible or durable yet."""
         last, self._block = self._block, bytearray()
         if self.tee is None:
-            self.digests = await self._digest(last)
-            self.small = last
+            self.small = last if self.small is None else self.small
+            self.digests = await self._digest(self.small)
         else:
             if last:
                 await self.tee.send(last)

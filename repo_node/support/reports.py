@@ -23,7 +23,7 @@ REPORT_PATH = "/report"
 """Of the internal listener, and of the siblings', where it gives a process' own part."""
 
 SIBLING_SECONDS = 10.0
-LIBRARIES = ("aiohttp", "asyncpg", "uvloop", "pydantic", "prometheus-client", "numpy", "xxhash", "argon2-cffi")
+LIBRARIES = ("aiohttp", "asyncpg", "uvloop", "pydantic", "prometheus-client", "xxhash", "argon2-cffi")
 
 
 class NodeReports:

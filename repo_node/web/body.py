@@ -79,29 +79,38 @@ async def read_body(request: web.Request) -> AsyncGenerator[bytes, None]:
 
 
 async def receive_upload(request: web.Request, lease: Lease, heed: Callable[[], None]) -> AsyncGenerator[Buffer, None]:
-    """Yield the body as ``read_body`` does, a long one in whole blocks; a piece is of use until the next is asked for.
+    """Yield the body as ``read_body`` does, a long one in whole blocks, each in memory of its own.
 
     ``heed`` is called every now and then while a block is slow to come; what it raises ends the body. From
     ``UNCOUNTED_BYTES`` on, the block that is being filled or was yielded last is counted in ``lease``. Raises
     ``ConnectionResetError`` too.
     """
-    received = 0
+    received, begun = 0, b""
     async with aclosing(read_body(request)) as pieces:
         async for piece in pieces:
             received += len(piece)
+            left = left_of(request, received)
+            if left > UNCOUNTED_BYTES and len(piece) < block_left(received - len(piece)):
+                begun = piece
+                del piece
+                break
             if received > UNCOUNTED_BYTES and not lease.blocks:
                 await lease.take()
             yield piece
             del piece
-            if (left := left_of(request, received)) > UNCOUNTED_BYTES:
-                break
         else:
             return
-    async with aclosing(receive_blocks(request, left, lease, heed)) as blocks:
+    async with aclosing(receive_blocks(request, begun, left, lease, heed)) as blocks:
+        del begun
         async for block in blocks:
             yield block
             # The next one is waited for without it.
             del block
+
+
+def block_left(received: int) -> int:
+    """Return how many bytes the block lacks that the next byte of a body belongs to."""
+    return BLOCK_BYTES - received % BLOCK_BYTES
 
 
 def left_of(request: web.Request, received: int) -> int:
@@ -112,9 +121,9 @@ def left_of(request: web.Request, received: int) -> int:
 
 
 async def receive_blocks(
-    request: web.Request, left: int, lease: Lease, heed: Callable[[], None]
+    request: web.Request, begun: bytes, left: int, lease: Lease, heed: Callable[[], None]
 ) -> AsyncGenerator[Buffer, None]:
-    """Yield the last ``left`` bytes of a body so that each piece ends a block, or the body."""
+    """Yield ``begun``, less than its block lacks, and the ``left`` bytes of a body so that each piece ends a block."""
     length, floor = request.content_length, RateFloor(request.app[SERVICES].http)
     assert length is not None
     reception = Reception(request, left)
@@ -122,9 +131,11 @@ async def receive_blocks(
         while reception.left:
             if not lease.blocks:
                 await lease.take()
-            received = length - reception.left
-            room = room_for(min(reception.left, BLOCK_BYTES - received % BLOCK_BYTES))
-            await fill(request, reception, room, floor, heed)
+            received = length - reception.left - len(begun)
+            room = room_for(min(length - received, block_left(received)))
+            room[: len(begun)] = begun
+            await fill(request, reception, room[len(begun) :], floor, heed)
+            begun = b""
             yield room
             del room
             if length > BLOCK_BYTES:

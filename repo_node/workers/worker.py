@@ -148,6 +148,7 @@ async def running_worker(
         await parts.membership.begin()
         beating = await stack.enter_async_context(task(parts.membership.run()))
         await stack.enter_async_context(task(watch_lag(metrics)))
+        await stack.enter_async_context(task(memory.give_back()))
         artifacts = serve_artifacts(stack, parts)
         link.own_served = lambda: parts.store.served
         node = node_of(parts, lambda: link.outlook)

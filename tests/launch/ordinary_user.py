@@ -44,8 +44,6 @@ NEEDED = (
     "pycparser",
     "prometheus_client",
     "xxhash",
-    "numpy",
-    "numpy.libs",
     "aiofiles",
 )
 

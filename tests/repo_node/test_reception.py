@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import socket
 import threading
 import time
+from contextlib import ExitStack
 
 import pytest
 
+from sharding.room import Room
 from tests.repo_node.http import Client
 from tests.repo_node.nodes import PASSWORD, RunningCluster, basic, new_path, random_bytes
 from tests.repo_node.test_deploy import nothing_stored
@@ -100,3 +103,25 @@ def test_a_client_that_takes_its_time_holds_up_nobody_for_long(one: RunningClust
         connection.sendall(body[BLOCK + 10 :])
         assert answers(connection, 1).startswith(b"HTTP/1.1 201")
     assert one.admin.get(slow).body == body
+
+
+@pytest.mark.parametrize("length", [BLOCK, 3 * BLOCK])
+def test_an_upload_has_one_block_of_memory_whatever_its_length(one: RunningCluster, length: int) -> None:
+    count = 20
+    bodies = {new_path(): random_bytes(length) for _ in range(count)}
+    with one.settings(transfer_blocks_max=1, transfer_wait_seconds=0.05), ExitStack() as stack:
+        connections = []
+        for path, body in bodies.items():
+            connections.append(stack.enter_context(socket.create_connection(("127.0.0.1", one.first.port), timeout=30)))
+            connections[-1].sendall(put_head(path, length) + body[:-1])
+        seen = [rooms_in_use() for _ in range(20) if time.sleep(0.05) is None]
+        assert max(seen) == seen[-1] == count
+        for connection, body in zip(connections, bodies.values(), strict=True):
+            connection.sendall(body[-1:])
+            assert answers(connection, 1).startswith(b"HTTP/1.1 201")
+    assert rooms_in_use() == 0
+    assert all(one.admin.get(path).body == body for path, body in bodies.items())
+
+
+def rooms_in_use() -> int:
+    return sum(type(found) is Room for found in gc.get_objects())

@@ -14,7 +14,7 @@ import pytest
 
 from sharding.direct_writes import DirectWrites
 from sharding.model import BLOCK_BYTES, BlobName, Buffer
-from sharding.room import PAGE_BYTES, ZEROED_BYTES_MAX, is_aligned, room_for
+from sharding.room import CLEARED_BYTES_MAX, PAGE_BYTES, is_aligned, room_for
 from tests.sharding.local_shards import open_at
 from tests.sharding.shard_contract import block_digests, make_generation, replica_file
 
@@ -26,7 +26,7 @@ def block_of(data: bytes) -> memoryview:
     return room
 
 
-@pytest.mark.parametrize("length", [ZEROED_BYTES_MAX + 1, 100_000, BLOCK_BYTES])
+@pytest.mark.parametrize("length", [CLEARED_BYTES_MAX + 1, 300_000, BLOCK_BYTES])
 def test_longer_memory_begins_with_a_page(length: int) -> None:
     room = room_for(length)
     assert len(room) == length
@@ -107,7 +107,7 @@ async def test_pieces_of_any_size_and_place_in_memory_add_up(tmp_path: Path, see
     for _ in range(24):
         length = draw.choice([1, 511, 512, PAGE_BYTES, 3 * PAGE_BYTES, 20_000, 16 * PAGE_BYTES])
         start = draw.choice([0, 0, 1, 512])
-        pieces.append(block_of(draw.randbytes(length + ZEROED_BYTES_MAX + start))[start : start + length])
+        pieces.append(block_of(draw.randbytes(length + CLEARED_BYTES_MAX + start))[start : start + length])
     assert await store(tmp_path / "shard", pieces, kept=PAGE_BYTES) == b"".join(pieces)
 
 
@@ -137,7 +137,7 @@ async def test_what_is_written_in_part_goes_on_as_usual(tmp_path: Path, monkeypa
         return real(file, memoryview(data)[:1000])
 
     monkeypatch.setattr(os, "write", write)
-    pieces: list[Buffer] = [block_of(os.urandom(2 * ZEROED_BYTES_MAX)) for _ in range(3)]
+    pieces: list[Buffer] = [block_of(os.urandom(2 * CLEARED_BYTES_MAX)) for _ in range(3)]
     assert await store(tmp_path / "shard", pieces, kept=0) == b"".join(pieces)
 
 

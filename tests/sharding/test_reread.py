@@ -113,15 +113,3 @@ async def test_reread_finds_what_a_part_of_the_disk_lost_though_memory_has_it(tm
             outcomes = await shard.reread([whole(name, 4 * BLOCK_BYTES) for name in names])
             bad = [outcome for outcome in outcomes if isinstance(outcome, ReplicaCorrupt)]
             assert 0 < len(bad) < len(names), outcomes
-
-
-async def test_few_buffers_are_kept_however_many_threads_read(tmp_path: Path) -> None:
-    buffers = reread.Buffers(kept_max=2)
-    lent = [buffers.lent() for _ in range(5)]
-    memory = [one.__enter__() for one in lent]
-    assert len({id(one.obj) for one in memory}) == 5
-    for one in lent:
-        one.__exit__(None, None, None)
-    with buffers.lent() as again, buffers.lent() as other:
-        assert {id(again.obj), id(other.obj)} <= {id(one.obj) for one in memory}
-    assert len(buffers._spare) == 2

@@ -114,6 +114,17 @@ def test_walk_follows_the_positions_of_splitmix64(members: list[Member], key: in
     assert list(Ring(members, virtual_nodes=FEW).walk(key)) == list(dict.fromkeys(ahead + behind))
 
 
+@given(memberships(), KEYS, st.integers(1, 20), st.integers(1, 20))
+def test_ring_is_the_same_whatever_is_made_and_sorted_at_once(
+    members: list[Member], key: int, made: int, sorted_at_once: int
+) -> None:
+    whole = list(Ring(members, virtual_nodes=FEW).walk(key))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ring_module, "RUN", made)
+        patch.setattr(ring_module, "SORTED_AT_ONCE", sorted_at_once)
+        assert list(Ring(members, virtual_nodes=FEW).walk(key)) == whole
+
+
 @given(memberships(), KEYS, st.randoms(use_true_random=False))
 def test_ring_is_the_same_when_members_come_in_another_order(
     members: list[Member], key: int, shuffler: random.Random

@@ -86,6 +86,16 @@ async def test_upload_keeps_small_bodies_in_memory_and_stages_longer_ones(size: 
     assert cluster.staged() == []
 
 
+@instant
+async def test_upload_keeps_a_small_body_that_comes_whole_where_it_is() -> None:
+    provider, body = Cluster(THREE_ZONES).provider(), bytearray(body_of(BLOCK_BYTES))
+    async with provider.open_upload(TWO, length=len(body)) as upload:
+        await upload.write(body)
+        check_digests(await upload.finish(), bytes(body))
+        assert isinstance(upload.small, memoryview) and upload.small.obj is body
+    await provider.close()
+
+
 @given(
     size=st.integers(0, 5 * BLOCK),
     cuts=st.lists(st.integers(0, 5 * BLOCK), max_size=12),

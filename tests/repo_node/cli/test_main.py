@@ -9,7 +9,7 @@ import pytest
 from repo_node.cli import COMMANDS, main
 from tests.repo_node.cli.conftest import Holdfast
 
-HEAVY = ("aiohttp", "pydantic", "rich", "asyncpg", "numpy")
+HEAVY = ("aiohttp", "pydantic", "rich", "asyncpg")
 TEACHING = [
     *[(name,) for name in COMMANDS if name not in ("up", "down")],
     *[("settings", name) for name in ("list", "get", "set")],
