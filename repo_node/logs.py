@@ -35,15 +35,17 @@ request_id: ContextVar[str] = ContextVar("request_id", default="-")
 class RequestRecord(logging.LogRecord):
     """The record of one request: as any other, but made by three calls, because there is one for each request.
 
-    What all of them have in common is found out once.
+    What all of them have in common is found out once. Thread and process are left out, as ``configure`` has it for all.
     """
 
-    COMMON = vars(logging.LogRecord(REQUESTS, logging.INFO, "", 0, "request", (), None))
+    FIRST = logging.LogRecord(REQUESTS, logging.INFO, "", 0, "request", (), None)
+    COMMON = vars(FIRST) | dict.fromkeys(("thread", "threadName", "process", "processName", "taskName"))
 
     def __init__(self, facts: Mapping[str, object]) -> None:
         self.__dict__.update(self.COMMON)
         self.created = now = time.time()
         self.msecs = now % 1 * 1000
+        self.relativeCreated += (now - self.FIRST.created) * 1000
         self.facts = facts
 
 

@@ -23,6 +23,9 @@ from sharding.view import StoreView
 
 DRAIN_POLL_SECONDS, COPIES_POLL_SECONDS = 0.05, 0.25
 
+COPIES_ANSWER_SECONDS_MAX = 2.0
+"""How long Postgres may take to say what this node alone has: an end has a limit, however long statements may take."""
+
 
 class Others(Protocol):
     """The other processes of this node."""
@@ -134,12 +137,16 @@ class Node:
                 return
 
     async def sole_copies(self) -> int:
-        """Return how many blobs cannot be read without this node until they are repaired; 0 while Postgres is away."""
+        """Return how many blobs cannot be read without this node until they are repaired.
+
+        0 while Postgres is away, or takes longer than ``COPIES_ANSWER_SECONDS_MAX``.
+        """
         if not self.is_fresh:
             return 0
         try:
-            return await repair_queue.sole_copies(self.database, self._topology.view.node)
-        except CatalogueUnavailable:
+            async with asyncio.timeout(COPIES_ANSWER_SECONDS_MAX):
+                return await repair_queue.sole_copies(self.database, self._topology.view.node)
+        except (CatalogueUnavailable, TimeoutError):
             return 0
 
     def cluster(self) -> ClusterRows:

@@ -60,16 +60,18 @@ BACKLOG = Statement(
       FROM repair_queue q LEFT JOIN gc_candidates c ON c.blob_id = q.blob_id GROUP BY 1, 2
     """,
 )
-# Of the most endangered that are queued: what is not among those would not be copied in time either. Where no other
-# node could take copies, there are none to wait for.
+# Of those that are copied next: what is not among them would not be copied in time either. They are cut off before it
+# is asked which of them anything refers to, so that no more of the queue is read. Where no other node could take
+# copies, there are none to wait for.
 SOLE = Statement(
     "repair_sole",
     f"""
     WITH staying AS MATERIALIZED (
         SELECT n.id FROM nodes n WHERE n.id <> $1 AND node_is_up(n) AND n.leaving IS DISTINCT FROM n.incarnation
+    ), next AS MATERIALIZED (
+        SELECT q.blob_id FROM repair_queue q ORDER BY q.urgency, q.due_at LIMIT $2
     ), endangered AS (
-        SELECT q.blob_id FROM repair_queue q LEFT JOIN gc_candidates c ON c.blob_id = q.blob_id
-         WHERE NOT {UNREFERENCED} ORDER BY q.urgency, q.due_at LIMIT $2
+        SELECT q.blob_id FROM next q LEFT JOIN gc_candidates c ON c.blob_id = q.blob_id WHERE NOT {UNREFERENCED}
     ), sole AS (
         SELECT e.blob_id
           FROM endangered e CROSS JOIN LATERAL live_replicas(e.blob_id) l JOIN shards s ON s.id = l.shard_id

@@ -81,6 +81,7 @@ class RoundTrips(Generic[Q, A]):
         self._lanes: set[asyncio.Task[None]] = set()
         self._prompt: asyncio.Task[None] | None = None
         """The lane whose round trip is not late: who comes goes with its next one."""
+        self._closed = False
 
     def expect(self) -> Expected:
         """Return what is to be held while it takes a while to find out what will be asked."""
@@ -94,6 +95,8 @@ class RoundTrips(Generic[Q, A]):
 
     async def ask(self, question: Q) -> A:
         """Return the answer. Raises ``CatalogueUnavailable``, and what ``ask`` of the constructor does."""
+        if self._closed:
+            raise CatalogueUnavailable(LEAVING)
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[A] = loop.create_future()
         self._waiting[answer] = Waiting(question, loop.time())
@@ -104,12 +107,13 @@ class RoundTrips(Generic[Q, A]):
             self._waiting.pop(answer, None)
 
     async def close(self) -> None:
-        """Stop. Whoever still waits hears that Postgres was not asked."""
+        """Stop. Whoever still waits, or comes later, hears that Postgres was not asked."""
+        self._closed = True
         await stop(tuple(self._lanes))
         fail(self._waiting, CatalogueUnavailable(LEAVING))
 
     def _begin(self) -> None:
-        if self._prompt is None and len(self._lanes) < ROUND_TRIPS_MAX:
+        if self._prompt is None and len(self._lanes) < ROUND_TRIPS_MAX and not self._closed:
             # In a context of its own: what is logged belongs to no single request.
             self._prompt = asyncio.get_running_loop().create_task(self._work(), context=Context())
             self._lanes.add(self._prompt)

@@ -18,7 +18,7 @@ from aiohttp import web
 from repo_node import keys, logs
 from repo_node.api.shards import ShardHandlers
 from repo_node.config import LogSection
-from repo_node.logs import JsonFormatter, TextFormatter
+from repo_node.logs import REQUESTS, JsonFormatter, RequestRecord, TextFormatter
 from sharding import wire
 from tests.repo_node.http import Answer
 from tests.repo_node.nodes import (
@@ -70,6 +70,20 @@ def record(message: str, *, error: Exception | None = None, **facts: object) -> 
     if facts:
         made.facts = facts
     return made
+
+
+def test_record_of_a_request_has_what_any_other_has_by_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    for left_out in ("logThreads", "logProcesses", "logMultiprocessing", "logAsyncioTasks"):
+        monkeypatch.setattr(logging, left_out, False, raising=False)
+    other = vars(logging.LogRecord(REQUESTS, logging.INFO, "", 0, "request", (), None))
+    made = vars(RequestRecord({"status": 200}))
+    assert made.pop("facts") == {"status": 200}
+    moments = ("created", "relativeCreated")
+    assert [made[name] for name in moments] == pytest.approx([other[name] for name in moments], abs=1000)
+    varying = (*moments, "msecs", "taskName")
+    assert {name: made[name] for name in made if name not in varying} == {
+        name: other[name] for name in other if name not in varying
+    }
 
 
 # ---------------------------------------------------------------------- form

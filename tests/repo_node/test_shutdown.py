@@ -7,9 +7,14 @@ import subprocess
 import sys
 import textwrap
 import threading
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from repo_node import node as nodes
+from repo_node.metrics import Metrics
+from repo_node.node import Node
 from repo_node.shutdown import StopRequests, running_tasks, running_threads
 
 END_SECONDS = 60
@@ -106,3 +111,20 @@ def test_threads_for_which_the_interpreter_would_wait_are_told() -> None:
         assert "thread, daemon False: " in told and "daemon True" not in told
     finally:
         go.set()
+
+
+async def test_postgres_that_does_not_answer_holds_up_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nodes, "COPIES_ANSWER_SECONDS_MAX", 0.05)
+    asked = 0
+
+    async def fetchrow(*_: object) -> None:
+        nonlocal asked
+        asked += 1
+        await asyncio.Event().wait()
+
+    parts = SimpleNamespace(fetchrow=fetchrow, is_fresh=True, view=SimpleNamespace(node="node-1"))
+    node = Node(Metrics(), *cast(Any, (parts, parts, parts, parts, parts)))
+    async with asyncio.timeout(END_SECONDS):
+        await node.drained(0, 3600, asyncio.Event())
+        assert await node.sole_copies() == 0
+    assert asked == 2

@@ -40,6 +40,14 @@ async def test_step_uses_indexes_alone(large: asyncpg.Connection, step: str) -> 
     assert await whole_scans(large) == []
 
 
+async def test_look_for_sole_copies_reads_no_more_of_the_queue_than_its_part(large: asyncpg.Connection) -> None:
+    await large.execute("SET LOCAL enable_seqscan = off")  # as in every connection of the pool
+    await large.fetch(repair_queue.SOLE.sql, "n1", 10)
+    assert await whole_scans(large) == []
+    read = "SELECT idx_tup_fetch FROM pg_stat_xact_user_tables WHERE relname = 'repair_queue'"
+    assert await large.fetchval(read) <= 10
+
+
 async def test_ends_of_repairs_moves_and_trims_use_indexes_alone(large: asyncpg.Connection) -> None:
     token = uuid4()
     claims = await large.fetch(repair_queue.CLAIM.sql, token, 60.0, 3, 1 << 30)

@@ -15,7 +15,7 @@ from repo_node.db.artifacts import LookUp
 from repo_node.db.errors import CatalogueUnavailable, NoSchema
 from repo_node.db.lookups import LookUps
 from repo_node.db.pool import open_database
-from repo_node.db.round_trips import ROUND_TRIPS_MAX
+from repo_node.db.round_trips import LATE_SECONDS, ROUND_TRIPS_MAX
 from repo_node.paths import ArtifactPath
 from tests.repo_node.db.scene import REPOSITORY, Queries, Scene, database_section
 from tests.repo_node.db.severing_proxy import Fate, open_proxy
@@ -240,6 +240,39 @@ async def test_the_end_of_the_node_leaves_nobody_waiting(look_ups: LookUps, serv
     for one in asked:
         with pytest.raises(CatalogueUnavailable):
             await one
+
+
+async def test_who_comes_after_the_end_of_the_node_is_refused_and_does_not_wait(server: Server) -> None:
+    look_ups = open_look_ups()
+    first = asyncio.create_task(look_ups.resolve(path("a")))
+    await asyncio.sleep(0)  # it waits by now, and what asks for it has not begun
+    await look_ups.close()
+    for one in (first, look_ups.resolve(path("b"))):
+        with pytest.raises(CatalogueUnavailable):
+            await asyncio.wait_for(one, 5)
+    assert server.trips == []
+
+
+async def test_nothing_is_asked_any_more_for_those_who_heard_that_the_node_leaves(server: Server) -> None:
+    """Not even when the round trip under way is late just then, or takes its time to end."""
+
+    async def deaf(_: int, __: list[str]) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            await asyncio.sleep(3 * LATE_SECONDS)
+
+    server.answer = deaf
+    look_ups = open_look_ups()
+    asked = [asyncio.create_task(look_ups.resolve(path("a")))]
+    while not server.trips:
+        await asyncio.sleep(0)
+    asked.append(asyncio.create_task(look_ups.resolve(path("b"))))
+    await asyncio.sleep(0)
+    await look_ups.close()
+    found = await asyncio.wait_for(asyncio.gather(*asked, return_exceptions=True), 5)
+    assert [type(one) for one in found] == [CatalogueUnavailable] * 2
+    assert server.trips == [["a"]]
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["a", "b", "wrong", "away"])), max_size=30))
