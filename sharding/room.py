@@ -19,7 +19,7 @@ CLEARED_BYTES_MAX = 256 << 10
 ROOM_BYTES = BLOCK_BYTES + PAGE_BYTES
 """Enough for a message with a block in it."""
 
-SPARE_MAX = 32
+SPARE_MAX = 16
 """Rooms that wait for their next use: to map one anew costs several times what filling it does."""
 
 
