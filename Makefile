@@ -56,7 +56,7 @@ bench: install $(INSTALLED_BENCH)
 	@$(BIN)/python -m benchmarks.bench_search
 	@$(BIN)/python -m benchmarks.bench_workers --best-of 1
 	@$(BIN)/python -m benchmarks.bench_calls --seconds 1 --rounds 2
-	@$(BIN)/python -m benchmarks.bench_ring
+	@$(BIN)/python -m benchmarks.bench_ring --shards 24 240
 	@$(BIN)/python -m benchmarks.bench_repair --quick
 	@$(BIN)/python -m benchmarks.bench_scrub
 	@$(BIN)/python -m benchmarks.bench_gc --rows 150000

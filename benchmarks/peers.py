@@ -133,7 +133,8 @@ def holdfast(directory: Path, port: int | None, later: ExitStack) -> Iterator[li
         with suppress(PeerMissing):
             program, front = require("haproxy", "haproxy"), find_free_port()
             ports = [int(url.rpartition(":")[2]) for url in cluster.node_urls]
-            nodes: Any = SimpleNamespace(nodes=[SimpleNamespace(host=LOOPBACK, port=each) for each in ports])
+            made = [SimpleNamespace(scheme="http", host=LOOPBACK, port=each) for each in ports]
+            nodes: Any = SimpleNamespace(nodes=made)
             file = directory / "haproxy.cfg"
             file.write_text(adapted("haproxy.cfg", nodes, front))
             log = directory / "haproxy.log"
