@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from itertools import accumulate
+from itertools import accumulate, chain, starmap
 from typing import Any
 from uuid import UUID
 
@@ -191,22 +191,13 @@ async def link_together(database: Database, requests: Sequence[LinkRequest]) -> 
 
 def columns(requests: Sequence[LinkRequest]) -> tuple[Any, ...]:
     """Return the arguments of ``deploy_known_together``, which counts requests from 1."""
-    links = [link for link, _ in requests]
+    *first, confirmed, copies_min, zones_min, addresses = map(list, zip(*starmap(link_args, requests), strict=True))
     return (
-        [link.upload for link in links],
-        [link.started_at for link in links],
-        [link.repository_id for link in links],
-        [link.folder for link in links],
-        [link.name for link in links],
-        [link.properties_json for link in links],
-        [link.by.principal for link in links],
-        [link.by.request_id for link in links],
-        [link.blob_id for link in links],
-        [link.redundancy for link in links],
-        [generation for _, confirmed in requests for generation in confirmed],
-        [*accumulate(len(confirmed) for _, confirmed in requests)],
-        [link.copies_min for link in links],
-        [link.zones_min for link in links],
-        [link.by.address for link in links],
-        ["" if link.may_overwrite else "overwrite" for link in links],
+        *first,
+        [*chain.from_iterable(confirmed)],
+        [*accumulate(map(len, confirmed))],
+        copies_min,
+        zones_min,
+        addresses,
+        ["" if link.may_overwrite else "overwrite" for link, _ in requests],
     )
